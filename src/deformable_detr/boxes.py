@@ -1,0 +1,43 @@
+"""Boxes as numbers: conversions, overlap, and the inverse of the sigmoid they are predicted through."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes 4"]:
+    """Centre and size to left, top, right, bottom; the unit stays."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes 4"]:
+    """Left, top, right, bottom to centre and size; the unit stays."""
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(top_left + bottom_right) / 2, bottom_right - top_left], dim=-1)
+
+
+def area(boxes_xyxy: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes"]:
+    """Width times height; negative for a box turned inside out."""
+    size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
+    return size[..., 0] * size[..., 1]
+
+
+def generalized_iou(a_xyxy: Float[Tensor, "*a 4"], b_xyxy: Float[Tensor, "*b 4"]) -> Float[Tensor, "..."]:
+    """GIoU in -1..1 (Rezatofighi et al. 2019), box by box, with ordinary broadcasting.
+
+    Pairwise is `generalized_iou(a[:, None], b[None])`. Two boxes without any extent have GIoU -1, not NaN.
+    """
+    overlap_size = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    overlap = overlap_size.clamp(min=0).prod(-1)
+    hull_size = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    tiny = torch.finfo(a_xyxy.dtype).tiny
+    hull = hull_size.prod(-1).clamp(min=tiny)
+    union = area(a_xyxy) + area(b_xyxy) - overlap
+    return overlap / union.clamp(min=tiny) - (hull - union) / hull
+
+
+def inverse_sigmoid(probability: Float[Tensor, "*axes"], eps: float = 1e-5) -> Float[Tensor, "*axes"]:
+    """Logit of a probability, finite at 0 and 1: both odds stay at or above `eps`, as published weights expect."""
+    probability = probability.clamp(0, 1)
+    return torch.log(probability.clamp(min=eps) / (1 - probability).clamp(min=eps))

@@ -1,0 +1,1 @@
+"""Blocks: tensors in, tensors out. Nothing here sees a config."""

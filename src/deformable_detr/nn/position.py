@@ -1,0 +1,35 @@
+"""Sine embeddings: of the pixels of a padded map, and of boxes."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+_TEMPERATURE = 10000.0
+
+
+def _wave(angles: Float[Tensor, "*axes"], features: int) -> Float[Tensor, "*axes features"]:
+    """Sine at even and cosine at odd features, both with the wavelength of their pair."""
+    index = torch.arange(features, device=angles.device, dtype=torch.float32)
+    wavelength = _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+    phase = angles[..., None] / wavelength
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def embed_pixels(padding_mask: Bool[Tensor, "batch height width"], dim: int) -> Float[Tensor, "batch height width dim"]:
+    """Position of every pixel of a map, rows in the first half of the features and columns in the second.
+
+    Positions run from 0 to 2 pi over the part that is image, pixel centres at half-integers (the official code's
+    -0.5, not in DETR). Where a row or column is all padding the numbers are large, finite and without meaning.
+    """
+    valid = (~padding_mask).float()
+    rows, columns = valid.cumsum(1), valid.cumsum(2)
+    rows = (rows - 0.5) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
+    columns = (columns - 0.5) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    return torch.cat([_wave(rows, dim // 2), _wave(columns, dim // 2)], dim=-1)
+
+
+def embed_boxes(boxes: Float[Tensor, "batch queries 4"], dim: int) -> Float[Tensor, "batch queries dim"]:
+    """Embedding of boxes cxcywh in 0..1, a quarter of the features for each coordinate, in that order."""
+    return _wave(boxes.float() * (2 * math.pi), dim // 4).flatten(-2)

@@ -1,0 +1,5 @@
+"""The operator alone: needs torch and nothing of the detector."""
+
+from deformable_detr.ops.msda import backends, multi_scale_deformable_attention
+
+__all__ = ["backends", "multi_scale_deformable_attention"]

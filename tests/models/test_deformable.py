@@ -1,0 +1,149 @@
+"""The built model: sizes, variants, gradients, padding, and what cannot be built."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.criterion import Criterion, CriterionConfig
+from deformable_detr.errors import ConfigError
+from deformable_detr.models import MODELS, DeformableDETRConfig, build
+from deformable_detr.types import Target
+
+TINY = DeformableDETRConfig(
+    num_classes=3,
+    backbone="resnet10t",
+    backbone_weights="none",
+    frozen_stages=0,
+    frozen_batch_norm=False,
+    hidden_dim=32,
+    num_heads=4,
+    encoder_layers=1,
+    decoder_layers=2,
+    encoder_points=2,
+    decoder_points=3,
+    ffn_dim=48,
+    num_queries=11,
+    dropout=0.0,
+)
+
+
+def make_batch(*sizes_hw):
+    height, width = (max(size[axis] for size in sizes_hw) for axis in (0, 1))
+    images = torch.zeros(len(sizes_hw), 3, height, width)
+    mask = torch.ones(len(sizes_hw), height, width, dtype=torch.bool)
+    for index, (h, w) in enumerate(sizes_hw):
+        images[index, :, :h, :w] = torch.randn(3, h, w)
+        mask[index, :h, :w] = False
+    return images, mask
+
+
+def make_targets(*counts):
+    return [Target(torch.randint(3, (n,)), torch.rand(n, 4) * 0.4 + 0.1) for n in counts]
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "total"),
+    [
+        ({"variant": "base"}, 39_847_265, 40_069_665),
+        ({"variant": "refine"}, 40_627_260, 40_849_660),
+        ({"variant": "two_stage"}, 40_959_129, 41_181_529),
+        ({"num_levels": 1}, 33_844_193, 34_066_593),
+        ({"num_levels": 1, "dilation": True}, 33_844_193, 34_066_593),
+    ],
+)
+def test_published_parameter_counts(settings, trained, total):
+    model = build(DeformableDETRConfig(**settings), load_backbone_weights=False)
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    assert sum(count for count, learns in counts if learns) == trained
+    assert sum(count for count, _ in counts) == total
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage"])
+def test_every_parameter_learns(variant, num_levels):
+    model = build(replace(TINY, variant=variant, num_levels=num_levels)).train()
+    # The box heads end in zeros at first, which would hide everything before them.
+    for name, parameter in model.named_parameters():
+        if "box_head" in name and parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    images, mask = make_batch((64, 96), (80, 50))
+    output = model(images, mask)
+    queries = output.final.boxes.shape[1]
+    assert output.final.logits.shape == (2, queries, 3)
+    assert queries <= 11
+    assert (output.proposals is not None) == (variant == "two_stage")
+    Criterion(CriterionConfig())(output, make_targets(2, 1)).total.backward()
+    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not silent
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("variant", ["base", "two_stage"])
+def test_steps_lower_the_loss(variant):
+    model = build(replace(TINY, variant=variant)).train()
+    criterion = Criterion(CriterionConfig())
+    images, mask = make_batch((64, 96), (80, 50))
+    targets = make_targets(2, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    totals = []
+    for _ in range(12):
+        losses = criterion(model(images, mask), targets)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        totals.append(losses.total.item())
+    assert totals[-1] < 0.8 * totals[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage"])
+def test_per_image_a_padded_batch_gives_each_images_own_result(variant):
+    extra = {"proposals": "valid"} if variant == "two_stage" else {}
+    model = build(replace(TINY, variant=variant, features="per_image", **extra)).eval()
+    for parameter in model.decoder.box_heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sizes = [(97, 130), (120, 75)]
+    images, mask = make_batch(*sizes)
+    together = model(images, mask)
+    for index, (height, width) in enumerate(sizes):
+        alone = model(images[index : index + 1, :, :height, :width], mask[index : index + 1, :height, :width])
+        torch.testing.assert_close(together.final.logits[index], alone.final.logits[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.final.boxes[index], alone.final.boxes[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_queries": 0}, "num_queries is 0"),
+        ({"encoder_layers": -1}, "encoder_layers is -1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"hidden_dim": 100}, "multiple of 32"),
+        ({"num_heads": 5}, "hidden_dim 32 cannot be split over num_heads 5"),
+        ({"proposals": "valid"}, "has no meaning for variant 'base'"),
+        ({"backbone": ""}, "cannot be empty"),
+        ({"frozen_stages": 1}, "cannot stay frozen; set frozen_stages=0"),
+        ({"frozen_batch_norm": True}, "set frozen_batch_norm=false"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **settings)
+
+
+def test_the_registry_builds():
+    config_class, build_model = MODELS["deformable_detr"]
+    assert config_class is DeformableDETRConfig
+    assert build_model(TINY).decoder.refine is False
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("variant", ["base", "two_stage"])
+def test_compiles_without_a_graph_break_and_exports(variant):
+    model = build(replace(TINY, variant=variant)).eval()
+    images, mask = make_batch((64, 96), (80, 50))
+    expected = model(images, mask).final
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images, mask).final.boxes, expected.boxes, rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(model, (images, mask)).module()
+    torch.testing.assert_close(exported(images, mask).final.boxes, expected.boxes, rtol=1e-4, atol=1e-5)
