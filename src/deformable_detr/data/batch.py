@@ -1,0 +1,290 @@
+"""From samples on disk to padded batches: reading, transforming, collating, and an order that a seed decides."""
+
+import signal
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.images import read_image
+from deformable_detr.data.transforms import (
+    Augmentation,
+    Example,
+    Preprocessing,
+    Transform,
+    evaluation_transform,
+    normalise,
+    resized_wh,
+    to_target,
+    training_transform,
+)
+from deformable_detr.errors import DataError
+from deformable_detr.types import Batch, Target
+
+
+class Item(NamedTuple):
+    """One image ready for the network, with what is needed to find its way back."""
+
+    image: Float[Tensor, "3 height width"]
+    target: Target
+    sample_index: int
+    """Position in the data set."""
+    original_wh: tuple[int, int]
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read, as a value: an exception loses its one clear line between processes."""
+
+    sample_index: int
+    message: str
+
+
+class Collated(NamedTuple):
+    """What a worker sends: a batch, if any of its images could be read, and those that could not."""
+
+    batch: Batch | None
+    bad_images: tuple[BadImage, ...]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pad with zeros at the right and bottom, after normalisation, to the largest height and width."""
+    height = max(item.image.shape[1] for item in items)
+    width = max(item.image.shape[2] for item in items)
+    images = torch.zeros(len(items), 3, height, width)
+    padding_mask = torch.ones(len(items), height, width, dtype=torch.bool)
+    for position, item in enumerate(items):
+        _, item_height, item_width = item.image.shape
+        images[position, :, :item_height, :item_width] = item.image
+        padding_mask[position, :item_height, :item_width] = False
+    return Batch(
+        images=images,
+        padding_mask=padding_mask,
+        targets=[item.target for item in items],
+        sample_indices=[item.sample_index for item in items],
+        original_sizes_wh=[item.original_wh for item in items],
+    )
+
+
+def _collate_readable(results: Sequence[Item | BadImage]) -> Collated:
+    items = [result for result in results if isinstance(result, Item)]
+    bad_images = tuple(result for result in results if isinstance(result, BadImage))
+    return Collated(collate(items) if items else None, bad_images)
+
+
+def _seed_of(*numbers: int) -> int:
+    """A well mixed 64-bit seed that depends on every number and on their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class TransformedDataset(Dataset[Item | BadImage]):
+    """Samples read, transformed and normalised; crowd regions are left out of the targets.
+
+    Random decisions depend on seed, epoch and position alone: not on the number of workers or the order of access.
+    An image that cannot be read comes back as a `BadImage`; the caller decides whether that is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        transform: Transform,
+        preprocessing: Preprocessing,
+        *,
+        seed: int = 0,
+        cache_bytes: int = 0,
+    ) -> None:
+        """`cache_bytes` bounds the decoded images kept in memory, in each worker separately; 0 keeps none."""
+        self.dataset = dataset
+        self.transform = transform
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self._cache: dict[int, Image.Image] = {}
+        self._cache_bytes_left = cache_bytes
+        # Shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on, the random decisions of this epoch; running workers included."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | BadImage:
+        sample = self.dataset.samples[index]
+        try:
+            image = self._image(index)
+        except DataError as error:
+            return BadImage(index, str(error))
+        single = ~sample.is_crowd
+        example = Example(
+            image,
+            torch.from_numpy(sample.boxes_xyxy[single].astype(np.float32)),
+            torch.from_numpy(sample.class_ids[single].astype(np.int64)),
+        )
+        # Positions count from 1 here: 0 is the seed of the epoch's order.
+        seed = _seed_of(self.seed, int(self._epoch.item()), index + 1)
+        example = self.transform(example, torch.Generator().manual_seed(seed))
+        return Item(normalise(example.image, self.preprocessing), to_target(example), index, sample.size_wh)
+
+    def _image(self, index: int) -> Image.Image:
+        if index in self._cache:
+            return self._cache[index]
+        image = read_image(self.dataset.samples[index])
+        num_bytes = 3 * image.width * image.height
+        if num_bytes <= self._cache_bytes_left:
+            self._cache[index] = image
+            self._cache_bytes_left -= num_bytes
+        return image
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of the samples that depends on seed and epoch alone."""
+    generator = torch.Generator().manual_seed(_seed_of(seed, epoch, 0))
+    return torch.randperm(num_samples, generator=generator).tolist()
+
+
+def equal_size_batches(sizes_wh: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Positions in batches of equal size, so that nothing needs padding.
+
+    The largest come first: if memory does not suffice, that shows at once.
+    """
+    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for position, size_wh in enumerate(sizes_wh):
+        groups[size_wh].append(position)
+    largest_first = sorted(groups.items(), key=lambda group: (-group[0][0] * group[0][1], group[0]))
+    return [
+        positions[start : start + batch_size]
+        for _, positions in largest_first
+        for start in range(0, len(positions), batch_size)
+    ]
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """The batches of the current epoch, from `epoch_order`.
+
+    `drop_last` leaves out an incomplete last batch, unless it is the only one.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, drop_last: bool) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.drop_last = drop_last and num_samples >= batch_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_samples, self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.num_samples, self.seed, self.epoch)
+        for batch in range(len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+@dataclass(eq=False)
+class BatchLoader:
+    """Iterate for one epoch of batches; `set_epoch` first. A batch of which no image can be read is left out.
+
+    An unreadable image raises `DataError` with one clear line, from whichever process it comes; with
+    `skip_bad_images` it is left out instead and noted in `skipped`.
+    """
+
+    loader: DataLoader[Item | BadImage]
+    source: TransformedDataset
+    batches: ShuffledBatches | list[list[int]]
+    skip_bad_images: bool
+    skipped: dict[int, str]
+    """Position in the data set of each image left out so far, and why."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the random decisions of this epoch, for the iterations that begin after this."""
+        self.source.set_epoch(epoch)
+        if isinstance(self.batches, ShuffledBatches):
+            self.batches.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for collated in self.loader:
+            for bad_image in collated.bad_images:
+                if not self.skip_bad_images:
+                    raise DataError(bad_image.message)
+                self.skipped[bad_image.sample_index] = bad_image.message
+            if collated.batch is not None:
+                yield collated.batch
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    num_workers: int = 0,
+    skip_bad_images: bool = False,
+    cache_bytes: int = 0,
+    pin_memory: bool = False,
+) -> BatchLoader:
+    """Batches for training if there is an `augmentation`, else for evaluation.
+
+    Training shuffles each epoch and drops an incomplete last batch unless it is the only one. Evaluation visits every
+    image once, in batches of equal size, so that no result depends on an image's neighbours. Either way the batches
+    depend on `seed` and epoch alone, not on `num_workers`.
+
+    Args:
+        dataset: At least one sample, else `DataError`.
+        preprocessing: Of the model that will see the batches.
+        batch_size: Images per batch, at least 1.
+        augmentation: How to vary training images.
+        seed: Decides the order and every random variation.
+        num_workers: Processes that read and transform; 0 does it in this one.
+        skip_bad_images: Leave out and note what cannot be read, instead of raising `DataError`.
+        cache_bytes: Bound on the decoded images kept in memory, per worker; 0 keeps none.
+        pin_memory: Page-locked memory, for faster copies to a CUDA device.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}; they need at least 1 and 0")
+    if len(dataset) == 0:
+        raise DataError(f"{dataset.source or 'the data set'}: there are no images in it")
+    batches: ShuffledBatches | list[list[int]]
+    if augmentation is None:
+        transform = evaluation_transform(preprocessing)
+        batches = equal_size_batches(
+            [
+                resized_wh(sample.size_wh, preprocessing.short_side, preprocessing.max_side)
+                for sample in dataset.samples
+            ],
+            batch_size,
+        )
+    else:
+        transform = training_transform(augmentation)
+        batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True)
+    source = TransformedDataset(dataset, transform, preprocessing, seed=seed, cache_bytes=cache_bytes)
+    loader: DataLoader[Item | BadImage] = DataLoader(
+        source,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate_readable,
+        worker_init_fn=_leave_interrupts_to_the_main_process if num_workers else None,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # Its own: else every epoch would take a number from the global one, which decides on dropout.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return BatchLoader(loader, source, batches, skip_bad_images, {})
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; only the main process should answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,321 @@
+"""COCO json: one file per split with `images`, `annotations` and `categories`; boxes are (left, top, width, height).
+
+Categories become classes 0.. in the order of their ids, which are kept. `iscrowd` and `area` are honoured. Ids may be
+integers in quotes. Image ids that are other text are replaced by the position of the image, from 1.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from deformable_detr.data.dataset import DetectionDataset, Problem
+from deformable_detr.data.formats.assembly import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
+from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
+from deformable_detr.data.formats.documents import name_text, read_json, shown, whole_number
+from deformable_detr.data.formats.splits import SplitLoaders, name_splits
+from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_text
+from deformable_detr.data.images import image_size
+from deformable_detr.errors import DataError
+
+LOOKED_FOR = (
+    "COCO: annotations/instances_*.json, annotations/*.json, */_annotations.coco.json, coco/*.json, or a *.json with "
+    "images, annotations and categories"
+)
+
+
+def find_splits(path: Path) -> SplitLoaders:
+    """The COCO splits of a folder, or of one json file; empty if there are none."""
+    found = annotation_files(path)
+    return name_splits((name, partial(load, file, split=name)) for name, file in found)
+
+
+def load(annotations: Path, *, images: Path | None = None, split: str | None = None) -> DetectionDataset:
+    """Reads one COCO json.
+
+    `images` is the folder that file names are relative to; without it, the usual places around the json are tried,
+    for which `split` may be the name of a folder. Images whose file is missing are left out and reported as fatal.
+
+    Raises:
+        DataError: the file is not COCO json, or a value in it cannot be what it is.
+    """
+    where = str(annotations)
+    document = read_json(annotations)
+    image_items, annotation_items, category_items = _sections(document, where)
+    classes, category_ids = _read_categories(category_items, where)
+    entries, keys, problems = _read_images(image_items, annotations, images, split or annotations.stem)
+    index_of_category = {category_id: index for index, category_id in enumerate(category_ids)}
+    objects, object_problems = _read_objects(annotation_items, keys, index_of_category, where)
+
+    # Objects of images that were left out go with them.
+    present = [entry for entry in entries if entry is not None]
+    moved = np.cumsum([entry is not None for entry in entries], dtype=np.int64) - 1
+    there = np.array([entry is not None for entry in entries], dtype=bool)[objects.image_indices]
+    objects = objects.select(there)
+    objects = objects._replace(image_indices=moved[objects.image_indices])
+
+    def name_object(row: int) -> str:
+        entry = present[objects.image_indices[row]]
+        return f"{where}: annotation {objects.object_ids[row]} of {entry.path.name}"
+
+    samples, box_problems = assemble(present, objects, name_object)
+    return DetectionDataset(
+        classes=classes,
+        category_ids=category_ids,
+        samples=samples,
+        problems=(*problems, *object_problems, *box_problems),
+        source=f"COCO {annotations}",
+    )
+
+
+def _sections(document: object, where: str) -> tuple[list[Any], list[Any], list[Any]]:
+    if not isinstance(document, dict):
+        raise DataError(f"{where}: not COCO annotations: the file holds a {type(document).__name__}, not an object")
+    sections = []
+    for key in ("images", "annotations", "categories"):
+        section = document.get(key)
+        if not isinstance(section, list):
+            fault = f"{key!r} is {shown(section)}, not a list" if key in document else f"it has no {key!r}"
+            raise DataError(f"{where}: not COCO annotations: {fault}")
+        for position, item in enumerate(section):
+            if type(item) is not dict:
+                raise DataError(f"{where}: {key}[{position}] is {shown(item)}, not an object")
+        sections.append(section)
+    return sections[0], sections[1], sections[2]
+
+
+def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    names: dict[int, str] = {}
+    for position, item in enumerate(items):
+        place = f"{where}: categories[{position}]"
+        category_id = whole_number(item.get("id"), place, "the category id")
+        name = name_text(item.get("name"), place, "the category name")
+        if category_id in names:
+            raise DataError(f"{place}: the category id {category_id} is used twice")
+        if name in names.values():
+            raise DataError(f"{place}: the category name {shown(name)} is used twice")
+        names[category_id] = name
+    if not names:
+        raise DataError(f"{where}: 'categories' is empty, so there is nothing to detect")
+    category_ids = tuple(sorted(names))
+    return tuple(names[category_id] for category_id in category_ids), category_ids
+
+
+def _read_images(
+    items: list[dict[str, Any]], annotations: Path, folder: Path | None, split: str
+) -> tuple[list[ImageEntry | None], list[int | str], list[Problem]]:
+    """Entries, with None for images that cannot be used; the ids that annotations use for them; what was wrong."""
+    where = str(annotations)
+    names = [
+        name_text(item.get("file_name"), f"{where}: images[{position}]", "the file_name")
+        for position, item in enumerate(items)
+    ]
+    keys = [_image_key(item.get("id"), f"{where}: images[{position}]") for position, item in enumerate(items)]
+    _refuse_repeated_ids(keys, where)
+    problems = []
+    if any(isinstance(key, str) for key in keys):
+        text = "image ids are text; the images are numbered from 1 instead"
+        problems.append(Problem("invalid_annotation", where, text, False))
+        numbers = list(range(1, len(keys) + 1))
+    else:
+        numbers = [key for key in keys if isinstance(key, int)]
+
+    root = find_image_root(annotations, names, split) if folder is None else None
+    paths = listed_paths(root.paths(names) if root else [str((folder or annotations.parent) / n) for n in names])
+    if names and not any(exists for _, exists in paths):
+        tried = f"looked in {folder}" if folder else "looked beside the json and in the usual folders around it"
+        text = f"none of its {len(names)} images is there, the first being {shown(names[0])}; {tried}"
+        problems.append(Problem("missing_image", where, text, True))
+        return [None] * len(names), keys, problems
+    if not names:
+        problems.append(Problem("invalid_annotation", where, "'images' is empty", True))
+
+    entries: list[ImageEntry | None] = []
+    seen: set[Path] = set()
+    for position, (item, (path, exists)) in enumerate(zip(items, paths, strict=True)):
+        place = f"{where}: images[{position}]"
+        size_wh = _annotated_size(item, place)
+        if not exists:
+            text = f"the image {shown(names[position])} is missing; expected it at {path}"
+            problems.append(Problem("missing_image", place, text, True))
+        elif size_wh is None:
+            try:
+                size_wh = image_size(path)
+            except DataError as error:
+                problems.append(problem_of(error, path, "unreadable_image"))
+        if path in seen:
+            text = f"the image {shown(names[position])} is listed more than once: kept"
+            problems.append(Problem("duplicate_image", place, text, False))
+        seen.add(path)
+        entries.append(ImageEntry(path, size_wh, numbers[position]) if exists and size_wh else None)
+    return entries, keys, problems
+
+
+def _image_key(value: object, where: str) -> int | str:
+    """What an image id is compared by: its integer if it is one, else its text."""
+    if type(value) is int and -(2**63) < value < 2**63:
+        return value
+    if isinstance(value, str) and value.strip():
+        try:
+            return whole_number(value, where, "the image id")
+        except DataError:
+            return name_text(value, where, "the image id")
+    return whole_number(value, where, "the image id")
+
+
+def _refuse_repeated_ids(keys: Sequence[int | str], where: str) -> None:
+    if len(set(keys)) == len(keys):
+        return
+    seen = set()
+    for position, key in enumerate(keys):
+        if key in seen:
+            raise DataError(f"{where}: images[{position}]: the image id {shown(key)} is used twice")
+        seen.add(key)
+
+
+def _annotated_size(item: dict[str, Any], where: str) -> tuple[int, int] | None:
+    """(width, height) as the json has it; None if it leaves out either."""
+    width, height = item.get("width"), item.get("height")
+    if width is None or height is None:
+        return None
+    size_wh = whole_number(width, where, "the width"), whole_number(height, where, "the height")
+    if not (0 < size_wh[0] <= LARGEST_SIDE and 0 < size_wh[1] <= LARGEST_SIDE):
+        raise DataError(f"{where}: an image cannot be {size_wh[0]} x {size_wh[1]} pixels")
+    return size_wh
+
+
+def _read_objects(
+    items: list[dict[str, Any]], image_keys: Sequence[int | str], class_of: dict[int, int], where: str
+) -> tuple[ObjectTable, list[Problem]]:
+    """All annotations whose image and category exist, as columns; the others as fatal problems."""
+
+    def place(position: int) -> str:
+        label = shown(items[position]["id"]) if "id" in items[position] else f"number {position + 1}"
+        return f"{where}: annotation {label}"
+
+    index_of_image = {key: index for index, key in enumerate(image_keys)}
+    object_ids, problems = _object_ids(items, where)
+    image_indices = np.empty(len(items), dtype=np.int64)
+    class_ids = np.empty(len(items), dtype=np.int64)
+    is_crowd = np.empty(len(items), dtype=bool)
+    areas = np.empty(len(items))
+    for position, item in enumerate(items):
+        image_id, category_id = item.get("image_id"), item.get("category_id")
+        if type(image_id) is not int:
+            image_id = _image_key(image_id, place(position))
+        if type(category_id) is not int:
+            category_id = whole_number(category_id, place(position), "category_id")
+        image_index, class_id = index_of_image.get(image_id, -1), class_of.get(category_id, -1)
+        if image_index < 0:
+            text = f"image_id {shown(image_id)} is not among the images"
+            problems.append(Problem("invalid_annotation", place(position), text, True))
+        elif class_id < 0:
+            text = f"category_id {shown(category_id)} is not among the categories"
+            problems.append(Problem("unknown_class", place(position), text, True))
+        image_indices[position], class_ids[position] = image_index, class_id
+        crowd, area = item.get("iscrowd", 0), item.get("area")
+        if crowd not in (0, 1, None) or isinstance(crowd, float):
+            raise DataError(f"{place(position)}: iscrowd must be 0 or 1, not {shown(crowd)}")
+        is_crowd[position] = bool(crowd)
+        areas[position] = np.nan if area is None else _number(area, place(position), "area")
+
+    boxes = _read_boxes(items, place)
+    known = (image_indices >= 0) & (class_ids >= 0)
+    return ObjectTable(image_indices, boxes, class_ids, is_crowd, areas, object_ids).select(known), problems
+
+
+def _number(value: object, where: str, what: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
+
+
+def _read_boxes(items: list[dict[str, Any]], place: Any) -> Float[np.ndarray, "objects 4"]:
+    boxes = [item.get("bbox") for item in items]
+    if all(type(box) is list and len(box) == 4 for box in boxes):
+        numbers = list(chain.from_iterable(box for box in boxes if box is not None))
+        if set(map(type, numbers)) <= {int, float}:
+            try:
+                return _to_xyxy(np.array(numbers, dtype=np.float64).reshape(-1, 4))
+            except OverflowError:
+                pass  # an integer beyond floats: found again, and named, below
+    for position, box in enumerate(boxes):
+        if type(box) is not list or len(box) != 4:
+            raise DataError(f"{place(position)}: bbox must be [left, top, width, height], not {shown(box)}")
+        for value in box:
+            _number(value, place(position), "each value of bbox")
+    raise AssertionError("a bbox that was refused has nothing wrong with it")
+
+
+def _to_xyxy(boxes_ltwh: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "objects 4"]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]
+    return np.concatenate([boxes_ltwh[:, :2], corners], axis=1)
+
+
+def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray, "objects"], list[Problem]]:
+    """The source's annotation ids, or numbers from 1 if any of them is missing, is not a number or repeats."""
+    ids = [item.get("id") for item in items]
+    if len({value for value in ids if type(value) is int and abs(value) < 2**63}) == len(ids):
+        return np.array(ids, dtype=np.int64), []
+    numbers = np.arange(1, len(ids) + 1, dtype=np.int64)
+    if all(value is None for value in ids):
+        return numbers, []
+    text = "annotation ids are missing, repeated or not numbers; the annotations are numbered from 1 instead"
+    return numbers, [Problem("invalid_annotation", where, text, False)]
+
+
+def save(
+    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement | None = "copy"
+) -> tuple[Problem, ...]:
+    """Writes one split as `annotations/<split>.json` and `images/<split>/`.
+
+    With `images=None` no image is moved and the json holds absolute paths. Returns what the format cannot hold:
+    nothing.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    names = unique_names(dataset.samples)
+    if images is None:
+        names = [os.path.abspath(sample.path) for sample in dataset.samples]
+    else:
+        for sample, name in zip(dataset.samples, names, strict=True):
+            place_image(sample.path, folder / "images" / split / name, images)
+    text = json.dumps(to_document(dataset, names), ensure_ascii=False)
+    write_text(folder / "annotations" / f"{split}.json", text)
+    return ()
+
+
+def to_document(dataset: DetectionDataset, file_names: Sequence[str]) -> dict[str, Any]:
+    """The data set as COCO's object of `images`, `annotations` and `categories`; one file name per sample."""
+    images = []
+    annotations = []
+    for sample, file_name in zip(dataset.samples, file_names, strict=True):
+        width, height = sample.size_wh
+        images.append({"id": sample.image_id, "file_name": file_name, "width": width, "height": height})
+        for position, (x1, y1, x2, y2) in enumerate(sample.boxes_xyxy.tolist()):
+            annotations.append(
+                {
+                    "id": sample.object_ids[position],
+                    "image_id": sample.image_id,
+                    "category_id": dataset.category_ids[int(sample.class_ids[position])],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(sample.areas[position]),
+                    "iscrowd": int(sample.is_crowd[position]),
+                }
+            )
+    categories = [
+        {"id": category_id, "name": name, "supercategory": ""}
+        for category_id, name in zip(dataset.category_ids, dataset.classes, strict=True)
+    ]
+    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,39 @@
+"""Names of the parts of a data set: one spelling each, in a fixed order."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from deformable_detr.data.dataset import DetectionDataset
+
+SplitLoaders = dict[str, Callable[[], DetectionDataset]]
+"""Split name -> function that reads it, in the order train, val, test, then the others by name."""
+
+_SPELLINGS = {
+    "train": re.compile(r"train(ing)?[-_]?(set)?(\d{4})?"),
+    "val": re.compile(r"(val|valid|validation|dev)[-_]?(set)?(\d{4})?"),
+    "test": re.compile(r"test(ing)?[-_]?(set)?(\d{4})?"),
+}
+
+
+def canonical_split(name: str) -> str:
+    """`train`, `val` or `test` for their usual spellings (`valid`, `val2017`, `Training`); other names unchanged."""
+    for canonical, spelling in _SPELLINGS.items():
+        if spelling.fullmatch(name.lower()):
+            return canonical
+    return name
+
+
+def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
+    """Gives what was found its canonical names, in the fixed order.
+
+    Names that would fall together (train2014 and train2017) stay as they are. A single part with a name of its own,
+    such as `annotations` or `default`, is what there is to train on and is called `train`.
+    """
+    parts = list(found)
+    canonical = [canonical_split(name) for name, _ in parts]
+    if len(parts) == 1 and canonical[0] not in _SPELLINGS:
+        canonical = ["train"]
+    names = [short if canonical.count(short) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
+    loaders = {name: loader for name, (_, loader) in zip(names, parts, strict=True)}
+    rank = {name: position for position, name in enumerate(_SPELLINGS)}
+    return {name: loaders[name] for name in sorted(loaders, key=lambda name: (rank.get(name, len(rank)), name))}

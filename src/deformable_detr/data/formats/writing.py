@@ -1,0 +1,104 @@
+"""Files that are either whole or not there, and image files brought next to their annotations."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
+from deformable_detr.data.images import IMAGE_SUFFIXES
+from deformable_detr.errors import OutputError
+
+Placement = Literal["copy", "link"]
+"""Whether image files are copied or symbolic links to the originals."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file as UTF-8; an interruption leaves the old one or none.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+    _replace(path, write)
+
+
+def place_image(source: Path, target: Path, placement: Placement) -> None:
+    """Makes `target` a copy of `source` or a link to it, replacing what was there.
+
+    Raises:
+        OutputError: the image cannot be read or the target cannot be written.
+    """
+    if target.exists() and target.samefile(source):
+        return
+
+    def write(partial: Path) -> None:
+        if placement == "copy":
+            shutil.copyfile(source, partial)
+        else:
+            os.symlink(os.path.abspath(source), partial)
+
+    _replace(target, write)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}"[:200])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write this file: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{path}: cannot write this file: a name in it is not valid Unicode") from error
+    finally:
+        if partial.is_symlink() or partial.exists():
+            partial.unlink(missing_ok=True)
+
+
+def unique_names(samples: Sequence[Sample], taken: Iterable[str] = ()) -> list[str]:
+    """A file name for each image: its own, made printable, and numbered where another has the same stem.
+
+    `taken` are stems that are not free. Stems count, and without regard to case, because formats that find an
+    annotation by the image's stem live on disks that ignore case.
+    """
+    used = {stem.lower() for stem in taken}
+    names = []
+    for sample in samples:
+        stem, suffix = os.path.splitext(sample.path.name)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            stem, suffix = sample.path.name, ".jpg"
+        stem = "".join(letter if letter.isprintable() else "_" for letter in stem).strip()
+        stem = f"_{stem}" if stem.startswith((".", "#")) or not stem else stem
+        free, number = stem, 1
+        while free.lower() in used:
+            number += 1
+            free = f"{stem}_{number}"
+        used.add(free.lower())
+        names.append(free + suffix)
+    return names
+
+
+def not_kept(dataset: DetectionDataset, where: str, *, crowd: bool, areas: bool) -> tuple[Problem, ...]:
+    """What a format that cannot hold crowd marks, or areas other than width x height, loses of this data set."""
+    problems = []
+    num_crowd = sum(int(sample.is_crowd.sum()) for sample in dataset.samples)
+    if crowd and num_crowd:
+        text = f"{num_crowd} crowd boxes are written as ordinary objects: the format has no mark for them"
+        problems.append(Problem("not_kept", where, text, False))
+    num_areas = sum(sum(has_own_area(sample)) for sample in dataset.samples)
+    if areas and num_areas:
+        text = f"{num_areas} objects lose their own area: the format has none, width x height will be used"
+        problems.append(Problem("not_kept", where, text, False))
+    return tuple(problems)
+
+
+def has_own_area(sample: Sample) -> list[bool]:
+    """For each object, whether its area is another than width x height, as that of a mask is."""
+    width, height = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).T
+    return (abs(sample.areas - width * height) > 1e-6 * (1.0 + sample.areas)).tolist()

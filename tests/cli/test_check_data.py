@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deformable_detr.cli import check_data as module
+from deformable_detr.errors import DataError
+
+app = typer.Typer()
+app.command("check-data")(module.check_data)
+
+
+@app.callback()
+def group() -> None:
+    """Makes the command one of several, as it is in `ddetr`."""
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["check-data", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (50, 30)).save(tmp_path / "a.png")
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_people_read_a_table_on_stderr(folder: Path) -> None:
+    result = call(folder)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert "COCO, 1 class)" in result.stderr
+    assert "OK: no problems." in result.stderr
+
+
+def test_machines_read_json_on_stdout(folder: Path) -> None:
+    result = call(folder, "--json", "--format", "coco")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["ok"] is True
+    assert report["splits"][0]["boxes_per_class"] == {"cat": 1}
+
+
+def test_exit_code_1_if_training_would_stop(folder: Path) -> None:
+    (folder / "a.png").write_bytes(b"nonsense")
+    for arguments in ([folder], [folder, "--json"]):
+        assert call(*arguments).exit_code == 1
+    assert call(folder, "--no-decode").exit_code == 0
+
+
+def test_what_is_no_data_set_is_an_error_for_the_caller(tmp_path: Path) -> None:
+    result = call(tmp_path)
+    assert isinstance(result.exception, DataError)
+    assert call(tmp_path, "--format", "word").exit_code == 2
+
+
+def test_a_bar_appears_if_it_takes_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", -1.0)
+    assert "decoding images" in call(folder).stderr
+    monkeypatch.setattr(module, "_SILENT_S", 60.0)
+    assert "decoding images" not in call(folder).stderr
