@@ -1,3 +1,5 @@
+import multiprocessing
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -179,6 +181,11 @@ def test_a_bad_image_is_one_clear_line(dataset, num_workers):
         list(loader)
     assert str(dataset.samples[4].path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+    Image.new("RGB", SIZES_WH[4]).save(dataset.samples[4].path)
+    assert len(list(loader)) == 5
+    loader.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -227,3 +234,8 @@ def test_no_images_is_an_error(dataset):
 def test_impossible_counts(dataset, batch_size, num_workers):
     with pytest.raises(ValueError, match="at least 1 and 0"):
         b.make_loader(dataset, PREPROCESSING, batch_size=batch_size, num_workers=num_workers)
+
+
+def test_a_data_set_can_be_sent_to_workers_that_do_not_inherit_it(dataset):
+    source = b.make_loader(dataset, PREPROCESSING, batch_size=2, augmentation=AUGMENTATION, seed=3).source
+    assert torch.equal(pickle.loads(pickle.dumps(source))[5].image, source[5].image)

@@ -1,9 +1,11 @@
 """From samples on disk to padded batches: reading, transforming, collating, and an order that a seed decides."""
 
+import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -195,15 +197,16 @@ class BatchLoader:
     """Iterate for one epoch of batches; `set_epoch` first. A batch of which no image can be read is left out.
 
     An unreadable image raises `DataError` with one clear line, from whichever process it comes; with
-    `skip_bad_images` it is left out instead and noted in `skipped`.
+    `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
     """
 
-    loader: DataLoader[Item | BadImage]
+    open_workers: Callable[[], DataLoader[Item | BadImage]]
     source: TransformedDataset
     batches: ShuffledBatches | list[list[int]]
     skip_bad_images: bool
-    skipped: dict[int, str]
+    skipped: dict[int, str] = field(default_factory=dict)
     """Position in the data set of each image left out so far, and why."""
+    _workers: DataLoader[Item | BadImage] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -214,10 +217,21 @@ class BatchLoader:
         if isinstance(self.batches, ShuffledBatches):
             self.batches.epoch = epoch
 
+    def close(self) -> None:
+        """Let the worker processes go; a later iteration starts new ones."""
+        self._workers = None
+
     def __iter__(self) -> Iterator[Batch]:
-        for collated in self.loader:
+        if self._workers is None:
+            self._workers = self.open_workers()
+        results = iter(self._workers)
+        while (collated := next(results, None)) is not None:
             for bad_image in collated.bad_images:
                 if not self.skip_bad_images:
+                    # The traceback would keep the workers in a cycle, and torch waits for seconds for workers that
+                    # the garbage collector ends.
+                    del results
+                    self.close()
                     raise DataError(bad_image.message)
                 self.skipped[bad_image.sample_index] = bad_image.message
             if collated.batch is not None:
@@ -248,7 +262,7 @@ def make_loader(
         batch_size: Images per batch, at least 1.
         augmentation: How to vary training images.
         seed: Decides the order and every random variation.
-        num_workers: Processes that read and transform; 0 does it in this one.
+        num_workers: Processes that read and transform, never more than there are processors; 0 does it in this one.
         skip_bad_images: Leave out and note what cannot be read, instead of raising `DataError`.
         cache_bytes: Bound on the decoded images kept in memory, per worker; 0 keeps none.
         pin_memory: Page-locked memory, for faster copies to a CUDA device.
@@ -270,8 +284,10 @@ def make_loader(
     else:
         transform = training_transform(augmentation)
         batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True)
+    num_workers = min(num_workers, _usable_processors())
     source = TransformedDataset(dataset, transform, preprocessing, seed=seed, cache_bytes=cache_bytes)
-    loader: DataLoader[Item | BadImage] = DataLoader(
+    open_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
+        DataLoader,
         source,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -282,7 +298,12 @@ def make_loader(
         # Its own: else every epoch would take a number from the global one, which decides on dropout.
         generator=torch.Generator().manual_seed(seed),
     )
-    return BatchLoader(loader, source, batches, skip_bad_images, {})
+    return BatchLoader(open_workers, source, batches, skip_bad_images)
+
+
+def _usable_processors() -> int:
+    """Those this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

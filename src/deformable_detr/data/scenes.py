@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from PIL import Image, ImageDraw, ImageFilter
 
-from deformable_detr.errors import OutputError
+from deformable_detr.errors import ConfigError, OutputError
 
 SHAPES = ("disc", "square", "triangle", "ring", "star", "cross")
 """Every kind of object that can be drawn, in the order of their hues."""
@@ -48,6 +48,16 @@ class SceneStyle:
     largest: float = 0.62
     own_colors: bool = True
     """Each class keeps to its own range of hues, besides its shape; else any object has any colour, which is harder."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.classes if name not in SHAPES]
+        if unknown or not self.classes:
+            raise ConfigError(f"scenes cannot have the classes {self.classes}; choose from {', '.join(SHAPES)}")
+        if min(self.size_wh) < 16 or self.most_objects < 1 or not 0 < self.smallest <= self.largest <= 1:
+            raise ConfigError(
+                f"scenes need sides of 16 pixels or more, at least 1 object and 0 < smallest <= largest <= 1: "
+                f"size_wh {self.size_wh}, most_objects {self.most_objects}, {self.smallest} to {self.largest}"
+            )
 
 
 class _Placed(NamedTuple):

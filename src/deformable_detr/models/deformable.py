@@ -13,7 +13,7 @@ from deformable_detr.nn.encoder import Encoder, EncoderLayer
 from deformable_detr.nn.ffn import MLP
 from deformable_detr.nn.initialisation import initialise
 from deformable_detr.nn.pyramid import Pyramid
-from deformable_detr.nn.queries import LearnedQueries, ProposalQueries
+from deformable_detr.nn.queries import LearnedQueries, ProposalQueries, QuerySource
 from deformable_detr.types import DetectorOutput
 
 # The backbone gives maps of strides 8, 16 and 32 at most; further levels are strided convolutions of the last.
@@ -33,8 +33,8 @@ class DeformableDETRConfig:
     variant: Literal["base", "refine", "two_stage"] = "base"
     """"refine": every decoder layer corrects the boxes of the one before. "two_stage": queries are the encoder's own
     best proposals, and refinement too."""
-    backbone: str = "resnet50"
-    """Any convolutional network of timm, by timm's name."""
+    backbone: str = "resnet50.tv_in1k"
+    """Any convolutional network of timm, by timm's name. The paper's is this; plain "resnet50" brings other weights."""
     backbone_weights: str = "hub"
     """What the backbone starts from: "hub" (timm's own), a .safetensors or .pth file, or "none"."""
     frozen_stages: int = 2
@@ -100,7 +100,7 @@ class DeformableDETR(nn.Module):
         self,
         pyramid: Pyramid,
         encoder: Encoder,
-        query_source: LearnedQueries | ProposalQueries,
+        query_source: QuerySource,
         decoder: Decoder,
     ) -> None:
         super().__init__()

@@ -1,0 +1,82 @@
+"""One training step of a recipe: forward, matching, losses, backward, clipping, update."""
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks.cases import ONLY_WHEN_NAMED, STEP_CASES, StepCase
+from benchmarks.report import Measurement
+from deformable_detr.criterion import Criterion
+from deformable_detr.models import DeformableDETR, build
+from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer
+from deformable_detr.recipes import RECIPES, TrainConfig, with_backbone
+from deformable_detr.types import Target
+
+_FIRST_STEPS = 3
+
+
+def names() -> list[str]:
+    """Every measurement, as training_step/CASE."""
+    return [f"training_step/{case}" for case in STEP_CASES]
+
+
+def only_when_named(name: str) -> bool:
+    """Whether the measurement is left out of a run that names none."""
+    return name.split("/")[1] in ONLY_WHEN_NAMED
+
+
+def contenders(name: str, device: str) -> list[str]:
+    """Nothing to choose between within one version of the code."""
+    return ["auto"]
+
+
+def prepare(name: str, contender: str, device: str) -> Measurement:
+    """A model from random weights and one batch that never changes."""
+    case = STEP_CASES[name.split("/")[1]]
+    config = with_backbone(RECIPES[case.recipe](), name=None, weights="none")
+    config = replace(config, model=replace(config.model, num_classes=case.classes))
+    images, padding_mask, targets = _batch(case, device)
+    criterion = Criterion(config.criterion).to(device)
+    model, optimizer = _start(config, case, device)
+
+    def step() -> float:
+        losses = criterion(model(images, padding_mask), targets)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        clip_gradients(model, config.optimizer.clip_norm)
+        optimizer.step()
+        return float(losses.total.detach())
+
+    def check() -> list[float]:
+        """The losses of the first steps; they must be finite and must fall."""
+        nonlocal model, optimizer
+        model, optimizer = _start(config, case, device)
+        totals = [step() for _ in range(_FIRST_STEPS)]
+        if not all(map(torch.isfinite, torch.tensor(totals))) or totals[-1] >= totals[0]:
+            raise AssertionError(f"the loss does not fall: {totals}")
+        return totals
+
+    return Measurement(check, step)
+
+
+def _start(config: TrainConfig, case: StepCase, device: str) -> tuple[DeformableDETR, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    model = build(config.model).to(device).train()
+    return model, make_optimizer(model, config.optimizer, learning_rate(config.optimizer, case.batch))
+
+
+def _batch(case: StepCase, device: str) -> tuple[torch.Tensor, torch.Tensor, list[Target]]:
+    generator = torch.Generator().manual_seed(0)
+    height, width = case.size_hw
+    images = torch.randn(case.batch, 3, height, width, generator=generator)
+    padding_mask = torch.zeros(case.batch, height, width, dtype=torch.bool)
+    # The last image is smaller than the others, as in nearly every real batch.
+    padding_mask[-1, int(0.8 * height) :] = True
+    images[-1, :, int(0.8 * height) :] = 0
+    targets = []
+    for _ in range(case.batch):
+        size = 0.05 + 0.3 * torch.rand(case.objects, 2, generator=generator)
+        centre = size / 2 + (1 - size) * torch.rand(case.objects, 2, generator=generator)
+        labels = torch.randint(case.classes, (case.objects,), generator=generator)
+        targets.append(Target(labels.to(device), torch.cat([centre, size], dim=-1).to(device)))
+    return images.to(device), padding_mask.to(device), targets

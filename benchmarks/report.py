@@ -1,0 +1,88 @@
+"""Figures for people and for machines: medians with quantiles, a table, the machine they were measured on."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Measurement(NamedTuple):
+    """`check` proves that `run` computes the right thing and returns figures that every contender must share."""
+
+    check: Callable[[], list[float]]
+    run: Callable[[], object]
+
+
+class Spread(NamedTuple):
+    """The middle of several runs, in seconds, and where the lower and upper fifth begin."""
+
+    q20: float
+    median: float
+    q80: float
+    runs: int
+
+
+def spread(seconds: Sequence[float]) -> Spread:
+    """Median and the 20 and 80 % quantiles; with one run all three are that run."""
+    if len(seconds) == 1:
+        return Spread(seconds[0], seconds[0], seconds[0], 1)
+    fifths = statistics.quantiles(seconds, n=5, method="inclusive")
+    return Spread(fifths[0], statistics.median(seconds), fifths[3], len(seconds))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on: processor or GPU, threads, versions."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": device,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(results: Mapping[str, Mapping[str, Spread]], baseline: str) -> str:
+    """One line for each measurement and contender; the last column is the baseline's median divided by its own."""
+    head = ("measurement", "contender", "median ms", "20 % .. 80 %", "speed")
+    rows = [head]
+    for name, by_contender in results.items():
+        for contender, own in by_contender.items():
+            base = by_contender.get(baseline)
+            speed = f"{base.median / own.median:.2f} x" if base else ""
+            between = f"{1000 * own.q20:.2f} .. {1000 * own.q80:.2f}"
+            rows.append((name, contender, f"{1000 * own.median:.2f}", between, speed))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (rows[0], tuple("-" * width for width in widths), *rows[1:])
+    ]
+    return "\n".join(lines)
+
+
+def json_line(results: Mapping[str, Mapping[str, Spread]], baseline: str, facts: Mapping[str, Any]) -> str:
+    """Everything, on one line, for benchmarks/results."""
+    measured = {
+        name: {contender: own._asdict() for contender, own in by_contender.items()}
+        for name, by_contender in results.items()
+    }
+    return json.dumps({"baseline": baseline, **facts, "seconds": measured})
