@@ -1,9 +1,16 @@
 """What every test shares: one thread each, and the recorded figures where they lie beside the checkout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from deformable_detr.data.scenes import SceneStyle, draw_scenes
+from deformable_detr.data.transforms import Augmentation
+from deformable_detr.detector import Detector
+from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.recipes import TrainConfig, with_image_size
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
@@ -20,3 +27,41 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config() -> TrainConfig:
+    """A run of seconds: a backbone of timm's own tests, two levels, pictures of 48 pixels, all in this process."""
+    model = DeformableDETRConfig(
+        variant="two_stage",
+        backbone="test_resnet",
+        backbone_weights="none",
+        frozen_stages=0,
+        frozen_batch_norm=False,
+        num_levels=2,
+        hidden_dim=32,
+        num_heads=2,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_points=2,
+        decoder_points=3,
+        ffn_dim=48,
+        num_queries=11,
+        dropout=0.1,
+    )
+    config = TrainConfig(name="tiny", model=model, epochs=2, batch_size=3, num_workers=0, log_every=1)
+    return with_image_size(replace(config, augmentation=Augmentation(crop_probability=0.0)), 48)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn data set of three classes: 8 pictures to train on, 3 to judge by. Not to be written to."""
+    style = SceneStyle(size_wh=(90, 60), classes=("disc", "square", "star"), most_objects=3)
+    return draw_scenes(tmp_path_factory.mktemp("scenes"), 8, 3, seed=3, style=style)
+
+
+@pytest.fixture
+def detector(tiny_config: TrainConfig) -> Detector:
+    """An untrained one of three classes with category ids of their own, on the CPU."""
+    model = build(replace(tiny_config.model, num_classes=3))
+    return Detector(model, ("disc", "square", "star"), (1, 2, 3), tiny_config.preprocessing, device="cpu")

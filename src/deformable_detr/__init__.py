@@ -1,0 +1,87 @@
+"""Deformable DETR: train, evaluate and run the detector on your own photos.
+
+Names load what they need when they are first used; importing the package loads nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deformable_detr.version import __version__
+
+if TYPE_CHECKING:
+    from deformable_detr.data import DetectionDataset, Sample, open_dataset
+    from deformable_detr.detector import Detector
+    from deformable_detr.errors import DeformableDetrError
+    from deformable_detr.evaluation import EvaluationReport, evaluate
+    from deformable_detr.recipes import (
+        RECIPES,
+        TrainConfig,
+        deformable_detr_r50,
+        deformable_detr_r50_refine,
+        deformable_detr_r50_single_scale,
+        deformable_detr_r50_single_scale_dc5,
+        deformable_detr_r50_two_stage,
+        small,
+    )
+    from deformable_detr.training import Run, resume, train
+    from deformable_detr.types import Detections
+
+    load = Detector.load
+
+_HOMES = {
+    "DeformableDetrError": "errors",
+    "Detections": "types",
+    "DetectionDataset": "data.dataset",
+    "Detector": "detector",
+    "EvaluationReport": "evaluation",
+    "RECIPES": "recipes",
+    "Run": "training",
+    "Sample": "data.dataset",
+    "TrainConfig": "recipes",
+    "deformable_detr_r50": "recipes",
+    "deformable_detr_r50_refine": "recipes",
+    "deformable_detr_r50_single_scale": "recipes",
+    "deformable_detr_r50_single_scale_dc5": "recipes",
+    "deformable_detr_r50_two_stage": "recipes",
+    "evaluate": "evaluation",
+    "load": "detector",
+    "open_dataset": "data.open",
+    "resume": "training",
+    "small": "recipes",
+    "train": "training",
+}
+
+__all__ = [
+    "RECIPES",
+    "DeformableDetrError",
+    "DetectionDataset",
+    "Detections",
+    "Detector",
+    "EvaluationReport",
+    "Run",
+    "Sample",
+    "TrainConfig",
+    "__version__",
+    "deformable_detr_r50",
+    "deformable_detr_r50_refine",
+    "deformable_detr_r50_single_scale",
+    "deformable_detr_r50_single_scale_dc5",
+    "deformable_detr_r50_two_stage",
+    "evaluate",
+    "load",
+    "open_dataset",
+    "resume",
+    "small",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    return home.Detector.load if name == "load" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

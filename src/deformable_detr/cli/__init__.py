@@ -1,0 +1,1 @@
+"""The command `ddetr`: one file per command; each parses, calls one Python function and prints."""

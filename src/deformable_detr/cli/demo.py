@@ -1,0 +1,33 @@
+"""`ddetr demo`: the whole way on drawn scenes, without network or photos."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and summary.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Fewer are faster and worse.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides scenes and training.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Draw scenes, train a small model on them, and see what it finds in scenes it has not seen."""
+    from dataclasses import replace
+
+    from deformable_detr import demo as demonstration
+    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.recipes import demo as recipe
+
+    config = replace(recipe(), seed=seed)
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    with TerminalReporter() as reporter:
+        result = demonstration.demo(output, config=config, device=device, reporter=reporter)
+    if result is None:
+        typer.echo(f"stopped; what is there is in {output}", err=True)
+        raise typer.Exit(130)
+    typer.echo(result.summary, err=True)
+    record = {"folder": str(result.folder), "metrics": result.metrics.twelve()}
+    typer.echo(json.dumps(record))

@@ -1,0 +1,105 @@
+"""`ddetr eval`: a checkpoint against a data set."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deformable_detr.evaluation import EvaluationReport
+
+
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint, e.g. runs/.../best.safetensors.")],
+    data: Annotated[Path, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")],
+    split: Annotated[
+        str | None, typer.Option(help="Which part of it; val if left out, or all there is if it has no parts.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; no result depends on it.")] = 4,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
+    format: Annotated[
+        Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; recognised by itself if left out.")
+    ] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON on standard output, 0..1.")] = False,
+) -> None:
+    """Compare what a checkpoint finds with the truth: COCO's twelve numbers, and every class's own."""
+    from rich.console import Console
+
+    from deformable_detr import evaluation
+    from deformable_detr.detector import Detector
+    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.splits import open_for_evaluation
+
+    detector = Detector.load(weights, device=device)
+    dataset = open_for_evaluation(data, split, format, skip_bad_images)
+    with TerminalReporter() as reporter:
+        reporter.say(f"data: {dataset.source}, {len(dataset)} images")
+        report = evaluation.evaluate(
+            detector,
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            skip_bad_images=skip_bad_images,
+            reporter=reporter,
+        )
+    for path, why in report.skipped.items():
+        typer.echo(f"skipped {path}: {why}", err=True)
+    if as_json:
+        typer.echo(json.dumps(_record(report, str(weights))))
+        return
+    console = Console(stderr=True)
+    skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""
+    objects = report.dataset.num_objects
+    typer.echo(f"{len(report.dataset)} images{skipped}, {objects} objects, {report.seconds:.1f} s", err=True)
+    console.print(_summary_table(report))
+    console.print(_class_table(report))
+
+
+def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
+    return {
+        "weights": weights,
+        "data": report.dataset.source,
+        "images": len(report.dataset),
+        "objects": report.dataset.num_objects,
+        "detections": sum(len(one.scores) for one in report.detections),
+        "skipped_images": report.num_skipped,
+        "seconds": round(report.seconds, 3),
+        "metrics": report.metrics.twelve(),
+        "per_class": {name: one._asdict() for name, one in report.metrics.per_class.items()},
+    }
+
+
+def _summary_table(report: "EvaluationReport") -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("metric")
+    table.add_column("%", justify="right")
+    for name, value in report.metrics.twelve().items():
+        table.add_row(name, _percent(value))
+    return table
+
+
+def _class_table(report: "EvaluationReport") -> "Table":
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("class")
+    for heading in ("objects", "AP", "AP50", "AP75", "AR"):
+        table.add_column(heading, justify="right")
+    counts = report.dataset.objects_per_class().values()
+    for count, (name, one) in zip(counts, report.metrics.per_class.items(), strict=True):
+        table.add_row(name, str(count), *(_percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar)))
+    return table
+
+
+def _percent(value: float) -> str:
+    """-1 stands for "no such object in the data"."""
+    return "-" if value < 0 else f"{100 * value:.1f}"

@@ -1,0 +1,63 @@
+"""The commands of `ddetr`, and what becomes of errors: one line and exit code 1 for those a user can act on."""
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from deformable_detr.cli.check_data import check_data
+from deformable_detr.cli.demo import demo
+from deformable_detr.cli.evaluate import evaluate
+from deformable_detr.cli.predict import predict
+from deformable_detr.cli.train import train
+from deformable_detr.errors import DeformableDetrError
+from deformable_detr.version import __version__
+
+app = typer.Typer(
+    name="ddetr",
+    help="Train, evaluate and run Deformable DETR on your own photos.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("predict")(predict)
+app.command("check-data")(check_data)
+app.command("demo")(demo)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"ddetr {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """What the command `ddetr` calls. Exit codes: 0 done, 1 an error a user can act on, 2 wrong usage, 130 Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Where there is no network it reports every attempt, twice; the error at the end says it once.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
+    try:
+        app()
+    except DeformableDetrError as error:
+        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

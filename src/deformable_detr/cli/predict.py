@@ -1,0 +1,56 @@
+"""`ddetr predict`: what is in these images."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint, e.g. runs/.../best.safetensors.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom) and patterns.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for annotated pictures and detections.json (COCO).")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Least score to report: higher finds less and errs less.")
+    ] = 0.5,
+    max_detections: Annotated[int, typer.Option(min=1, help="Per image.")] = 100,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images of equal size at a time; no result depends on it.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
+    ] = False,
+) -> None:
+    """Find objects in images: one JSON line per image on standard output, boxes as x1, y1, x2, y2 in pixels."""
+    from deformable_detr.detector import Detector
+    from deformable_detr.prediction import find_images, predict_files
+    from deformable_detr.progress import TerminalReporter
+
+    paths = find_images(images)
+    detector = Detector.load(weights, device=device)
+    with TerminalReporter() as reporter:
+        skipped = 0
+        for done, result in enumerate(
+            predict_files(
+                detector,
+                paths,
+                output=output,
+                threshold=threshold,
+                max_detections=max_detections,
+                batch_size=batch_size,
+                skip_bad_images=skip_bad_images,
+            ),
+            start=1,
+        ):
+            reporter.update("predicting", done, len(paths))
+            if result.error is not None:
+                skipped += 1
+                reporter.say(f"skipped: {result.error}")
+            else:
+                typer.echo(json.dumps(result.record(detector.classes, detector.category_ids)))
+    found = f"{len(paths) - skipped} images done" + (f", {skipped} skipped" if skipped else "")
+    typer.echo(found + (f"; pictures and detections.json in {output}" if output else ""), err=True)

@@ -1,0 +1,174 @@
+"""`ddetr train`: from command line options to one call of `train` or `resume`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from deformable_detr.recipes import TrainConfig
+    from deformable_detr.training import Run
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of a recipe, or a config.json of an earlier run; small if left out.", metavar="RECIPE"
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; a new one in runs/ if left out.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Times every image is seen.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per step; the learning rate follows it.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
+    format: Annotated[
+        Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; recognised by itself if left out.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Any convolutional network of timm, by timm's name.")] = None,
+    backbone_weights: Annotated[
+        str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+) -> None:
+    """Train a detector on your own images.
+
+    `ddetr train --data FOLDER` is enough: classes come from the data, the learning rate follows the batch, the number
+    of epochs the number of images. The best weights end up in RUN/best.safetensors.
+    """
+    changes = {
+        "RECIPE": recipe,
+        "--output": output,
+        "--batch-size": batch_size,
+        "--lr": lr,
+        "--image-size": image_size,
+        "--seed": seed,
+        "--workers": workers,
+        "--format": format,
+        "--backbone": backbone,
+        "--backbone-weights": backbone_weights,
+        "--skip-bad-images": skip_bad_images or None,
+        "--set": set_ or None,
+    }
+    given = [name for name, value in changes.items() if value is not None]
+    if resume is not None and given:
+        raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(given)}")
+    if resume is None and data is None:
+        raise typer.BadParameter("say where the images are: --data FOLDER")
+
+    from deformable_detr import training
+    from deformable_detr.progress import TerminalReporter
+
+    with TerminalReporter() as reporter:
+        if resume is not None:
+            run = training.resume(
+                resume, epochs=epochs, data=data, device=device, tensorboard=tensorboard, reporter=reporter
+            )
+        else:
+            assert data is not None
+            config = chosen_config(
+                recipe or "small",
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                image_size=image_size,
+                seed=seed,
+                workers=workers,
+                backbone=backbone,
+                backbone_weights=backbone_weights,
+                skip_bad_images=skip_bad_images,
+                settings=set_ or [],
+            )
+            run = training.train(
+                config,
+                data=data,
+                output=output,
+                format=format,
+                device=device,
+                tensorboard=tensorboard,
+                reporter=reporter,
+            )
+    _conclude(run)
+
+
+def _conclude(run: "Run") -> None:
+    """Where it is and what to do next for people; the same as one JSON line for machines."""
+    best, last = run.folder / "best.safetensors", run.folder / "last.safetensors"
+    if run.best_epoch is not None:
+        ap, ap50 = 100 * run.best["ap"], 100 * run.best["ap50"]
+        typer.echo(f"best: AP {ap:.1f}, AP50 {ap50:.1f} in epoch {run.best_epoch}: {best}", err=True)
+    if run.interrupted:
+        typer.echo(f"stopped; the weights so far are in {last}", err=True)
+        typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
+    else:
+        typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
+    record = {
+        "folder": str(run.folder),
+        "epochs_completed": run.epochs_completed,
+        "best_epoch": run.best_epoch,
+        "best": run.best,
+        "interrupted": run.interrupted,
+    }
+    typer.echo(json.dumps(record))
+    if run.interrupted:
+        raise typer.Exit(130)
+
+
+def chosen_config(
+    recipe: str,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
+    skip_bad_images: bool = False,
+    settings: list[str],
+) -> "TrainConfig":
+    """A recipe, or the config of an earlier run, with what the command line changes; `settings` come last.
+
+    Raises:
+        ConfigError: no such recipe or file, or a setting that does not exist or has the wrong type.
+    """
+    from dataclasses import replace
+
+    from deformable_detr.config import apply_overrides
+    from deformable_detr.errors import ConfigError
+    from deformable_detr.recipes import find_recipe, with_backbone, with_image_size
+
+    config = find_recipe(recipe)
+    if image_size is not None:
+        config = with_image_size(config, image_size)
+    if backbone is not None or backbone_weights is not None:
+        config = with_backbone(config, name=backbone, weights=backbone_weights)
+    if lr is not None:
+        config = replace(config, optimizer=replace(config.optimizer, lr=lr, lr_batch_size=None))
+    config = replace(
+        config,
+        epochs=config.epochs if epochs is None else epochs,
+        batch_size=config.batch_size if batch_size is None else batch_size,
+        seed=config.seed if seed is None else seed,
+        num_workers=config.num_workers if workers is None else workers,
+        skip_bad_images=config.skip_bad_images or skip_bad_images,
+    )
+    if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
+        raise ConfigError("model.num_classes comes from the data and cannot be set")
+    return apply_overrides(config, settings)

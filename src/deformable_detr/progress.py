@@ -1,0 +1,119 @@
+"""How long work shows where it is: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+_PLAIN_SECONDS = 30.0
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """What `train` and `evaluate` tell about themselves."""
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        ...
+
+    def update(self, stage: str, done: int, total: int, details: str = "") -> None:
+        """How far a stage is; calling with another stage ends the one before."""
+        ...
+
+
+class Silence:
+    """Says nothing; the default in Python."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def update(self, stage: str, done: int, total: int, details: str = "") -> None:
+        """Nothing."""
+
+
+class TerminalReporter:
+    """Writes to standard error: a bar if that is a terminal, else a line every half minute. Use in a `with`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._last_line = time.monotonic()
+        self._stage, self._details = "", ""
+        self._task: TaskID | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            console=self._console,
+            expand=True,
+        )
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._picture, console=self._console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> "TerminalReporter":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._live is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._plain(line)
+
+    def update(self, stage: str, done: int, total: int, details: str = "") -> None:
+        """Move the bar, or print a line if the last one is old enough."""
+        if self._live is None:
+            if time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+                self._plain(f"{stage} {done}/{total} {details}".rstrip())
+            return
+        if stage != self._stage or self._task is None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total)
+        self._bar.update(self._task, completed=done, total=total)
+        self._details = details
+
+    def _picture(self) -> Group:
+        """The bar, and the details below it: beside it they would not fit into 80 columns."""
+        return Group(self._bar, Text(self._details)) if self._task is not None else Group()
+
+    def _plain(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        # Whole lines, not wrapped to a width nobody chose.
+        self._console.file.write(line + "\n")
+        self._console.file.flush()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory_in_use() -> int:
+    """Bytes of main memory this process holds now, or at its peak where the system tells only that."""
+    if sys.platform == "linux":
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

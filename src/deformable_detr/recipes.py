@@ -1,0 +1,274 @@
+"""Runs we stand behind: functions that return a TrainConfig. Each says its command, its cost and the AP to expect."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from deformable_detr.config import from_dict
+from deformable_detr.criterion import CriterionConfig
+from deformable_detr.data.transforms import Augmentation, Preprocessing
+from deformable_detr.errors import ConfigError
+from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.optimizer import OptimizerConfig
+from deformable_detr.run_folder import read_json
+
+_FITTED_STEPS = 3000
+_FITTED_EPOCHS = (12, 300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a training run. The defaults are the paper's base model on COCO."""
+
+    name: str = "custom"
+    """Of the recipe; part of the default run folder's name."""
+    model: DeformableDETRConfig = field(default_factory=DeformableDETRConfig)
+    """`num_classes` is always taken from the data."""
+    criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    epochs: int | None = 50
+    """None: as many as `fitted_epochs` finds right for the number of images."""
+    batch_size: int = 32
+    """Images per step. The learning rate follows it, see `OptimizerConfig.lr_batch_size`."""
+    seed: int = 0
+    num_workers: int = 2
+    """Processes that read images; 0 reads them in the training process. Results do not depend on it."""
+    val_share: float = 0.1
+    """Share of the training images held out for evaluation if the data set has no validation split."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that are missing or cannot be read, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could mean."""
+        for name in ("epochs", "batch_size", "eval_every", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 < self.val_share < 1:
+            raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
+
+
+def deformable_detr_r50() -> TrainConfig:
+    """Paper's base model on COCO.
+
+    ddetr train deformable_detr_r50 --data /data/coco
+    Cost: hardware, hours and date of our own run; empty until there is one. The authors: 325 V100 hours.
+    Expected: 44.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(name="deformable_detr_r50")
+
+
+def deformable_detr_r50_refine() -> TrainConfig:
+    """With iterative box refinement.
+
+    ddetr train deformable_detr_r50_refine --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 325 V100 hours.
+    Expected: 46.2 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="deformable_detr_r50_refine",
+        model=DeformableDETRConfig(variant="refine"),
+    )
+
+
+def deformable_detr_r50_two_stage() -> TrainConfig:
+    """With iterative box refinement, and queries from the encoder's own proposals.
+
+    ddetr train deformable_detr_r50_two_stage --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 340 V100 hours.
+    Expected: 46.9 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="deformable_detr_r50_two_stage",
+        model=DeformableDETRConfig(variant="two_stage"),
+    )
+
+
+def deformable_detr_r50_single_scale() -> TrainConfig:
+    """One level of stride 32.
+
+    ddetr train deformable_detr_r50_single_scale --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 160 V100 hours.
+    Expected: 39.4 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="deformable_detr_r50_single_scale",
+        model=DeformableDETRConfig(num_levels=1),
+    )
+
+
+def deformable_detr_r50_single_scale_dc5() -> TrainConfig:
+    """One level of stride 16, from a dilated last stage.
+
+    ddetr train deformable_detr_r50_single_scale_dc5 --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 215 V100 hours.
+    Expected: 41.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="deformable_detr_r50_single_scale_dc5",
+        model=DeformableDETRConfig(num_levels=1, dilation=True),
+    )
+
+
+def small() -> TrainConfig:
+    """A two-stage model for a few hundred photos and a processor without an accelerator; what `ddetr train` does alone.
+
+    ddetr train --data /data/photos
+    Cost: our runs are in benchmarks/results.
+    Expected: depends on the photos.
+    """
+    return with_image_size(
+        TrainConfig(
+            name="small",
+            model=DeformableDETRConfig(
+                variant="two_stage",
+                backbone="mobilenetv2_100",
+                hidden_dim=128,
+                num_heads=4,
+                encoder_layers=2,
+                decoder_layers=3,
+                ffn_dim=512,
+                num_queries=100,
+                dropout=0.0,
+                proposals="valid",
+            ),
+            optimizer=OptimizerConfig(lr=4e-4, lr_batch_size=4, warmup_steps=100),
+            epochs=None,
+            batch_size=4,
+        ),
+        256,
+    )
+
+
+def demo() -> TrainConfig:
+    """A tiny model from random weights for the drawn scenes of `ddetr demo`.
+
+    ddetr demo
+    Cost: minutes on 4 cores.
+    Expected: AP50 of at least 0.80 on held-out scenes.
+    """
+    return with_image_size(
+        TrainConfig(
+            name="demo",
+            model=DeformableDETRConfig(
+                variant="two_stage",
+                backbone="mobilenetv2_050",
+                backbone_weights="none",
+                frozen_stages=0,
+                frozen_batch_norm=False,
+                num_levels=3,
+                hidden_dim=96,
+                num_heads=4,
+                encoder_layers=1,
+                decoder_layers=2,
+                ffn_dim=256,
+                num_queries=40,
+                dropout=0.0,
+                features="per_image",  # scenes differ in size; statistics learnt with padding fail without it
+                proposals="valid",
+            ),
+            optimizer=OptimizerConfig(lr=5e-4, lr_batch_size=8, backbone_lr_factor=1.0, warmup_steps=50),
+            augmentation=Augmentation(crop_probability=0.0),
+            epochs=20,
+            batch_size=8,
+            eval_every=5,
+        ),
+        160,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        small,
+        deformable_detr_r50,
+        deformable_detr_r50_refine,
+        deformable_detr_r50_two_stage,
+        deformable_detr_r50_single_scale,
+        deformable_detr_r50_single_scale_dc5,
+        demo,
+    )
+}
+
+
+def fitted_epochs(num_images: int, batch_size: int) -> int:
+    """Epochs for a data set of this size: about 3000 steps, but never fewer than 12 epochs nor more than 300.
+
+    A few photos are seen often, many photos are seen 12 times, after which a small model has most of what it can get.
+    """
+    steps_per_epoch = max(1, num_images // batch_size)
+    fewest, most = _FITTED_EPOCHS
+    return min(most, max(fewest, math.ceil(_FITTED_STEPS / steps_per_epoch)))
+
+
+def fit_to_data(config: TrainConfig, *, num_images: int, num_classes: int) -> TrainConfig:
+    """The config with everything settled that depends on the training data: classes, batch size and epochs.
+
+    A batch is never larger than the data set.
+    """
+    batch_size = min(config.batch_size, num_images)
+    return replace(
+        config,
+        model=replace(config.model, num_classes=num_classes),
+        batch_size=batch_size,
+        epochs=config.epochs or fitted_epochs(num_images, batch_size),
+    )
+
+
+def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
+    """The config for images of another size: everything counted in pixels of the input changes in proportion.
+
+    Args:
+        config: what to change.
+        short_side: of the images, in pixels, in evaluation, and the largest in training.
+    """
+    if short_side < 1:
+        raise ConfigError(f"the image size is {short_side}; it must be at least 1")
+    ratio = short_side / config.preprocessing.short_side
+    max_side = max(short_side, round(config.preprocessing.max_side * ratio))
+    return replace(
+        config,
+        preprocessing=replace(config.preprocessing, short_side=short_side, max_side=max_side),
+        augmentation=config.augmentation.scaled(short_side),
+    )
+
+
+def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:
+    """The config with another backbone or other weights for it; None keeps what is there.
+
+    From weights "none" nothing stays frozen: neither stages nor batch norm that have never seen an image.
+    """
+    model = config.model
+    if name is not None:
+        model = replace(model, backbone=name)
+    if weights == "none":
+        model = replace(model, backbone_weights="none", frozen_stages=0, frozen_batch_norm=False)
+    elif weights is not None:
+        model = replace(model, backbone_weights=weights)
+    return replace(config, model=model)
+
+
+def find_recipe(name: str) -> TrainConfig:
+    """The recipe of this name, or the config in a JSON file.
+
+    Raises:
+        ConfigError: neither exists (the nearest name is offered), or the file does not hold a valid config.
+    """
+    if name in RECIPES:
+        return RECIPES[name]()
+    if Path(name).suffix == ".json" or Path(name).is_file():
+        return from_dict(TrainConfig, read_json(Path(name)))
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+    raise ConfigError(f"no recipe and no JSON file called {name!r}; {hint}")

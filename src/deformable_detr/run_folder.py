@@ -1,0 +1,157 @@
+"""A run's folder: config.json, data.json, metrics.jsonl and two checkpoints, none of them ever half-written."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deformable_detr.errors import ConfigError, OutputError
+
+
+class RunFolder(NamedTuple):
+    """Where one training run keeps what it makes."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run; `ddetr train config.json --data D` replays it."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """Where the images came from, for resuming."""
+        return self.path / "data.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON per logged step and per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The newest weights, with all that is needed to go on."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the highest AP so far; smaller, for use."""
+        return self.path / "best.safetensors"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will take again, and a line cut off by a crash."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record.get("step", 0) <= step:
+                kept.append(line + "\n")
+        write_atomically(self.metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+
+
+def create_run_folder(path: Path) -> RunFolder:
+    """A folder that exists, is empty and can be written to.
+
+    Raises:
+        OutputError: it holds something already, or cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise OutputError(
+                f"output folder {path} is not empty; name another, or continue the run in it with --resume {path}"
+            )
+        # Only writing shows whether one can write: permissions, quotas and read-only mounts all show here.
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to the output folder {path}: {error.strerror}") from error
+    return RunFolder(path)
+
+
+def open_run_folder(path: Path) -> RunFolder:
+    """The folder of an earlier run.
+
+    Raises:
+        OutputError: there is no run to go on with, or the folder cannot be written.
+    """
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise OutputError(f"no such run folder: {path}")
+    if not folder.last.is_file():
+        raise OutputError(f"{path} is not a run that can be resumed: it has no {folder.last.name}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to the run folder {path}: {error.strerror}") from error
+    return folder
+
+
+def new_run_path(parent: Path, recipe: str, data_name: str) -> Path:
+    """The first of <recipe>-<data>-1, -2, ... that does not exist yet or is empty."""
+    stem = re.sub(r"[^\w.-]+", "_", f"{recipe}-{data_name}") if data_name else recipe
+    number = 1
+    while (path := parent / f"{stem}-{number}").exists() and (not path.is_dir() or any(path.iterdir())):
+        number += 1
+    return path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one go, safely on disk.
+
+    Raises:
+        OutputError: the disk is full, or the folder is gone or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make it private
+        write(temporary)
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file for people to read, atomically.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = json.dumps(data, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of settings.
+
+    Raises:
+        ConfigError: it cannot be read or is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a JSON {type(data).__name__}; settings need an object")
+    return data

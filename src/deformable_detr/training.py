@@ -1,0 +1,221 @@
+"""Training: a run from the first step, or from where an earlier one stopped."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deformable_detr import checkpoint as checkpoints
+from deformable_detr.config import from_dict, to_dict
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import FormatName
+from deformable_detr.errors import ConfigError
+from deformable_detr.interrupt import uninterrupted
+from deformable_detr.journal import Journal, check_tensorboard
+from deformable_detr.loop import run_epoch
+from deformable_detr.optimizer import learning_rate
+from deformable_detr.progress import Reporter, Silence
+from deformable_detr.recipes import TrainConfig, fit_to_data
+from deformable_detr.run_folder import create_run_folder, new_run_path, open_run_folder, read_json, write_json
+from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
+from deformable_detr.splits import TrainingData, open_training_data, pair
+
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a training run left behind."""
+
+    folder: Path
+    config: TrainConfig
+    """With everything settled that depended on the data."""
+    epochs_completed: int
+    best_epoch: int | None
+    """Counted from 1; None if nothing has been evaluated yet."""
+    best: dict[str, float]
+    """The twelve numbers of best.safetensors on the validation images."""
+    skipped: dict[str, str]
+    """Path of each training image that could not be read, and why."""
+    interrupted: bool
+    """Whether Ctrl-C ended it; `resume` goes on."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: str | Path | DetectionDataset,
+    val_data: DetectionDataset | None = None,
+    output: str | Path | None = None,
+    format: FormatName | None = None,
+    device: str = "auto",
+    tensorboard: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a detector and leave it in a run folder, as best.safetensors.
+
+    Ctrl-C ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
+
+    Args:
+        config: a recipe, perhaps changed with `dataclasses.replace`.
+        data: a data set in any known format, or one that is already open.
+        val_data: what to judge by, if `data` is already open; a share of `data` is held out if left out.
+        output: the run folder, which must be empty or not exist; runs/<recipe>-<data>-<number> if left out.
+        format: of the data set; recognised by itself if left out.
+        device: "auto" is a CUDA device if there is one, else the CPU.
+        tensorboard: write its event files into the run folder, too.
+        reporter: is told how it goes.
+
+    Raises:
+        DataError: the data set or an image in it cannot be used.
+        ConfigError: the settings contradict the data or each other.
+        CheckpointError: the backbone's weights cannot be had.
+        OutputError: the run folder is not empty or cannot be written.
+        TrainingError: the loss is not finite, or memory does not suffice.
+    """
+    reporter = reporter or Silence()
+    check_tensorboard(tensorboard)
+    opened = _open(config, data, val_data, format)
+    wanted = config.batch_size
+    config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
+    if config.batch_size < wanted:
+        reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
+    name = opened.train.source.split(":")[0] if isinstance(data, DetectionDataset) else _name(Path(data))
+    folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
+    if config.model.backbone_weights == "hub":
+        reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
+    session = start_session(config, folder, opened, name, device=device, weights=True)
+    write_json(folder.config, to_dict(config))
+    where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
+    write_json(folder.data, {"path": where, "format": format})
+    return _run(session, tensorboard, reporter)
+
+
+def resume(
+    run: str | Path,
+    *,
+    epochs: int | None = None,
+    data: str | Path | DetectionDataset | None = None,
+    val_data: DetectionDataset | None = None,
+    device: str = "auto",
+    tensorboard: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
+
+    The learning rate follows its schedule for the new number of epochs.
+
+    Args:
+        run: the run folder.
+        epochs: in all; as many as the run was started with if left out.
+        data: where the data set is now; where it was if left out.
+        val_data: as for `train`.
+        device: as for `train`.
+        tensorboard: as for `train`.
+        reporter: is told how it goes.
+
+    Raises:
+        OutputError: there is no such run, or its folder cannot be written.
+        CheckpointError: last.safetensors is damaged or is of other classes than the data set.
+        ConfigError: nothing is left to do.
+        DataError: see `train`.
+        TrainingError: see `train`.
+    """
+    reporter = reporter or Silence()
+    check_tensorboard(tensorboard)
+    folder = open_run_folder(Path(run))
+    saved = checkpoints.load(folder.last, training=True)
+    assert saved.training is not None
+    config = from_dict(TrainConfig, read_json(folder.config))
+    config = with_epochs(config, epochs, saved.training.progress["position"]["epoch"])
+    origin = read_json(folder.data)
+    if data is None and origin.get("path") is None:
+        raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
+    opened = _open(config, data or origin["path"], val_data, origin.get("format"))
+    check_same_classes(saved, opened.train, folder.last)
+    write_json(folder.config, to_dict(config))
+    name = saved.provenance.get("data", "")
+    session = start_session(config, folder, opened, name, device=device, weights=False)
+    session.restore(saved)
+    folder.forget_after(session.position.step)
+    position = session.position
+    reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
+    return _run(session, tensorboard, reporter)
+
+
+def _open(
+    config: TrainConfig,
+    data: str | Path | DetectionDataset,
+    val_data: DetectionDataset | None,
+    format: FormatName | None,
+) -> TrainingData:
+    if isinstance(data, DetectionDataset):
+        return pair(data, val_data, val_share=config.val_share, seed=config.seed)
+    if val_data is not None:
+        raise ConfigError("val_data is for a data set that is already open; a path brings its own validation split")
+    return open_training_data(
+        Path(data),
+        format=format,
+        val_share=config.val_share,
+        seed=config.seed,
+        skip_bad_images=config.skip_bad_images,
+    )
+
+
+def _name(path: Path) -> str:
+    return path.resolve().stem
+
+
+def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
+    """All epochs that are left. Ctrl-C is answered between steps and leaves a run that can go on."""
+    position, config = session.position, session.config
+    assert config.epochs is not None
+    _introduce(session, reporter)
+    interrupted = False
+    with Journal(session.folder, tensorboard=tensorboard) as journal:
+        try:
+            while position.epoch < config.epochs:
+                run_epoch(session, journal, reporter)
+        except KeyboardInterrupt:
+            interrupted = True
+            with uninterrupted():
+                session.save_last()
+    for path, why in session.skipped.items():
+        reporter.say(f"skipped {path}: {why}")
+    return Run(
+        folder=session.folder.path,
+        config=config,
+        epochs_completed=position.epoch,
+        best_epoch=position.best_epoch,
+        best=position.best,
+        skipped=session.skipped,
+        interrupted=interrupted,
+    )
+
+
+def _introduce(session: Session, reporter: Reporter) -> None:
+    """Say what will be done, before it is done."""
+    config, data, model = session.config, session.data, session.config.model
+    classes = data.train.classes
+    objects = data.train.num_objects
+    reporter.say(f"data: {data.train.source}")
+    reporter.say(
+        f"{len(data.train)} images with {objects} objects of {len(classes)} classes "
+        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
+    )
+    if data.num_problems:
+        left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
+        reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
+    parameters = sum(parameter.numel() for parameter in session.model.parameters()) / 1e6
+    reporter.say(
+        f"model: {model.variant}, backbone {model.backbone} (weights: {model.backbone_weights}), "
+        f"{parameters:.1f} million parameters, on {session.detector.device}"
+    )
+    in_force = learning_rate(config.optimizer, config.batch_size)
+    origin = ""
+    if config.optimizer.lr_batch_size not in (None, config.batch_size):
+        origin = f" ({config.optimizer.lr:g} x sqrt({config.batch_size} / {config.optimizer.lr_batch_size}))"
+    reporter.say(
+        f"{config.epochs} epochs of {len(session.loader)} steps of {config.batch_size} images, "
+        f"learning rate {in_force:.3g}{origin}"
+    )
+    reporter.say(f"run folder: {session.folder.path}; Ctrl-C stops, and what is there can be resumed")

@@ -1,0 +1,52 @@
+import json
+import shutil
+
+import pytest
+
+
+def test_a_table_for_people(ddetr, weights, scenes):
+    result = ddetr("eval", weights, "--data", scenes, "--workers", 0, "--device", "cpu")
+    assert (result.code, result.out) == (0, "")
+    for word in ("ap50", "ar_large", "disc", "star", "3 images,"):
+        assert word in result.err
+
+
+def test_json_for_machines(ddetr, weights, scenes):
+    result = ddetr("eval", weights, "--data", scenes, "--split", "train", "--workers", 0, "--json", "--device", "cpu")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert (record["images"], record["skipped_images"]) == (8, 0)
+    assert record["detections"] == 8 * 33
+    assert len(record["metrics"]) == 12
+    assert set(record["per_class"]) == {"disc", "square", "star"}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_bad_images_stop_it_or_are_counted(ddetr, weights, scenes, tmp_path, missing):
+    shutil.copytree(scenes, tmp_path / "data")
+    bad = tmp_path / "data" / "val" / "scene_00001.jpg"
+    if missing:
+        bad.unlink()
+    else:
+        bad.write_bytes(bad.read_bytes()[:700])
+    options = ("eval", weights, "--data", tmp_path / "data", "--workers", 0, "--device", "cpu")
+    result = ddetr(*options)
+    assert (result.code, "scene_00001.jpg" in result.err.splitlines()[-1]) == (1, True)
+    result = ddetr(*options, "--skip-bad-images", "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert (record["images"], record["skipped_images"]) == (2, 1)
+
+
+def test_other_classes_are_one_line(ddetr, weights, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    path = tmp_path / "data" / "val" / "_annotations.coco.json"
+    path.write_text(path.read_text().replace('"disc"', '"dish"'))
+    result = ddetr("eval", weights, "--data", tmp_path / "data", "--workers", 0, "--device", "cpu")
+    assert result.code == 1
+    assert "the checkpoint has 3 classes (disc, square, star), the data set has 3 classes (dish" in result.err
+
+
+def test_no_such_split(ddetr, weights, scenes):
+    result = ddetr("eval", weights, "--data", scenes, "--split", "test")
+    assert (result.code, "no split 'test'" in result.err) == (1, True)

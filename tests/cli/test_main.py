@@ -1,0 +1,81 @@
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from deformable_detr.cli import main
+from deformable_detr.errors import DataError
+from deformable_detr.version import __version__
+
+
+def test_help_lists_every_command(ddetr):
+    result = ddetr("--help")
+    assert result.code == 0
+    for command in ("train", "eval", "predict", "check-data", "demo"):
+        assert command in result.out
+
+
+def test_the_version(ddetr):
+    assert ddetr("--version").out.strip() == f"ddetr {__version__}"
+
+
+def test_an_error_a_user_can_act_on_is_one_line_and_code_1(ddetr, tmp_path):
+    result = ddetr("train", "--data", tmp_path / "nope")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == f"Error: {tmp_path / 'nope'}: no such file or folder\n"
+
+
+def test_wrong_usage_is_code_2(ddetr):
+    assert ddetr("trian").code == 2
+    assert ddetr("train", "--no-such-option").code == 2
+    assert ddetr("eval").code == 2
+
+
+def fail_with(error, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+
+
+def test_errors_of_several_lines_become_one(monkeypatch, capsys):
+    fail_with(DataError("first\n  second"), monkeypatch)
+    with pytest.raises(SystemExit):
+        main.run()
+    assert capsys.readouterr().err == "Error: first second\n"
+
+
+def test_bugs_show_their_traceback(monkeypatch):
+    fail_with(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        main.run()
+
+
+def test_ctrl_c_is_code_130(monkeypatch):
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(SystemExit) as left:
+        main.run()
+    assert left.value.code == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of the shell")
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = (
+        "import sys, deformable_detr.cli.main as m\n"
+        "def app():\n"
+        "    for _ in range(10**5): sys.stdout.write('x' * 100)\n"
+        "m.app = app\n"
+        "m.run()\n"
+    )
+    command = f'{sys.executable} -c "{program}" | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers

@@ -1,0 +1,71 @@
+"""Four drawn pictures, learnt by heart through the real command: if anything on the way is wrong, this fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.data.scenes import SceneStyle, draw_scenes
+
+SETTINGS = {
+    "model.variant": "two_stage",
+    "model.backbone": "test_convnext",
+    "model.num_levels": 2,
+    "model.hidden_dim": 64,
+    "model.num_heads": 2,
+    "model.ffn_dim": 64,
+    "model.encoder_layers": 1,
+    "model.decoder_layers": 1,
+    "model.encoder_points": 2,
+    "model.decoder_points": 2,
+    "model.num_queries": 12,
+    "optimizer.backbone_lr_factor": 1.0,
+    "optimizer.warmup_steps": 10,
+    "optimizer.clip_norm": 1.0,
+    "augmentation.crop_probability": 0.0,
+    "augmentation.hflip": 0.0,
+    "augmentation.short_sides": [64],
+    "eval_every": 1000,
+    "log_every": 50,
+}
+
+
+def ddetr(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ddetr")), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """The same four to learn from and to be judged by."""
+    style = SceneStyle(size_wh=(96, 80), classes=("disc", "square", "star"), most_objects=3, smallest=0.25)
+    folder = draw_scenes(tmp_path / "pictures", 4, 0, seed=1, style=style)
+    shutil.rmtree(folder / "val")
+    shutil.copytree(folder / "train", folder / "val")
+    return folder
+
+
+def test_four_pictures_are_learnt_by_heart(pictures: Path, tmp_path: Path) -> None:
+    settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    run = tmp_path / "run"
+    options = ["--backbone-weights", "none", "--image-size", 64, "--batch-size", 1, "--workers", 0, "--device", "cpu"]
+    ddetr("train", "small", "--data", pictures, "--output", run, "--epochs", 60, "--lr", 1e-3, *options, *settings)
+    weights = run / "best.safetensors"
+    report = json.loads(ddetr("eval", weights, "--data", pictures, "--workers", 0, "--json").stdout)
+    assert report["metrics"]["ap50"] > 0.9
+    lines = ddetr("predict", weights, pictures / "train", "--output", tmp_path / "out").stdout.splitlines()
+    assert len(lines) == 4
+    truth = json.loads((pictures / "train" / "_annotations.coco.json").read_text())
+    present = {Path(image["file_name"]).name: set() for image in truth["images"]}
+    names = {image["id"]: Path(image["file_name"]).name for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        present[names[annotation["image_id"]]].add(annotation["category_id"])
+    for record in map(json.loads, lines):
+        assert record["detections"][0]["category_id"] in present[Path(record["image"]).name]

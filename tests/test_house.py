@@ -1,0 +1,156 @@
+"""The rules of the house that no linter knows: where files lie, how long they are, what must be said in them."""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.recipes import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "deformable_detr"
+MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
+LONGEST = 400
+# Backends of one contract are tested by the same tests, each against the others.
+TESTED_TOGETHER = {Path("ops/grid_sample.py"): "test_msda.py", Path("ops/reference.py"): "test_msda.py"}
+FORBIDDEN_ROOMS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "lib"}
+# A path of somebody's machine. Written so that it does not find itself.
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home|Users|mnt|opt)/[\w.-]+")
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".json", ".jsonl", ".yml", ".yaml", ".cfg", ".lock", ".txt", ""}
+
+
+@functools.cache
+def tree_of(module):
+    return ast.parse((SOURCE / module).read_text(encoding="utf-8"))
+
+
+def test_there_are_modules():
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.name != "__init__.py"], ids=str)
+def test_every_module_has_its_tests(module):
+    expected = ROOT / "tests" / module.parent / TESTED_TOGETHER.get(module, f"test_{module.name}")
+    assert expected.is_file(), f"write {expected.relative_to(ROOT)}"
+
+
+def test_no_file_is_long():
+    lengths = {str(m): len((SOURCE / m).read_text(encoding="utf-8").splitlines()) for m in MODULES}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_every_room_has_a_meaning():
+    parts = {part for module in MODULES for part in module.with_suffix("").parts}
+    assert not parts & FORBIDDEN_ROOMS
+
+
+def test_packages_only_export():
+    """Nothing but imports, names and a lazy `__getattr__` in any `__init__.py`."""
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.If, ast.Expr)
+    for module in MODULES:
+        if module.name != "__init__.py":
+            continue
+        for node in tree_of(module).body:
+            lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
+            assert isinstance(node, allowed) or lazy, f"{module}:{node.lineno}"
+
+
+def public_definitions(tree):
+    """Public functions and classes of a module, and public methods of its public classes, with their names."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and not inner.name.startswith("_"):
+                    yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_what_is_public_is_documented_and_annotated(module):
+    tree = tree_of(module)
+    if (SOURCE / module).stat().st_size:
+        assert ast.get_docstring(tree), f"{module} needs one sentence at the top"
+    for name, node in public_definitions(tree):
+        place = f"{module}:{node.lineno} {name}"
+        assert ast.get_docstring(node), f"{place} needs a docstring"
+        if isinstance(node, ast.ClassDef):
+            continue
+        arguments = node.args
+        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        bare = [a.arg for a in every if a is not None and a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare, f"{place}: {bare} without annotation"
+        assert node.returns is not None, f"{place} does not say what it returns"
+
+
+def handlers(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+
+
+def test_nothing_catches_everything_or_prints():
+    for module in MODULES:
+        tree = tree_of(module)
+        for handler in handlers(tree):
+            caught = ast.unparse(handler.type) if handler.type is not None else "everything"
+            assert caught not in ("everything", "Exception", "BaseException"), f"{module}:{handler.lineno}"
+        for node in ast.walk(tree):
+            prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            assert not prints, f"{module}:{node.lineno} prints"
+
+
+def configs(config_class):
+    """A config and all those nested in it."""
+    yield config_class
+    for hint in typing.get_type_hints(config_class).values():
+        if is_dataclass(hint):
+            yield from configs(hint)
+
+
+def attributes_read(outside):
+    """Names of attributes that are read anywhere in the source, the body of the class `outside` not counted."""
+    found = set()
+
+    def visit(node):
+        if isinstance(node, ast.ClassDef) and node.name == outside:
+            return
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    for module in MODULES:
+        visit(tree_of(module))
+    return found
+
+
+def test_every_setting_has_an_effect():
+    seen = list(configs(TrainConfig))
+    assert len(seen) >= 6
+    for config_class in seen:
+        read = attributes_read(config_class.__name__)
+        assert {field.name for field in fields(config_class)} - read == set(), config_class.__name__
+
+
+def text_files():
+    folders = ("src", "tests", "docs", "examples", "benchmarks", ".ci")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".coverage")]
+    return [path for path in found if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]
+
+
+def test_no_file_knows_somebodys_machine():
+    for path in text_files():
+        found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.relative_to(ROOT)}: {found.group()}"
+
+
+def test_imports_go_down():
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,116 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.config import from_dict, to_dict
+from deformable_detr.errors import ConfigError
+from deformable_detr.models import build
+from deformable_detr.optimizer import learning_rate
+from deformable_detr.recipes import (
+    RECIPES,
+    TrainConfig,
+    find_recipe,
+    fit_to_data,
+    fitted_epochs,
+    small,
+    with_backbone,
+    with_image_size,
+)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_plain_data_named_like_their_function_and_documented(name):
+    config = RECIPES[name]()
+    assert config.name == name
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+    document = RECIPES[name].__doc__
+    assert "ddetr " in document
+    assert "Cost:" in document
+    assert "Expected:" in document
+
+
+# Trainable and all parameters of the official code.
+@pytest.mark.parametrize(
+    ("name", "trainable", "total"),
+    [
+        ("deformable_detr_r50", 39_847_265, 40_069_665),
+        ("deformable_detr_r50_refine", 40_627_260, 40_849_660),
+        ("deformable_detr_r50_two_stage", 40_959_129, 41_181_529),
+        ("deformable_detr_r50_single_scale", 33_844_193, 34_066_593),
+        ("deformable_detr_r50_single_scale_dc5", 33_844_193, 34_066_593),
+    ],
+)
+def test_the_papers_recipes_are_the_papers_models_and_settings(name, trainable, total):
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        model = build(config.model, load_backbone_weights=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert sum(p.numel() for p in model.parameters()) == total
+    assert (config.epochs, config.batch_size, learning_rate(config.optimizer, 32)) == (50, 32, 2e-4)
+    assert (config.preprocessing.short_side, config.preprocessing.max_side) == (800, 1333)
+
+
+def test_small_starts_from_trained_weights_and_fits_its_epochs():
+    config = small()
+    assert config.model.backbone_weights == "hub"
+    assert config.epochs is None
+
+
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (5, 4), (205, 4), (247, 4), (1000, 4), (118_287, 32)])
+def test_epochs_fit_the_number_of_images(images, batch):
+    epochs = fitted_epochs(images, batch)
+    assert 12 <= epochs <= 300
+    steps = epochs * max(1, images // batch)
+    if 12 < epochs < 300:
+        assert 0.9 < steps / (fitted_epochs(2 * images, batch) * (2 * images // batch)) < 1.1
+
+
+def test_fitting_settles_what_the_data_decide():
+    config = fit_to_data(small(), num_images=3, num_classes=2)
+    assert (config.model.num_classes, config.batch_size, config.epochs) == (2, 3, 300)
+    config = fit_to_data(replace(small(), epochs=7), num_images=1000, num_classes=1)
+    assert (config.batch_size, config.epochs) == (small().batch_size, 7)
+
+
+def test_another_image_size_scales_everything_in_proportion():
+    config = with_image_size(TrainConfig(), 400)
+    assert (config.preprocessing.short_side, config.preprocessing.max_side) == (400, 666)
+    assert (max(config.augmentation.short_sides), config.augmentation.crop_min) == (400, 192)
+    with pytest.raises(ConfigError, match="image size is 0"):
+        with_image_size(TrainConfig(), 0)
+
+
+def test_a_backbone_from_nothing_is_not_frozen():
+    config = with_backbone(small(), name="resnet18", weights="none")
+    assert (config.model.backbone, config.model.frozen_stages, config.model.frozen_batch_norm) == ("resnet18", 0, False)
+    config = with_backbone(small(), name=None, weights="some.pth")
+    assert (config.model.backbone, config.model.backbone_weights) == (small().model.backbone, "some.pth")
+    assert with_backbone(small(), name=None, weights=None) == small()
+
+
+def test_recipes_are_found_by_name_or_file(tmp_path):
+    assert find_recipe("small") == small()
+    config = replace(small(), seed=5)
+    (tmp_path / "run.json").write_text(json.dumps(to_dict(config)))
+    assert find_recipe(str(tmp_path / "run.json")) == config
+    with pytest.raises(ConfigError, match="did you mean small"):
+        find_recipe("smal")
+    with pytest.raises(ConfigError, match=r"cannot read .*nope\.json"):
+        find_recipe(str(tmp_path / "nope.json"))
+    (tmp_path / "cut.json").write_text('{"epochs": 3')
+    with pytest.raises(ConfigError, match=r"cut.json is not valid JSON"):
+        find_recipe(str(tmp_path / "cut.json"))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ConfigError, match="JSON list"):
+        find_recipe(str(tmp_path / "list.json"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": 0}, {"batch_size": 0}, {"eval_every": 0}, {"log_every": 0}, {"num_workers": -1}, {"val_share": 1.0}],
+)
+def test_values_no_run_could_mean_are_refused(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
+        TrainConfig(**settings)

@@ -1,0 +1,232 @@
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import deformable_detr
+from deformable_detr import loop
+from deformable_detr.checkpoint import load
+from deformable_detr.config import from_dict
+from deformable_detr.data.open import open_dataset
+from deformable_detr.errors import CheckpointError, ConfigError, DataError, OutputError
+from deformable_detr.optimizer import OptimizerConfig
+from deformable_detr.recipes import TrainConfig
+from deformable_detr.training import resume, train
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def update(self, stage, done, total, details=""):
+        pass
+
+
+def read(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupt_after(monkeypatch, steps):
+    """Ctrl-C arrives inside this step."""
+    take, taken = loop._take_step, []
+
+    def step(session, batch):
+        taken.append(1)
+        if len(taken) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(session, batch)
+
+    monkeypatch.setattr(loop, "_take_step", step)
+
+
+def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes, tmp_path):
+    notes = Lines()
+    run = train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    assert (run.epochs_completed, run.interrupted, run.skipped) == (2, False, {})
+    assert run.best_epoch in (1, 2)
+    assert load(tmp_path / "run" / "best.safetensors").metrics == run.best
+    assert from_dict(TrainConfig, json.loads((tmp_path / "run" / "config.json").read_text())) == run.config
+    assert run.config.model.num_classes == 3
+    assert [record["kind"] for record in read(run.folder)] == ["step", "step", "epoch"] * 2
+    detector = deformable_detr.load(run.folder / "best.safetensors", device="cpu")
+    assert detector.classes == ("disc", "square", "star")
+    report = deformable_detr.evaluate(detector, open_dataset(scenes, split="val"))
+    assert report.metrics.twelve() == pytest.approx(run.best, abs=1e-6)
+    said = "\n".join(notes.lines)
+    for fact in ("8 images with", "3 classes (disc, square, star)", "the validation split, 3 images", "on cpu"):
+        assert fact in said
+    assert "learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))" in said
+
+
+def test_the_same_seed_is_the_same_run_whatever_the_workers(tiny_config, scenes, tmp_path):
+    runs = [
+        train(replace(tiny_config, num_workers=workers), data=scenes, output=tmp_path / str(workers), device="cpu")
+        for workers in (0, 2)
+    ]
+    first, second = (load_file(run.folder / "last.safetensors") for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert runs[0].best == runs[1].best
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_ctrl_c_finishes_the_step_and_resuming_gives_the_uninterrupted_run(
+    tiny_config, scenes, tmp_path, monkeypatch, steps
+):
+    whole = train(tiny_config, data=scenes, output=tmp_path / "whole", device="cpu")
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, steps)
+        part = train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu")
+    assert part.interrupted
+    assert load(tmp_path / "part" / "last.safetensors", training=True).training.progress["position"]["step"] == steps
+    deformable_detr.load(tmp_path / "part" / "last.safetensors", device="cpu")  # usable as it is
+    rest = resume(tmp_path / "part", device="cpu")
+    assert not rest.interrupted
+    assert rest.best == whole.best
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "part"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Of the interrupted epoch, only the steps since resuming are averaged, as "train".
+    volatile = {"time", "images_per_second", "memory_bytes", "train_seconds", "val_seconds", "train"}
+    lines = [[{k: v for k, v in one.items() if k not in volatile} for one in read(run.folder)] for run in (whole, rest)]
+    assert lines[0] == lines[1]
+
+
+def test_ctrl_c_in_the_evaluation_costs_only_the_evaluation(tiny_config, scenes, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", stop)
+        part = train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu")
+    assert (part.interrupted, part.epochs_completed, part.best_epoch) == (True, 0, None)
+    rest = resume(tmp_path / "run", device="cpu")
+    assert rest.epochs_completed == 2
+    kinds = [(record["kind"], record["step"]) for record in read(rest.folder)]
+    assert kinds == [("step", 1), ("step", 2), ("epoch", 2), ("step", 3), ("step", 4), ("epoch", 4)]
+
+
+def test_a_finished_run_can_be_trained_for_longer(tiny_config, scenes, tmp_path):
+    train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
+    with pytest.raises(ConfigError, match="completed 1 of 1 epochs"):
+        resume(tmp_path / "run", device="cpu")
+    run = resume(tmp_path / "run", epochs=2, device="cpu")
+    assert (run.epochs_completed, run.config.epochs) == (2, 2)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
+
+
+def test_moved_data_can_be_named_and_other_classes_are_refused(tiny_config, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "here")
+    train(replace(tiny_config, epochs=1), data=tmp_path / "here", output=tmp_path / "run", device="cpu")
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(DataError, match="here: no such file or folder"):
+        resume(tmp_path / "run", epochs=2, device="cpu")
+    assert resume(tmp_path / "run", epochs=2, data=tmp_path / "there", device="cpu").epochs_completed == 2
+    annotations = tmp_path / "there" / "train" / "_annotations.coco.json"
+    document = json.loads(annotations.read_text())
+    document["categories"].append({"id": 77, "name": "cube"})
+    annotations.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"3 classes \(disc, square, star\), the data set has 4"):
+        resume(tmp_path / "run", epochs=3, data=tmp_path / "there", device="cpu")
+
+
+def test_data_given_in_python_must_be_given_again(tiny_config, scenes, tmp_path):
+    data, val = open_dataset(scenes, split="train"), open_dataset(scenes, split="val")
+    config = replace(tiny_config, epochs=1)
+    run = train(config, data=data, val_data=val, output=tmp_path / "run", device="cpu")
+    with pytest.raises(ConfigError, match="trained on data given in Python"):
+        resume(run.folder, epochs=2, device="cpu")
+    assert resume(run.folder, epochs=2, data=data, val_data=val, device="cpu").epochs_completed == 2
+    with pytest.raises(ConfigError, match="brings its own validation split"):
+        train(config, data=scenes, val_data=val, output=tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_smallest_data_sets(tiny_config, scenes, tmp_path, count, batch_size):
+    """One image, images without objects, one class only, batches of one and batches larger than the data set."""
+    whole = open_dataset(scenes, split="train")
+    empty = replace(
+        whole.samples[0],
+        boxes_xyxy=whole.samples[0].boxes_xyxy[:0],
+        class_ids=whole.samples[0].class_ids[:0],
+        is_crowd=whole.samples[0].is_crowd[:0],
+        areas=whole.samples[0].areas[:0],
+        object_ids=(),
+        image_id=99,
+    )
+    one_class = [replace(sample, class_ids=sample.class_ids * 0) for sample in whole.samples[: count - 1]]
+    data = replace(whole, classes=("thing",), category_ids=(4,), samples=[empty, *one_class])
+    run = train(replace(tiny_config, epochs=1, batch_size=batch_size), data=data, output=tmp_path / "run", device="cpu")
+    assert run.epochs_completed == 1
+    assert run.config.batch_size == 1
+    assert run.best_epoch == 1
+
+
+def test_the_default_folder_is_named_after_recipe_and_data(tiny_config, scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(tiny_config, epochs=1)
+    for number in (1, 2):
+        run = train(config, data=scenes, device="cpu")
+        assert run.folder.as_posix() == f"runs/tiny-{scenes.name}-{number}"
+
+
+def test_what_cannot_work_fails_before_the_work(tiny_config, scenes, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write to the output folder"):
+        train(tiny_config, data=scenes, output=tmp_path / "file", device="cpu")
+    with pytest.raises(DataError, match="no such file or folder"):
+        train(tiny_config, data=tmp_path / "nope", output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    bad = replace(tiny_config, model=replace(tiny_config.model, backbone="resnet19"))
+    with pytest.raises(ConfigError, match="resnet19"):
+        train(bad, data=scenes, output=tmp_path / "run", device="cpu")
+    train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")  # still free
+    with pytest.raises(OutputError, match="is not empty"):
+        train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu")
+
+
+def test_a_given_learning_rate_is_in_force_as_it_is(tiny_config, scenes, tmp_path):
+    config = replace(tiny_config, epochs=1, optimizer=OptimizerConfig(lr=3e-3, lr_batch_size=None))
+    notes = Lines()
+    run = train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    assert any(line.endswith("learning rate 0.003") for line in notes.lines)
+    assert read(run.folder)[0]["lr"] == 3e-3
+
+
+def test_skipped_images_are_counted_and_listed(tiny_config, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    cut = tmp_path / "data" / "train" / "scene_00001.jpg"
+    cut.write_bytes(cut.read_bytes()[:800])
+    (tmp_path / "data" / "train" / "scene_00002.jpg").unlink()
+    config = replace(tiny_config, epochs=1, skip_bad_images=True, batch_size=1)
+    notes = Lines()
+    run = train(config, data=tmp_path / "data", output=tmp_path / "run", device="cpu", reporter=notes)
+    assert list(run.skipped) == [str(cut)]
+    assert any("problems in the annotations: 1, 1 images left out; `ddetr check-data`" in line for line in notes.lines)
+    assert any(line.startswith(f"skipped {cut}") for line in notes.lines)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_can_be_resumed_and_used_on_the_cpu(tiny_config, scenes, tmp_path, monkeypatch):
+    config = replace(tiny_config, num_workers=1)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert train(config, data=scenes, output=tmp_path / "run", device="cuda").interrupted
+    run = resume(tmp_path / "run", device="auto")
+    assert run.epochs_completed == 2
+    assert all(record["memory_bytes"] > 0 for record in read(run.folder) if record["kind"] == "step")
+    reports = [
+        deformable_detr.evaluate(
+            deformable_detr.load(run.folder / "best.safetensors", device=device), open_dataset(scenes, split="val")
+        )
+        for device in ("cuda", "cpu")
+    ]
+    assert reports[0].metrics.twelve() == pytest.approx(reports[1].metrics.twelve(), abs=0.02)
