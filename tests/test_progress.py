@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from deformable_detr import progress
-from deformable_detr.progress import Reporter, Silence, TerminalReporter, duration, memory_in_use
+from deformable_detr.progress import Reporter, Silence, TerminalReporter, duration, memory_in_use, percent
 
 
 def test_durations():
@@ -55,3 +55,7 @@ def test_both_are_reporters(reporter):
     assert isinstance(reporter, Reporter)
     reporter.update("stage", 1, 2)
     reporter.say("line")
+
+
+def test_percent_has_a_dash_for_what_is_not_in_the_data():
+    assert [percent(share) for share in (0.4376, 0.0, 1.0, -1.0)] == ["43.8", "0.0", "100.0", "-"]

@@ -29,6 +29,9 @@ def test_a_folder_must_be_empty_and_writable(tmp_path):
     folder = create_run_folder(tmp_path / "a" / "b")
     assert list(folder.path.iterdir()) == []
     (folder.path / "x").touch()
+    with pytest.raises(OutputError, match=r"is not empty; name another$"):
+        create_run_folder(folder.path)
+    folder.last.touch()
     with pytest.raises(OutputError, match=r"is not empty; .*--resume"):
         create_run_folder(folder.path)
     with pytest.raises(OutputError, match="cannot write to the output folder"):
@@ -51,6 +54,24 @@ def test_only_a_run_can_be_resumed(tmp_path):
         open_run_folder(tmp_path)
     (tmp_path / "last.safetensors").touch()
     assert open_run_folder(tmp_path) == RunFolder(tmp_path)
+
+
+def test_a_run_without_anything_to_show_is_taken_back_and_no_other(tmp_path):
+    failed, learnt = create_run_folder(tmp_path / "failed"), create_run_folder(tmp_path / "learnt")
+    for folder in (failed, learnt):
+        folder.config.touch()
+        folder.data.touch()
+    learnt.log({"step": 10})
+    failed.take_back()
+    learnt.take_back()
+    assert not failed.path.exists()
+    assert len(list(learnt.path.iterdir())) == 3
+
+
+def test_a_line_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    RunFolder(tmp_path).metrics.mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*metrics\.jsonl"):
+        RunFolder(tmp_path).log({"step": 1})
 
 
 def test_lines_of_steps_to_be_taken_again_are_forgotten(tmp_path):

@@ -13,7 +13,7 @@ from deformable_detr import loop
 from deformable_detr.checkpoint import load
 from deformable_detr.config import from_dict
 from deformable_detr.data.open import open_dataset
-from deformable_detr.errors import CheckpointError, ConfigError, DataError, OutputError
+from deformable_detr.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
 from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.training import resume, train
@@ -117,6 +117,10 @@ def test_a_finished_run_can_be_trained_for_longer(tiny_config, scenes, tmp_path)
     train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match="completed 1 of 1 epochs"):
         resume(tmp_path / "run", device="cpu")
+    settings = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(BackendError, match="no such device"):
+        resume(tmp_path / "run", epochs=2, device="abacus")
+    assert (tmp_path / "run" / "config.json").read_text() == settings
     run = resume(tmp_path / "run", epochs=2, device="cpu")
     assert (run.epochs_completed, run.config.epochs) == (2, 2)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
@@ -188,6 +192,9 @@ def test_what_cannot_work_fails_before_the_work(tiny_config, scenes, tmp_path):
     bad = replace(tiny_config, model=replace(tiny_config.model, backbone="resnet19"))
     with pytest.raises(ConfigError, match="resnet19"):
         train(bad, data=scenes, output=tmp_path / "run", device="cpu")
+    with pytest.raises(BackendError, match="no such device"):
+        train(tiny_config, data=scenes, output=tmp_path / "run", device="abacus")
+    assert not (tmp_path / "run").exists()
     train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")  # still free
     with pytest.raises(OutputError, match="is not empty"):
         train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu")
@@ -201,17 +208,39 @@ def test_a_given_learning_rate_is_in_force_as_it_is(tiny_config, scenes, tmp_pat
     assert read(run.folder)[0]["lr"] == 3e-3
 
 
+def test_an_image_that_stops_the_first_step_leaves_no_run_behind(tiny_config, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    for path in (tmp_path / "data" / "train").glob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:800])
+    with pytest.raises(DataError, match="cannot decode"):
+        train(tiny_config, data=tmp_path / "data", output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_objects_to_judge_by_the_newest_weights_are_the_best(tiny_config, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    annotations = tmp_path / "data" / "val" / "_annotations.coco.json"
+    annotations.write_text(json.dumps(json.loads(annotations.read_text()) | {"annotations": []}))
+    notes = Lines()
+    run = train(tiny_config, data=tmp_path / "data", output=tmp_path / "run", device="cpu", reporter=notes)
+    assert (run.best_epoch, run.best["ap"]) == (2, -1)
+    assert any("AP -  AP50 -" in line for line in notes.lines)
+
+
 def test_skipped_images_are_counted_and_listed(tiny_config, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "data")
     cut = tmp_path / "data" / "train" / "scene_00001.jpg"
     cut.write_bytes(cut.read_bytes()[:800])
     (tmp_path / "data" / "train" / "scene_00002.jpg").unlink()
+    cut_val = tmp_path / "data" / "val" / "scene_00001.jpg"
+    cut_val.write_bytes(cut_val.read_bytes()[:800])
     config = replace(tiny_config, epochs=1, skip_bad_images=True, batch_size=1)
     notes = Lines()
     run = train(config, data=tmp_path / "data", output=tmp_path / "run", device="cpu", reporter=notes)
     assert list(run.skipped) == [str(cut)]
     assert any("problems in the annotations: 1, 1 images left out; `ddetr check-data`" in line for line in notes.lines)
-    assert any(line.startswith(f"skipped {cut}") for line in notes.lines)
+    assert sum(line.startswith(f"skipped: {cut}: ") for line in notes.lines) == 1
+    assert any("1 of the images to judge by skipped" in line for line in notes.lines)
 
 
 @pytest.mark.gpu

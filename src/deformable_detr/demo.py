@@ -16,7 +16,7 @@ from deformable_detr.drawing import contact_sheet, draw_detections
 from deformable_detr.errors import OutputError
 from deformable_detr.evaluation import EvaluationReport, evaluate
 from deformable_detr.metrics import Metrics
-from deformable_detr.progress import Reporter, Silence, duration
+from deformable_detr.progress import Reporter, Silence, duration, percent
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.recipes import demo as demo_recipe
 from deformable_detr.training import Run, train
@@ -141,7 +141,7 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
     metrics, model = report.metrics, run.config.model
     best = run.folder / "best.safetensors"
     rows = [
-        f"| {name} | {_percent(one.ap)} | {_percent(one.ap50)} | {_percent(one.ar)} |"
+        f"| {name} | {percent(one.ap)} | {percent(one.ap50)} | {percent(one.ar)} |"
         for name, one in metrics.per_class.items()
     ]
     return "\n".join(
@@ -154,9 +154,9 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             f"kept epoch {run.best_epoch}; evaluated it on the {scenes.unseen} scenes it had never seen. "
             f"It took {duration(seconds)} in all.",
             "",
-            f"**AP50 {_percent(metrics.ap50)}, AP {_percent(metrics.ap)}** (COCO's definitions, percent); "
-            f"AP of small objects {_percent(metrics.ap_small)}, medium {_percent(metrics.ap_medium)}, "
-            f"large {_percent(metrics.ap_large)}.",
+            f"**AP50 {percent(metrics.ap50)}, AP {percent(metrics.ap)}** (COCO's definitions, percent); "
+            f"AP of small objects {percent(metrics.ap_small)}, medium {percent(metrics.ap_medium)}, "
+            f"large {percent(metrics.ap_large)}.",
             "",
             "| class | AP | AP50 | AR |",
             "|---|---|---|---|",
@@ -178,10 +178,6 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             "",
         ]
     )
-
-
-def _percent(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.1f}"
 
 
 def _write(path: Path, text: str) -> None:

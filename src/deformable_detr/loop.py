@@ -12,7 +12,7 @@ from deformable_detr.evaluation import EvaluationReport, evaluate
 from deformable_detr.interrupt import uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.optimizer import clip_gradients, schedule, set_learning_rate
-from deformable_detr.progress import Reporter, duration, memory_in_use
+from deformable_detr.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.session import Session
 from deformable_detr.types import Batch, Target
 
@@ -158,7 +158,8 @@ def _place(session: Session) -> str:
 def _complete_epoch(session: Session, report: EvaluationReport | None) -> bool:
     """Count it and write the checkpoints; returns whether these weights are the best so far."""
     position = session.position
-    is_best = report is not None and (not position.best or report.metrics.ap > position.best["ap"])
+    # Of equals the later: where AP says nothing, as without objects to judge by, more steps are worth more.
+    is_best = report is not None and (not position.best or report.metrics.ap >= position.best["ap"])
     position.epoch += 1
     position.step_in_epoch = 0
     position.evaluation_seconds = report.seconds if report is not None else position.evaluation_seconds
@@ -204,8 +205,9 @@ def _epoch_line(session: Session, averages: _Averages, report: EvaluationReport 
     if averages.num_steps:
         line += f"  loss {averages.by_name()['loss']:.2f}"
     if report is not None:
-        line += f"  AP {100 * report.metrics.ap:.1f}  AP50 {100 * report.metrics.ap50:.1f}"
+        line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"
         line += "  best so far" if is_best else ""
+        line += f"  {len(report.skipped)} of the images to judge by skipped" if report.skipped else ""
     return f"{line}  ({duration(averages.seconds)})"
 
 

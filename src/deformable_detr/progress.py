@@ -105,6 +105,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def percent(share: float) -> str:
+    """Of a metric, as 43.8, or "-" for -1: no such object in the data."""
+    return "-" if share < 0 else f"{100 * share:.1f}"
+
+
 def memory_in_use() -> int:
     """Bytes of main memory this process holds now, or at its peak where the system tells only that."""
     if sys.platform == "linux":

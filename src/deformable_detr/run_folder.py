@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +39,29 @@ class RunFolder(NamedTuple):
 
     @property
     def best(self) -> Path:
-        """The weights with the highest AP so far; smaller, for use."""
+        """The weights with the highest AP so far, of equals the latest; smaller, for use."""
         return self.path / "best.safetensors"
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line to the metrics.
+
+        Raises:
+            OutputError: the disk is full, or the folder is gone.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.metrics}: {error.strerror}") from error
+
+    def take_back(self) -> None:
+        """Remove the settings, and the folder, of a run that failed before it had anything to show."""
+        if self.last.exists() or self.metrics.exists():
+            return
+        self.config.unlink(missing_ok=True)
+        self.data.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something else, or is not ours to remove
+            self.path.rmdir()
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will take again, and a line cut off by a crash."""
@@ -67,18 +84,19 @@ def create_run_folder(path: Path) -> RunFolder:
     Raises:
         OutputError: it holds something already, or cannot be made or written.
     """
+    folder = RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
-            raise OutputError(
-                f"output folder {path} is not empty; name another, or continue the run in it with --resume {path}"
-            )
+            resumable = folder.last.is_file()
+            way_out = f", or continue the run in it with --resume {path}" if resumable else ""
+            raise OutputError(f"output folder {path} is not empty; name another{way_out}")
         # Only writing shows whether one can write: permissions, quotas and read-only mounts all show here.
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:
         raise OutputError(f"cannot write to the output folder {path}: {error.strerror}") from error
-    return RunFolder(path)
+    return folder
 
 
 def open_run_folder(path: Path) -> RunFolder:

@@ -13,7 +13,7 @@ from deformable_detr.checkpoint import Checkpoint, TrainingState
 from deformable_detr.criterion import Criterion
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.detector import Detector, choose_device
+from deformable_detr.detector import Detector
 from deformable_detr.errors import CheckpointError, ConfigError
 from deformable_detr.metrics import Metrics
 from deformable_detr.models import DeformableDETR, build
@@ -142,7 +142,6 @@ def start_session(
         CheckpointError: the backbone's weights cannot be had.
         BackendError: the device is not here.
     """
-    choose_device(device)  # an error here is better than one after a download
     torch.manual_seed(config.seed)
     model = build(config.model, load_backbone_weights=weights)
     detector = Detector(model, data.train.classes, data.train.category_ids, config.preprocessing, device=device)

@@ -8,7 +8,8 @@ from deformable_detr import checkpoint as checkpoints
 from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
-from deformable_detr.errors import ConfigError
+from deformable_detr.detector import choose_device
+from deformable_detr.errors import ConfigError, DeformableDetrError
 from deformable_detr.interrupt import uninterrupted
 from deformable_detr.journal import Journal, check_tensorboard
 from deformable_detr.loop import run_epoch
@@ -69,11 +70,13 @@ def train(
         DataError: the data set or an image in it cannot be used.
         ConfigError: the settings contradict the data or each other.
         CheckpointError: the backbone's weights cannot be had.
+        BackendError: the device is not here.
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
     """
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
+    choose_device(device)  # an error here is better than one after a folder and a download
     opened = _open(config, data, val_data, format)
     wanted = config.batch_size
     config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
@@ -83,11 +86,15 @@ def train(
     folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
     if config.model.backbone_weights == "hub":
         reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
-    session = start_session(config, folder, opened, name, device=device, weights=True)
-    write_json(folder.config, to_dict(config))
-    where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
-    write_json(folder.data, {"path": where, "format": format})
-    return _run(session, tensorboard, reporter)
+    try:
+        session = start_session(config, folder, opened, name, device=device, weights=True)
+        write_json(folder.config, to_dict(config))
+        where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
+        write_json(folder.data, {"path": where, "format": format})
+        return _run(session, tensorboard, reporter)
+    except DeformableDetrError:
+        folder.take_back()
+        raise
 
 
 def resume(
@@ -115,6 +122,7 @@ def resume(
 
     Raises:
         OutputError: there is no such run, or its folder cannot be written.
+        BackendError: the device is not here.
         CheckpointError: last.safetensors is damaged or is of other classes than the data set.
         ConfigError: nothing is left to do.
         DataError: see `train`.
@@ -132,10 +140,10 @@ def resume(
         raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
     opened = _open(config, data or origin["path"], val_data, origin.get("format"))
     check_same_classes(saved, opened.train, folder.last)
-    write_json(folder.config, to_dict(config))
     name = saved.provenance.get("data", "")
     session = start_session(config, folder, opened, name, device=device, weights=False)
     session.restore(saved)
+    write_json(folder.config, to_dict(config))
     folder.forget_after(session.position.step)
     position = session.position
     reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
@@ -179,8 +187,8 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
             interrupted = True
             with uninterrupted():
                 session.save_last()
-    for path, why in session.skipped.items():
-        reporter.say(f"skipped {path}: {why}")
+    for why in session.skipped.values():  # each names its file
+        reporter.say(f"skipped: {why}")
     return Run(
         folder=session.folder.path,
         config=config,

@@ -1,11 +1,13 @@
 """Matching against trying every permutation."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from deformable_detr.boxes import cxcywh_to_xyxy, generalized_iou
+from deformable_detr.criterion import matching
 from deformable_detr.criterion.losses import class_cost
 from deformable_detr.criterion.matching import Costs, match
 from deformable_detr.errors import TrainingError
@@ -66,3 +68,15 @@ def test_a_prediction_that_is_not_finite_is_an_error_with_its_place():
     predictions.boxes[1, 3, 2] = float("nan")
     with pytest.raises(TrainingError, match=r"decoder.2 for image 1 .* not finite"):
         match({"decoder.2": (predictions, targets)}, COSTS)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"), [("class_", (0.25 - 0.75) * 0.25 * math.log(2)), ("l1", 0.6), ("giou", -0.25)]
+)
+def test_each_part_of_the_cost_has_its_own_weight(part, expected):
+    """A score of 1/2, and a box of which the object is a quarter: GIoU is its share, 0.25."""
+    weights = {"class_": 0.0, "l1": 0.0, "giou": 0.0} | {part: 3.0}
+    logits, boxes = torch.zeros(1, 2), torch.tensor([[0.5, 0.5, 0.6, 0.6]])
+    target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.3, 0.3]]))
+    cost = matching._cost(logits, boxes, target, Costs(**weights, alpha=0.25, gamma=2.0))
+    assert cost.item() == pytest.approx(3 * expected, rel=1e-4)

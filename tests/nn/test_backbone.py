@@ -121,3 +121,18 @@ def test_impossible_backbones_are_refused():
         make_backbone(num_maps=6)
     with pytest.raises(ConfigError, match="frozen_stages is 9, but backbone resnet10t has 5 stages"):
         make_backbone(frozen_stages=9)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_networks_that_take_one_size_only_are_refused(name):
+    with pytest.raises(ConfigError, match=f"backbone {name} .*; choose a convolutional network"):
+        make_backbone(name, num_maps=2, frozen_stages=0)
+
+
+def test_trying_a_network_out_changes_nothing_in_it():
+    backbone = make_backbone(frozen_stages=0, frozen_batch_norm=False)
+    assert backbone.training
+    assert all(module.training for module in backbone.modules())
+    counters = [one for name, one in backbone.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counters
+    assert not any(counters)

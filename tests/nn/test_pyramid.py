@@ -66,3 +66,9 @@ def test_per_image_an_image_does_not_see_its_neighbours_padding():
         torch.testing.assert_close(together.tokens[index][kept], alone.tokens[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together.position[index][kept], alone.position[0], rtol=1e-4, atol=1e-4)
         assert (together.tokens[index][~kept] == 0).all()
+
+
+def test_a_level_of_one_pixel():
+    memory = make_pyramid(5).train()(*make_batch((40, 50)))
+    assert memory.spatial_shapes[-1] == (1, 1)
+    assert memory.tokens.isfinite().all()

@@ -49,8 +49,8 @@ def evaluate(
             skip_bad_images=skip_bad_images,
             reporter=reporter,
         )
-    for path, why in report.skipped.items():
-        typer.echo(f"skipped {path}: {why}", err=True)
+    for why in report.skipped.values():  # each names its file
+        typer.echo(f"skipped: {why}", err=True)
     if as_json:
         typer.echo(json.dumps(_record(report, str(weights))))
         return
@@ -79,16 +79,20 @@ def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
 def _summary_table(report: "EvaluationReport") -> "Table":
     from rich.table import Table
 
+    from deformable_detr.progress import percent
+
     table = Table()
     table.add_column("metric")
     table.add_column("%", justify="right")
     for name, value in report.metrics.twelve().items():
-        table.add_row(name, _percent(value))
+        table.add_row(name, percent(value))
     return table
 
 
 def _class_table(report: "EvaluationReport") -> "Table":
     from rich.table import Table
+
+    from deformable_detr.progress import percent
 
     table = Table()
     table.add_column("class")
@@ -96,10 +100,5 @@ def _class_table(report: "EvaluationReport") -> "Table":
         table.add_column(heading, justify="right")
     counts = report.dataset.objects_per_class().values()
     for count, (name, one) in zip(counts, report.metrics.per_class.items(), strict=True):
-        table.add_row(name, str(count), *(_percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar)))
+        table.add_row(name, str(count), *(percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar)))
     return table
-
-
-def _percent(value: float) -> str:
-    """-1 stands for "no such object in the data"."""
-    return "-" if value < 0 else f"{100 * value:.1f}"

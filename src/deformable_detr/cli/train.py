@@ -108,10 +108,12 @@ def train(
 
 def _conclude(run: "Run") -> None:
     """Where it is and what to do next for people; the same as one JSON line for machines."""
+    from deformable_detr.progress import percent
+
     best, last = run.folder / "best.safetensors", run.folder / "last.safetensors"
     if run.best_epoch is not None:
-        ap, ap50 = 100 * run.best["ap"], 100 * run.best["ap50"]
-        typer.echo(f"best: AP {ap:.1f}, AP50 {ap50:.1f} in epoch {run.best_epoch}: {best}", err=True)
+        ap, ap50 = percent(run.best["ap"]), percent(run.best["ap50"])
+        typer.echo(f"best: AP {ap}, AP50 {ap50} in epoch {run.best_epoch}: {best}", err=True)
     if run.interrupted:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
         typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)

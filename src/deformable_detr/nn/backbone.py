@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         body: Any = _create(name, dilation, tuple(range(len(strides) - num_maps, len(strides))))
         self.strides: list[int] = body.feature_info.reduction()
         self.num_channels: list[int] = body.feature_info.channels()
+        _try_out(body, name, self.num_channels)
         self._name = name
         self.body = freeze_batch_norm_2d(body) if frozen_batch_norm else body
         stages = [info["module"] for info in full.feature_info.info]
@@ -109,6 +110,22 @@ def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> n
         raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {error}") from error
 
 
+def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
+    """Refuse what takes images of one size only, or gives no maps: most transformers."""
+    body.eval()
+    try:
+        with torch.no_grad():
+            maps = body(torch.zeros(1, 3, 64, 96))
+        given = [one.shape[1] if one.dim() == 4 else None for one in maps]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone {name} cannot take images of any size ({_first_line(error)}); choose a convolutional network"
+        ) from error
+    if given != num_channels:
+        raise ConfigError(f"backbone {name} does not give maps with channels first; choose a convolutional network")
+    body.train()
+
+
 def _freeze_up_to(body: nn.Module, stages: list[str], count: int, name: str) -> None:
     if count > len(stages):
         raise ConfigError(f"frozen_stages is {count}, but backbone {name} has {len(stages)} stages")
@@ -146,7 +163,10 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read as PyTorch weights: {_first_line(error)}") from error
+        # What torch says here is advice on running code from the file.
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
+        ) from error
     for nested in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(nested), dict):
             state = state[nested]

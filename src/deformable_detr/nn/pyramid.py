@@ -82,9 +82,16 @@ class Pyramid(nn.Module):
         return levels, masks
 
 
+class _GroupNorm(nn.GroupNorm):
+    """PyTorch's, without its refusal of a level of one pixel, where a group may hold a single value."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def _projection(channels: int, dim: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, dim, kernel, stride=2, padding=1) if kernel == 3 else nn.Conv2d(channels, dim, 1)
-    return nn.Sequential(convolution, nn.GroupNorm(_NORM_GROUPS, dim))
+    return nn.Sequential(convolution, _GroupNorm(_NORM_GROUPS, dim))
 
 
 def _pad(one: Tensor, height: int, width: int, fill: float | bool) -> Tensor:
