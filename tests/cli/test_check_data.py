@@ -38,7 +38,7 @@ def test_people_read_a_table_on_stderr(folder: Path) -> None:
     result = call(folder)
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert "COCO, 1 class)" in result.stderr
+    assert "COCO, 1 class)" in " ".join(result.stderr.split())  # lines break where the path ends
     assert "OK: no problems." in result.stderr
 
 
