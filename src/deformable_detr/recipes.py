@@ -190,7 +190,7 @@ def demo() -> TrainConfig:
             augmentation=Augmentation(crop_probability=0.0),
             epochs=24,
             batch_size=4,
-            eval_every=3,
+            eval_every=4,
         ),
         160,
     )
