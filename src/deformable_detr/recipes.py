@@ -188,7 +188,7 @@ def demo() -> TrainConfig:
                 warmup_steps=50,
             ),
             augmentation=Augmentation(crop_probability=0.0),
-            epochs=24,
+            epochs=22,
             batch_size=4,
             eval_every=4,
         ),
