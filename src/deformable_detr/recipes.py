@@ -155,8 +155,8 @@ def demo() -> TrainConfig:
     """A tiny model from random weights for the drawn scenes of `ddetr demo`.
 
     ddetr demo
-    Cost: minutes on 4 cores.
-    Expected: AP50 of at least 0.80 on held-out scenes.
+    Cost: about 9 minutes on 3 cores of a server (2026-11).
+    Expected: AP50 of at least 0.80 on held-out scenes; our run had 0.85.
     """
     return with_image_size(
         TrainConfig(
