@@ -1,9 +1,11 @@
 """The module around the operator: where to sample, and how much each sample counts (section 4.1)."""
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformable_detr.ops import multi_scale_deformable_attention
+from deformable_detr.ops import multi_scale_deformable_attention_from_projection
 from deformable_detr.types import SpatialShapes
 
 
@@ -28,28 +30,18 @@ class DeformableAttention(nn.Module):
         spatial_shapes: SpatialShapes,
     ) -> Float[Tensor, "batch queries dim"]:
         """`reference` is a point (x, y) or a box cxcywh in 0..1 of each padded map. Padding has value zero."""
-        value = self.value_proj(tokens).masked_fill(padding_mask[..., None], 0.0)
-        per_head = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*per_head, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        sampled = multi_scale_deformable_attention(
+        value = self.value_proj(tokens).masked_fill_(padding_mask[..., None], 0.0)
+        # One product for both: joining the weights costs less than reading the queries twice.
+        projection = F.linear(
+            query,
+            torch.cat([self.sampling_offsets.weight, self.attention_weights.weight]),
+            torch.cat([self.sampling_offsets.bias, self.attention_weights.bias]),
+        )
+        sampled = multi_scale_deformable_attention_from_projection(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
-            sampling_locations(reference, offsets, spatial_shapes),
-            weights.unflatten(-1, per_head[1:]),
+            reference,
+            projection,
+            num_points=self.num_points,
         )
         return self.output_proj(sampled.flatten(2))
-
-
-def sampling_locations(
-    reference: Float[Tensor, "batch queries levels _"],
-    offsets: Float[Tensor, "batch queries heads levels points 2"],
-    spatial_shapes: SpatialShapes,
-) -> Float[Tensor, "batch queries heads levels points 2"]:
-    """Offsets count pixels of their level around a reference point, or half-boxes / points around a reference box."""
-    around = reference[:, :, None, :, None]  # (batch, queries, 1, levels, 1, 2 or 4)
-    if reference.shape[-1] == 2:
-        sizes_wh = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
-        return around + offsets / sizes_wh[:, None]
-    num_points = offsets.shape[4]
-    return around[..., :2] + offsets / num_points * around[..., 2:] * 0.5

@@ -1,5 +1,9 @@
 """The operator alone: needs torch and nothing of the detector."""
 
-from deformable_detr.ops.msda import backends, multi_scale_deformable_attention
+from deformable_detr.ops.msda import (
+    backends,
+    multi_scale_deformable_attention,
+    multi_scale_deformable_attention_from_projection,
+)
 
-__all__ = ["backends", "multi_scale_deformable_attention"]
+__all__ = ["backends", "multi_scale_deformable_attention", "multi_scale_deformable_attention_from_projection"]

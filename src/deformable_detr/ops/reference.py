@@ -1,32 +1,28 @@
 """The definition: four gathers and a sum. Slow and plain; also the path for exporters that mishandle GridSample."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from deformable_detr.types import SpatialShapes
 
-
-def why_not(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> str | None:
-    """Runs on everything."""
-    return None
-
-
-def run(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """See `multi_scale_deformable_attention`; shapes are checked there."""
-    accumulate = torch.promote_types(locations.dtype, torch.promote_types(value.dtype, torch.float32))
+def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
+    """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
+    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     result = torch.zeros(batch, queries, heads, head_dim, dtype=accumulate, device=value.device)
-    start = 0
-    for level, (height, width) in enumerate(spatial_shapes):
+    start = first = 0
+    for height, width, count in zip(shapes[::2], shapes[1::2], points, strict=True):
         level_value = value[:, start : start + height * width].to(accumulate)
-        start += height * width
+        location = locations[:, :, :, first : first + count].to(accumulate)
+        weight = weights[:, :, :, first : first + count].to(accumulate)
+        start, first = start + height * width, first + count
         # Pixel centres lie at half-integers of the unit square scaled to the map.
-        x = locations[:, :, :, level, :, 0].to(accumulate) * width - 0.5
-        y = locations[:, :, :, level, :, 1].to(accumulate) * height - 0.5
+        x, y = location[..., 0] * width - 0.5, location[..., 1] * height - 0.5
         touches_map = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN too
         x, y = x.where(touches_map, 0.0), y.where(touches_map, 0.0)
-        weight = weights[:, :, :, level].to(accumulate).where(touches_map, 0.0)
+        weight = weight.where(touches_map, 0.0)
         left, top = x.detach().floor(), y.detach().floor()
         for corner_x, corner_y in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
             inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height)
@@ -35,6 +31,44 @@ def run(value: Tensor, spatial_shapes: SpatialShapes, locations: Tensor, weights
             corner = _gather(level_value, index)  # (batch, queries, heads, points, head_dim)
             result = result + ((weight * share).where(inside, 0.0)[..., None] * corner).sum(dim=3)
     return result.to(value.dtype)
+
+
+def attend(
+    value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
+) -> Tensor:
+    """The same from a reference and a projection; see `locations_and_weights`."""
+    locations, weights = locations_and_weights(value, reference, projection, shapes, points)
+    return sample(value, locations, weights, shapes, points)
+
+
+def locations_and_weights(
+    value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Where to sample and how much each sample counts, as one projection of the query says (section 4.1).
+
+    The projection holds the offsets of every head, level and point as (x, y), then the logits in the same order.
+    Offsets count pixels of their level around a reference point, or half-boxes / points around a reference box.
+    The softmax runs over all samples of a head.
+
+    Returns:
+        Locations `(batch, queries, heads, samples, 2)` and weights `(batch, queries, heads, samples)`, in the type
+        that `value` is summed in.
+    """
+    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    reference, projection = reference.to(accumulate), projection.to(accumulate)
+    heads, samples = value.shape[2], sum(points)
+    offsets, logits = projection.split([heads * samples * 2, heads * samples], dim=-1)
+    offsets = offsets.unflatten(-1, (heads, samples, 2))
+    locations = []
+    for level, (offset, count) in enumerate(zip(offsets.split(list(points), dim=3), points, strict=True)):
+        around = reference[:, :, None, level, None]  # (batch, queries, 1, 1, 2 or 4)
+        if reference.shape[-1] == 2:
+            size_wh = torch.stack([offset.new_full((), shapes[2 * level + 1]), offset.new_full((), shapes[2 * level])])
+            locations.append(around + offset / size_wh)
+        else:
+            locations.append(around[..., :2] + offset * around[..., 2:] * (0.5 / count))
+    weights = logits.unflatten(-1, (heads, samples)).softmax(-1)
+    return torch.cat(locations, dim=3), weights
 
 
 def _gather(level_value: Tensor, index: Tensor) -> Tensor:
