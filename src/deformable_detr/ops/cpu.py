@@ -1,25 +1,249 @@
-"""The compiled CPU kernel."""
+"""The CPU kernel: finds the compiled library, chooses the copy for this processor, lends it PyTorch's thread pool.
 
+The library is plain C without a link to PyTorch (`csrc/`), so one file serves every version of Python and PyTorch. Its
+threads are PyTorch's own: it is handed the address of `torch_parallel_for`, part of PyTorch's stable interface.
+"""
+
+import ctypes
+import os
+import platform
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from deformable_detr.ops import build
 from deformable_detr.types import SpatialShapes
+
+_KINDS = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}
+_FIELDS = (
+    "batch positions heads head_dim queries levels kind reference_size threads shapes points value locations weights "
+    "reference projection grad output grad_value grad_locations grad_weights grad_reference grad_projection "
+    "parallel_for"
+).split()
+
+
+class _Call(ctypes.Structure):
+    """`msda_call` of csrc/msda.h: numbers and addresses, eight bytes each."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in _FIELDS]
+
+
+class Kernel(NamedTuple):
+    """The compiled copy in use."""
+
+    path: Path
+    instructions: str
+    """avx512, avx2 or baseline."""
+    functions: dict[tuple[str, bool], Any]
+    """By (forward or backward, whether double)."""
+    parallel_for: int
+    """Address of PyTorch's thread pool; 0 if this PyTorch has none to lend, and the kernel works on one thread."""
+    process: int
+    """Where it was loaded. A forked child has none of the pool's threads, and works on one."""
 
 
 def missing() -> str | None:
-    """Why the compiled kernel is not there, or None."""
-    return "not built"
+    """Why there is no compiled kernel to run, or None."""
+    return _reason() if torch.compiler.is_compiling() else _find()[1]
+
+
+@torch.compiler.assume_constant_result
+def _reason() -> str | None:
+    return _find()[1]
+
+
+def kernel() -> Kernel:
+    """The one in use; only where `missing` is None."""
+    found, reason = _find()
+    assert found is not None, reason
+    return found
 
 
 def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], num_queries: int) -> str | None:
+    """Needs the compiled library, a CPU tensor of a floating type, and maps whose pixels 31 bits can count."""
     if value.device.type != "cpu":
         return f"it needs a CPU tensor, value is on {value.device.type}"
+    if value.dtype not in _KINDS:
+        return f"it has no code for {value.dtype}; it has for {', '.join(str(dtype) for dtype in _KINDS)}"
+    if value.shape[1] * value.shape[2] * value.shape[3] >= 2**31:
+        return f"one image has {value.shape[1] * value.shape[2] * value.shape[3]} values, more than 2^31"
     return missing()
 
 
+@lru_cache(maxsize=1)
+def _find() -> tuple[Kernel | None, str | None]:
+    path = Path(__file__).with_name(build.LIBRARY)
+    if not path.is_file():
+        reason = f"{path.name} was not built: no C compiler was found when deformable-detr was installed"
+    else:
+        try:
+            return load(path), None
+        except OSError as error:
+            reason = f"{path} cannot be loaded: {error}"
+    warnings.warn(
+        f"deformable attention runs on grid_sample, some 30 times slower on the CPU: {reason}. Install gcc or clang "
+        "and reinstall deformable-detr; `ddetr doctor` shows what is used",
+        stacklevel=2,
+    )
+    return None, reason
+
+
+def load(path: Path, instructions: str | None = None) -> Kernel:
+    """The compiled library at `path`, with the best copy that this processor can run or the named one."""
+    library = ctypes.CDLL(str(path))
+    able = [
+        name
+        for name in build.INSTRUCTIONS
+        if hasattr(library, f"msda_forward_{name}") and library.msda_can_run(name.encode())
+    ]
+    if instructions is not None and instructions not in able:
+        raise OSError(f"no copy for {instructions} that this processor ({platform.machine()}) can run: {able}")
+    chosen = instructions or able[0]
+    functions = {
+        (what, double): library[f"msda_{what}_{chosen}{'_double' if double else ''}"]
+        for what in ("forward", "backward")
+        for double in (False, True)
+    }
+    for function in functions.values():
+        function.argtypes = [ctypes.POINTER(_Call)]
+    return Kernel(path, chosen, functions, _thread_pool(), os.getpid())
+
+
+def _thread_pool() -> int:
+    folder = Path(torch.__file__).with_name("lib")
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (folder / name).is_file():
+            function = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
+            return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
+    return 0
+
+
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-    raise NotImplementedError
+    """See `ops.library`."""
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    output = value.new_empty(value.shape[0], locations.shape[1], value.shape[2], value.shape[3])
+    _call("forward", value, locations.shape[1], shapes, points, locations=locations, weights=weights, output=output)
+    return output
 
 
-attend = sample_backward = attend_backward = sample
+def attend(value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
+    """See `ops.library`."""
+    value, reference, projection = _exact(value, reference, projection)
+    output = value.new_empty(value.shape[0], projection.shape[1], value.shape[2], value.shape[3])
+    _call(
+        "forward", value, projection.shape[1], shapes, points, reference=reference, projection=projection, output=output
+    )
+    return output
+
+
+def sample_backward(
+    grad: Tensor,
+    value: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    shapes: Sequence[int],
+    points: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `ops.library`."""
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    grad_value, grad_locations, grad_weights = (
+        torch.empty_like(tensor) if want else None
+        for tensor, want in zip((value, locations, weights), wanted, strict=True)
+    )
+    _call(
+        "backward",
+        value,
+        locations.shape[1],
+        shapes,
+        points,
+        grad=grad.contiguous(),
+        locations=locations,
+        weights=weights,
+        grad_value=grad_value,
+        grad_locations=grad_locations,
+        grad_weights=grad_weights,
+    )
+    return _or_empty(value, grad_value), _or_empty(value, grad_locations), _or_empty(value, grad_weights)
+
+
+def attend_backward(
+    grad: Tensor,
+    value: Tensor,
+    reference: Tensor,
+    projection: Tensor,
+    shapes: Sequence[int],
+    points: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `ops.library`."""
+    types = reference.dtype, projection.dtype
+    value, reference, projection = _exact(value, reference, projection)
+    grad_value = torch.empty_like(value) if wanted[0] else None
+    grad_reference = torch.empty_like(reference) if wanted[1] else None
+    grad_projection = torch.empty_like(projection) if wanted[1] or wanted[2] else None
+    _call(
+        "backward",
+        value,
+        projection.shape[1],
+        shapes,
+        points,
+        grad=grad.contiguous(),
+        reference=reference,
+        projection=projection,
+        grad_value=grad_value,
+        grad_reference=grad_reference,
+        grad_projection=grad_projection,
+    )
+    return (
+        _or_empty(value, grad_value),
+        _or_empty(value, grad_reference).to(types[0]),
+        _or_empty(value, grad_projection if wanted[2] else None).to(types[1]),
+    )
+
+
+def _exact(value: Tensor, reference: Tensor, projection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return value.contiguous(), reference.to(exact).contiguous(), projection.to(exact).contiguous()
+
+
+def _or_empty(like: Tensor, tensor: Tensor | None) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
+
+
+@lru_cache(maxsize=256)
+def _integers(numbers: tuple[int, ...]) -> Any:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _call(
+    what: str, value: Tensor, queries: int, shapes: Sequence[int], points: Sequence[int], **tensors: Tensor | None
+) -> None:
+    use = kernel()
+    batch, positions, heads, head_dim = value.shape
+    of_shapes, of_points = _integers(tuple(shapes)), _integers(tuple(points))
+    reference = tensors.get("reference")
+    call = _Call(
+        batch,
+        positions,
+        heads,
+        head_dim,
+        queries,
+        len(points),
+        _KINDS[value.dtype],
+        0 if reference is None else reference.shape[3],
+        torch.get_num_threads(),
+        ctypes.addressof(of_shapes),
+        ctypes.addressof(of_points),
+        value.data_ptr(),
+        parallel_for=use.parallel_for if os.getpid() == use.process else 0,
+        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
+    )
+    # The foreign call releases Python's lock; `value` and `tensors` keep the memory alive meanwhile.
+    if use.functions[what, value.dtype == torch.float64](ctypes.byref(call)):
+        raise MemoryError("no memory for the scratch space of deformable attention")
