@@ -22,22 +22,6 @@ typedef uint16_t N(loose_shorts) __attribute__((vector_size(LANES * 2), aligned(
 #define IPUT(pointer) (*(N(iloose) *)(pointer))
 #define IAT(pointer) (*(const N(iloose) *)(pointer))
 
-static inline vec N(choose)(ivec mask, vec yes) { return (vec)((ivec)yes & mask); } /* where not: zero */
-static inline vec N(spread)(real x) { return x - (vec){0}; }
-
-#if LANES == 16
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-#elif LANES == 8
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
-#elif LANES == 4
-#define EVEN 0, 2, 4, 6
-#define ODD 1, 3, 5, 7
-#else
-#define EVEN 0, 2
-#define ODD 1, 3
-#endif
 #if LANES == 16
 #define COUNT_UP 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 #elif LANES == 8
@@ -60,6 +44,38 @@ static INLINE vec N(rotate)(vec x, int by) {
 #define ROTATE(x, by) __builtin_shuffle(x, ((ivec){COUNT_UP} + (by)) & (LANES - 1))
 #endif
 
+/* Four vectors to memory in turns: the first entries of all four, then the second ... */
+static INLINE void N(weave)(const vec *x, real *to) {
+#if defined(__clang__) || LANES == 2
+    for (int i = 0; i < LANES; i++)
+        for (int c = 0; c < 4; c++) to[4 * i + c] = x[c][i];
+#else
+    const ivec i = {COUNT_UP}, pairs = (i >> 1) + (i & 1) * LANES, fours = (i >> 2 << 1) + (i & 1) + (i >> 1 & 1) * LANES;
+    for (int half = 0; half < 2; half++) {
+        vec one = __builtin_shuffle(x[0], x[1], pairs + half * LANES / 2);
+        vec two = __builtin_shuffle(x[2], x[3], pairs + half * LANES / 2);
+        PUT(to + 2 * half * LANES) = __builtin_shuffle(one, two, fours);
+        PUT(to + (2 * half + 1) * LANES) = __builtin_shuffle(one, two, fours + LANES / 2);
+    }
+#endif
+}
+
+static inline vec N(choose)(ivec mask, vec yes) { return (vec)((ivec)yes & mask); } /* where not: zero */
+static inline vec N(spread)(real x) { return x - (vec){0}; }
+
+#if LANES == 16
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif LANES == 8
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#elif LANES == 4
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#else
+#define EVEN 0, 2
+#define ODD 1, 3
+#endif
 #ifndef MSDA_DOUBLE
 static INLINE vec N(from_half)(N(shorts) h) {
 #if LANES == 16 && defined(__AVX512F__)
@@ -186,14 +202,11 @@ static INLINE void N(prepare)(const plan *plan, int64_t first, int64_t count, co
         ivec x0 = at.left & ~(at.left >> (8 * sizeof(real) - 1)), y0 = at.top & ~(at.top >> (8 * sizeof(real) - 1));
         ivec x1 = at.left + 1 + (at.left + 1 >= columns), y1 = at.top + 1 + (at.top + 1 >= IAT(plan->rows + s));
         ivec upper = start + y0 * columns, lower = start + y1 * columns;
-        IPUT(to.offset[0] + s) = (upper + x0) * stride;
-        IPUT(to.offset[1] + s) = (upper + x1) * stride;
-        IPUT(to.offset[2] + s) = (lower + x0) * stride;
-        IPUT(to.offset[3] + s) = (lower + x1) * stride;
-        PUT(to.weight[0] + s) = top * left;
-        PUT(to.weight[1] + s) = top * right;
-        PUT(to.weight[2] + s) = bottom * left;
-        PUT(to.weight[3] + s) = bottom * right;
+        const vec offsets[] = {(vec)((upper + x0) * stride), (vec)((upper + x1) * stride),
+                               (vec)((lower + x0) * stride), (vec)((lower + x1) * stride)};
+        const vec shares[] = {top * left, top * right, bottom * left, bottom * right};
+        N(weave)(offsets, (real *)to.offset + 4 * s);
+        N(weave)(shares, to.weight + 4 * s);
     }
 }
 
@@ -207,10 +220,10 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
     for (int64_t s = 0; s < samples; s++) {
         for (int c = 0; c < 4; c++)
             for (int line = 0; line < groups * LANES * size; line += 64)
-                __builtin_prefetch(ahead + next.offset[c][s] * size + line);
+                __builtin_prefetch(ahead + next.offset[4 * s + c] + line);
         for (int c = 0; c < 4; c++) {
-            const char *row = base + at.offset[c][s] * size;
-            real weight = at.weight[c][s];
+            const char *row = base + at.offset[4 * s + c];
+            const real weight = at.weight[4 * s + c];
             for (int g = 0; g < groups; g++) {
                 vec pixel = N(load)(row, g * LANES, kind, count);
                 if (c & 1)
@@ -224,18 +237,18 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
 }
 
 /* All channels of a row. The last vector overlaps the one before where the head is no multiple of LANES. */
-static INLINE void N(gather_row)(const void *value, int kind, int64_t dim, corners at, corners next, int64_t samples,
+static INLINE void N(gather_row)(const void *value, const void *next_value, int kind, int64_t dim, corners at, corners next, int64_t samples,
                                  void *output) {
     int64_t c = 0;
     for (; dim - c >= 4 * LANES; c += 4 * LANES)
-        N(gather)(value, value, kind, c, LANES, 4, at, next, samples, output);
+        N(gather)(value, next_value, kind, c, LANES, 4, at, next, samples, output);
     for (; dim - c >= 2 * LANES; c += 2 * LANES)
-        N(gather)(value, value, kind, c, LANES, 2, at, next, samples, output);
-    for (; dim - c >= LANES; c += LANES) N(gather)(value, value, kind, c, LANES, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, c, LANES, 2, at, next, samples, output);
+    for (; dim - c >= LANES; c += LANES) N(gather)(value, next_value, kind, c, LANES, 1, at, next, samples, output);
     if (c < dim && dim >= LANES)
-        N(gather)(value, value, kind, dim - LANES, LANES, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, dim - LANES, LANES, 1, at, next, samples, output);
     else if (c < dim)
-        N(gather)(value, value, kind, 0, dim, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, 0, dim, 1, at, next, samples, output);
 }
 
 /* exp(x) for x <= 0, relative error below 2e-7; NaN stays NaN. */
@@ -313,7 +326,9 @@ static INLINE void N(scatter)(const void *value, int kind, real *grad_value, con
                               int64_t skip, int64_t count, const int groups, corners at, int64_t first,
                               int64_t samples, int64_t last, real *dots, int64_t step) {
     const int64_t size = kind == KIND_REAL ? sizeof(real) : 2;
+    const int64_t times = sizeof(real) / size; /* the gradient lies as the value does, in full precision */
     const char *base = (const char *)value + channel * size;
+    char *into = (char *)(grad_value + channel);
     vec g[4];
     for (int i = 0; i < groups; i++) g[i] = N(load)(grad, channel + i * LANES, KIND_REAL, count);
     for (int64_t i = 0; i < skip; i++) g[0][i] = 0; /* channels that the vector before has done */
@@ -321,19 +336,19 @@ static INLINE void N(scatter)(const void *value, int kind, real *grad_value, con
         int64_t ahead = s + 8 < last ? s + 8 : s;
         vec dot[4];
         for (int c = 0; c < 4; c++) {
-            const char *row = base + at.offset[c][s] * size;
+            const char *row = base + at.offset[4 * s + c];
             for (int line = 0; line < groups * LANES * size; line += 64)
-                __builtin_prefetch(base + at.offset[c][ahead] * size + line);
+                __builtin_prefetch(base + at.offset[4 * ahead + c] + line);
             dot[c] = (vec){0};
             if (dots)
                 for (int i = 0; i < groups; i++) dot[c] += g[i] * N(load)(row, i * LANES, kind, count);
             if (grad_value) {
-                real *to = grad_value + channel + at.offset[c][s];
+                real *to = (real *)(into + at.offset[4 * s + c] * times);
                 for (int line = 0; line < groups * LANES * (int)sizeof(real); line += 64)
-                    __builtin_prefetch((char *)(grad_value + channel + at.offset[c][ahead]) + line, 1);
+                    __builtin_prefetch(into + at.offset[4 * ahead + c] * times + line, 1);
                 for (int i = 0; i < groups; i++)
                     N(store)(to, i * LANES, KIND_REAL, count,
-                             N(load)(to, i * LANES, KIND_REAL, count) + at.weight[c][s] * g[i]);
+                             N(load)(to, i * LANES, KIND_REAL, count) + at.weight[4 * s + c] * g[i]);
             }
         }
         if (dots) N(sums)(dot, dots + s, step);

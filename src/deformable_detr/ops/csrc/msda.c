@@ -5,6 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -27,22 +30,23 @@ typedef int32_t ireal;
 
 enum {
     BLOCK = 64,    /* samples that the way back prepares at once */
-    ALIGNMENT = 64 /* bytes of a cache line */
+    ALIGNMENT = 64, /* bytes of a cache line */
+    LARGE_PAGE = 2 << 20
 };
 
 /* What is the same for every query: one entry per sample, padded to whole vectors. */
 typedef struct {
     int64_t samples, padded;
     real *width, *height;
-    ireal *columns, *rows, *start, *stride;
+    ireal *columns, *rows, *start, *stride; /* `stride`: bytes from one pixel to the next */
     real *aim; /* shift x, shift y, scale x, scale y of given locations */
     int64_t *first_position, *first_sample; /* of each level */
 } plan;
 
-/* Element offsets and weights of the four pixels around each sample. */
+/* Of the four pixels around each sample: byte offsets, and weights. */
 typedef struct {
-    ireal *offset[4];
-    real *weight[4];
+    ireal *offset;
+    real *weight;
 } corners;
 
 typedef struct {
@@ -52,6 +56,9 @@ typedef struct {
     int64_t tasks, next; /* `next`: the first task nobody has taken; only touched atomically */
     int failed; /* out of memory */
     int backward;
+    int64_t image; /* of the pass that is running */
+    char *dense;   /* its values, head after head, where queries are as dense as pixels; else NULL */
+    real *aim;     /* then, too: where the samples of a projection fall, (queries, 4, padded) */
     int64_t room; /* samples a worker prepares at once */
     real *softmax; /* (batch, queries, heads, 2): highest logit, 1 / sum of exponentials */
 } job;
@@ -135,10 +142,11 @@ static plan level_plan(const job *job, scratch *own, int64_t level, int64_t stri
 
 /* One compiled copy for each width and storage: what is constant in a copy costs nothing. */
 #define COPY(lanes, suffix, kind)                                                                              \
-    static void forward_##suffix(const job *job, scratch *own, int64_t i, int64_t a, int64_t b) {              \
-        WITH(lanes, forward_queries)(job, own, i, a, b, kind);                                                 \
+    static void forward_##suffix(const job *job, scratch *own, int64_t a, int64_t b, int64_t g, int64_t h) {   \
+        WITH(lanes, forward_rows)(job, own, a, b, g, h, kind);                                                 \
     }                                                                                                          \
-    static void backward_##suffix(const job *job, scratch *own, int64_t i, int64_t h, int64_t l) {             \
+    static void backward_##suffix(const job *job, scratch *own, int64_t i, int64_t h, int64_t l, int64_t _) {  \
+        (void)_;                                                                                               \
         WITH(lanes, backward_level)(job, own, i, h, l, kind);                                                  \
     }
 COPY(NARROW, narrow_real, KIND_REAL)
@@ -156,7 +164,7 @@ COPY(WIDE, wide_bfloat, KIND_BFLOAT)
      {name##_wide_real, name##_wide_half, name##_wide_bfloat}}
 #define KINDS 3
 #endif
-typedef void (*piece)(const job *, scratch *, int64_t, int64_t, int64_t);
+typedef void (*piece)(const job *, scratch *, int64_t, int64_t, int64_t, int64_t);
 static const piece FORWARD[2][KINDS] = COPIES(forward), BACKWARD[2][KINDS] = COPIES(backward);
 
 static int64_t most(const int64_t *numbers, int64_t count, int64_t step) {
@@ -175,12 +183,11 @@ static void *take(char *block, int64_t *used, int64_t bytes) {
 static int64_t lay_out(char *block, const job *job, scratch *own) {
     const msda_call *call = job->call;
     int64_t used = 0, room = job->room, numbers = room * sizeof(real);
-    for (int i = 0; i < 2; i++)
-        for (int c = 0; c < 4; c++) {
-            own->corners[i].offset[c] = take(block, &used, numbers);
-            own->corners[i].weight[c] = take(block, &used, numbers);
-        }
-    own->aim = take(block, &used, 4 * numbers * (job->backward ? 1 : job->chunk));
+    for (int i = 0; i < 2; i++) {
+        own->corners[i].offset = take(block, &used, 4 * numbers);
+        own->corners[i].weight = take(block, &used, 4 * numbers);
+    }
+    own->aim = take(block, &used, 4 * numbers * (job->backward || job->dense ? 1 : job->chunk));
     own->xy = take(block, &used, 2 * numbers);
     own->weights = take(block, &used, numbers);
     if (!job->backward) return used;
@@ -211,11 +218,12 @@ static void run_task(job *job, scratch *own, int64_t task) {
     const int wide = call->head_dim >= WIDE, kind = (int)call->kind;
     if (job->backward) {
         const int64_t level = task % call->levels, head = task / call->levels % call->heads;
-        BACKWARD[wide][kind](job, own, task / call->levels / call->heads, head, level);
+        BACKWARD[wide][kind](job, own, task / call->levels / call->heads, head, level, 0);
     } else {
-        const int64_t chunks = (call->queries + job->chunk - 1) / job->chunk, first = task % chunks * job->chunk;
-        const int64_t last = first + job->chunk;
-        FORWARD[wide][kind](job, own, task / chunks, first, last < call->queries ? last : call->queries);
+        const int64_t heads_apart = job->dense ? call->heads : 1, head = task % heads_apart;
+        const int64_t first = task / heads_apart * job->chunk, last = first + job->chunk;
+        FORWARD[wide][kind](job, own, first, last < call->queries ? last : call->queries, head,
+                            job->dense ? head + 1 : call->heads);
     }
 }
 
@@ -234,6 +242,23 @@ static void work(int64_t begin, int64_t end, void *context) {
     for (int64_t task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks;)
         run_task(job, &own, task);
     free(own.memory);
+}
+
+/* Pixels of a head lie a kilobyte apart in the values: the few sets of the cache that such a stride reaches, and a page
+ * of memory for every four pixels. Where all are looked at many times, a copy in another order halves the time. */
+static void make_dense(int64_t begin, int64_t end, void *context) {
+    const job *job = context;
+    const msda_call *call = job->call;
+    const int64_t row = call->head_dim * (call->kind == KIND_REAL ? (int64_t)sizeof(real) : 2);
+    const char *from = (const char *)call->value + job->image * call->positions * call->heads * row;
+    for (int64_t p = begin; p < end; p++)
+        for (int64_t h = 0; h < call->heads; h++)
+            memcpy(job->dense + (h * call->positions + p) * row, from + (p * call->heads + h) * row, row);
+}
+
+static void make_aim(int64_t begin, int64_t end, void *context) {
+    const job *job = context;
+    WITH(WIDE, aim_queries)(job, begin, end, job->aim + begin * 4 * job->plan.padded);
 }
 
 /* The passes around the way back of a projection: each worker a range of queries. */
@@ -280,7 +305,9 @@ static char *make_plan(job *job) {
     for (int i = 0; i < 2; i++, at += numbers) *reals[i] = (real *)at;
     for (int i = 0; i < 4; i++, at += numbers) *integers[i] = (ireal *)at;
     plan->aim = (real *)at;
-    int64_t s = 0, position = 0, stride = call->heads * call->head_dim;
+    const int64_t size = call->kind == KIND_REAL ? sizeof(real) : 2;
+    const int64_t stride = (job->dense ? 1 : call->heads) * call->head_dim * size;
+    int64_t s = 0, position = 0;
     for (int64_t l = 0; l < call->levels; l++) {
         const int64_t height = call->shapes[2 * l], width = call->shapes[2 * l + 1];
         plan->first_position[l] = position;
@@ -305,23 +332,47 @@ static char *make_plan(job *job) {
     return memory;
 }
 
+/* Memory for a map; in large pages where the system has them, which take a fraction of the time to come by. */
+static char *reserve(int64_t bytes) {
+#ifdef __linux__
+    if (bytes >= 4 * LARGE_PAGE) {
+        void *memory = NULL;
+        if (posix_memalign(&memory, LARGE_PAGE, bytes)) return NULL;
+        madvise(memory, bytes, MADV_HUGEPAGE); /* advice: that it is not taken is no error */
+        return memory;
+    }
+#endif
+    return malloc(bytes ? bytes : 1);
+}
+
 /* Both return 0, or 1 if there was no memory. Work too small to be worth waking other threads runs inline. */
 int ENTRY(forward)(const msda_call *call) {
     job job = {.call = call};
+    const int64_t image = call->positions * call->heads * call->head_dim;
+    const int dense = call->queries * 4 > call->positions && image >= 65536;
+    if (dense) job.dense = reserve(image * (call->kind == KIND_REAL ? sizeof(real) : 2));
     char *memory = make_plan(&job);
-    if (!memory) return 1;
-    const int64_t samples_of_query = call->heads * (job.plan.samples ? job.plan.samples : 1);
-    const int64_t work_of_query = samples_of_query * (call->head_dim + 16);
-    const int64_t total = call->batch * call->queries;
-    int64_t threads = total * work_of_query / 262144 + 1;
+    if (dense && call->projection) job.aim = (real *)reserve(call->queries * 4 * job.plan.padded * sizeof(real));
+    job.failed = !memory || (dense && !job.dense) || (dense && call->projection && !job.aim);
+    const int64_t work_of_query = call->heads * (job.plan.samples + 1) * (call->head_dim + 16);
+    int64_t threads = call->queries * work_of_query / 262144 + 1;
     threads = threads < call->threads ? threads : call->threads;
-    /* Enough tasks that the slowest is not waited for, few enough that neighbours share what they fetch. */
-    job.chunk = total / (threads * 8) + 1;
-    job.chunk = job.chunk > 64 ? 64 : job.chunk < 4 ? 4 : job.chunk;
+    /* Enough tasks that the slowest is not waited for. Where queries are few, a task has all heads of some: the heads of
+     * a query look at the same pages of memory. Where they are dense, one head of many: neighbours look at the same
+     * pixels of a head, which stay in the cache. */
+    const int64_t chunk = call->queries / (threads * 8) + 1;
+    job.chunk = dense ? 1024 : chunk > 64 ? 64 : chunk < 4 ? 4 : chunk;
+    job.tasks = (call->queries + job.chunk - 1) / job.chunk * (dense ? call->heads : 1);
     job.room = job.plan.padded;
-    job.tasks = call->batch * ((call->queries + job.chunk - 1) / job.chunk);
-    spread(&job, threads, 1, work);
+    for (; job.image < call->batch && !job.failed; job.image++) {
+        if (job.dense) spread(&job, call->positions, 512, make_dense);
+        if (job.aim) spread(&job, call->queries, 512, make_aim);
+        job.next = 0;
+        spread(&job, threads, 1, work);
+    }
     free(memory);
+    free(job.dense);
+    free(job.aim);
     return job.failed;
 }
 

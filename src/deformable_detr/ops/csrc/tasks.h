@@ -1,8 +1,8 @@
 /* Pieces of work that share no output, in vectors of LANES. Included after lanes.h, once per width. */
 
 /* Where the samples of a query fall: place = coordinate * scale + shift, in pixels of the sample's level. */
-static INLINE void N(aim)(const msda_call *call, const plan *plan, int64_t row, int64_t level, int64_t from,
-                          int64_t count, real *shift_x, real *shift_y, real *scale_x, real *scale_y) {
+static INLINE void N(aim)(const msda_call *call, int64_t row, int64_t level, int64_t from, int64_t count,
+                          real *shift_x, real *shift_y, real *scale_x, real *scale_y) {
     const real *at = (const real *)call->reference + (row * call->levels + level) * call->reference_size;
     real height = call->shapes[2 * level], width = call->shapes[2 * level + 1], half = (real)0.5 / call->points[level];
     real x = at[0] * width - (real)0.5, y = at[1] * height - (real)0.5;
@@ -14,62 +14,79 @@ static INLINE void N(aim)(const msda_call *call, const plan *plan, int64_t row, 
         scale_x[s] = per_x;
         scale_y[s] = per_y;
     }
-    (void)plan;
 }
 
-/* Output rows of queries `first` to `last` of one image. Heads outside, queries inside: neighbours look at the same
- * pixels of a head, and one head's pixels stay in the cache. */
-static INLINE void N(forward_queries)(const job *job, scratch *own, int64_t image, int64_t first, int64_t last,
-                                      int kind) {
+/* Where the samples of queries `first` to `last` of the image of this pass fall, one after another. */
+static INLINE void N(aim_queries)(const job *job, int64_t first, int64_t last, real *aim) {
+    const msda_call *call = job->call;
+    const int64_t padded = job->plan.padded;
+    for (int64_t q = first; q < last; q++, aim += 4 * padded)
+        for (int64_t l = 0, s = 0; l < call->levels; s += call->points[l++])
+            N(aim)(call, job->image * call->queries + q, l, s, call->points[l], aim, aim + padded, aim + 2 * padded,
+                   aim + 3 * padded);
+}
+
+/* Output rows of some queries and heads of the image of this pass. */
+static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, int64_t last, int64_t first_head,
+                                   int64_t last_head, int kind) {
     const msda_call *call = job->call;
     const plan *plan = &job->plan;
     const int64_t samples = plan->samples, padded = plan->padded, heads = call->heads, dim = call->head_dim;
-    const int64_t size = kind == KIND_REAL ? sizeof(real) : 2;
+    const int64_t size = kind == KIND_REAL ? sizeof(real) : 2, some = last_head - first_head;
     const real *locations = call->locations, *weights = call->weights, *projection = call->projection;
-    const char *value = (const char *)call->value + image * call->positions * heads * dim * size;
-    if (projection)
-        for (int64_t q = first; q < last; q++)
-            for (int64_t l = 0, s = 0; l < call->levels; s += call->points[l++]) {
-                real *aim = own->aim + (q - first) * 4 * padded;
-                N(aim)(call, plan, image * call->queries + q, l, s, call->points[l], aim, aim + padded,
-                       aim + 2 * padded, aim + 3 * padded);
-            }
-    for (int64_t head = 0; head < heads; head++) {
-        corners now = own->corners[0], next = own->corners[1];
-        for (int64_t q = first; q <= last; q++) {
-            corners swap = now;
-            if (q < last) {
-                int64_t row = image * call->queries + q;
-                const real *xy, *weight, *aim = plan->aim;
-                real scale = 1, highest;
-                if (projection) {
-                    const real *all = projection + row * heads * samples * 3;
-                    xy = all + head * samples * 2;
-                    scale = N(soften)(all + (2 * heads + head) * samples, samples, padded, own->weights, &highest);
-                    weight = own->weights;
-                    aim = own->aim + (q - first) * 4 * padded;
-                } else {
-                    xy = locations + (row * heads + head) * samples * 2;
-                    weight = weights + (row * heads + head) * samples;
-                }
-                if (samples != padded) { /* the last vector would read beyond the row */
-                    memcpy(own->xy, xy, 2 * samples * sizeof(real));
-                    xy = own->xy;
-                    if (!projection) weight = memcpy(own->weights, weight, samples * sizeof(real));
-                }
-                N(prepare)(plan, 0, padded, xy, weight, scale, aim, aim + padded, aim + 2 * padded, aim + 3 * padded,
-                           next);
+    const int64_t head_step = (job->dense ? call->positions : 1) * dim * size;
+    const char *value = (const char *)call->value + job->image * call->positions * heads * dim * size;
+    const real *aims = plan->aim;
+    if (job->dense) value = job->dense;
+    if (projection && job->dense) {
+        aims = job->aim + first * 4 * padded;
+    } else if (projection) {
+        N(aim_queries)(job, first, last, own->aim);
+        aims = own->aim;
+    }
+    corners now = own->corners[0], next = own->corners[1];
+    int64_t head_before = 0;
+    char *output = NULL;
+    for (int64_t i = 0, rows = (last - first) * some; i <= rows; i++) {
+        const corners spare = now;
+        const int64_t head = i == rows ? head_before : first_head + i % some;
+        const int64_t row = job->image * call->queries + first + i / some;
+        if (i < rows) {
+            const real *xy, *weight, *aim = aims + (projection ? i / some * 4 * padded : 0);
+            real scale = 1, highest;
+            if (projection) {
+                const real *all = projection + row * heads * samples * 3;
+                xy = all + head * samples * 2;
+                scale = N(soften)(all + (2 * heads + head) * samples, samples, padded, own->weights, &highest);
+                weight = own->weights;
             } else {
-                next = now;
+                xy = locations + (row * heads + head) * samples * 2;
+                weight = weights + (row * heads + head) * samples;
             }
-            if (q > first) {
-                int64_t row = (image * call->queries + q - 1) * heads + head;
-                N(gather_row)(value + head * dim * size, kind, dim, now, next, samples,
-                              (char *)call->output + row * dim * size);
+            if (some == 1) { /* rows far apart, which the processor does not see coming */
+                const int64_t step = projection ? 8 * heads * samples * 3 : 8 * heads * samples;
+                const real *places = projection ? xy + step : xy + 2 * step;
+                const real *shares = projection ? projection + (row + 8) * heads * samples * 3 + (2 * heads + head) * samples : weight + step;
+                const char *to = (char *)call->output + ((row + 4) * heads + head) * dim * size;
+                for (int64_t c = 0; c < dim * size; c += 64) __builtin_prefetch(to + c, 1);
+                for (int64_t s = 0; s < 2 * samples; s += 64 / sizeof(real)) __builtin_prefetch(places + s);
+                for (int64_t s = 0; s < samples; s += 64 / sizeof(real)) __builtin_prefetch(shares + s);
             }
-            now = next;
-            next = q < last ? swap : next;
+            if (samples != padded) { /* the last vector would read beyond the row */
+                memcpy(own->xy, xy, 2 * samples * sizeof(real));
+                xy = own->xy;
+                if (!projection) weight = memcpy(own->weights, weight, samples * sizeof(real));
+            }
+            N(prepare)(plan, 0, padded, xy, weight, scale, aim, aim + padded, aim + 2 * padded, aim + 3 * padded, next);
+        } else {
+            next = now; /* nothing to fetch ahead */
         }
+        if (i > 0)
+            N(gather_row)(value + head_before * head_step, value + head * head_step, kind, dim, now, next, samples, output);
+        head_before = head;
+        output = (char *)call->output + (row * heads + head) * dim * size;
+        now = next;
+        next = spare;
     }
 }
 
@@ -97,7 +114,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
         for (int64_t p = 0; p < size_of_map; p++) memset(grad_value + p * stride, 0, dim * sizeof(real));
     }
     const int64_t block = points > BLOCK ? 1 : BLOCK / (points ? points : 1);
-    plan here = level_plan(job, own, level, packs ? dim : stride);
+    plan here = level_plan(job, own, level, (packs ? dim : stride) * size);
     const int64_t room = here.padded;
     real *aim = own->aim, *xy = own->xy, *weight = own->weights, *dots = own->dots, *row_grad = own->row_grad;
     for (int64_t first = 0; first < call->queries && points; first += block) {
@@ -112,7 +129,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
                 real highest = job->softmax[(row * heads + head) * 2];
                 for (int64_t p = 0; p < points; p++) weight[s + p] = logits[p] - highest;
                 for (int64_t p = 0; p < points; p++) own->share[s + p] = job->softmax[(row * heads + head) * 2 + 1];
-                N(aim)(call, &here, row, level, s, points, aim, aim + room, aim + 2 * room, aim + 3 * room);
+                N(aim)(call, row, level, s, points, aim, aim + room, aim + 2 * room, aim + 3 * room);
             } else {
                 const int64_t from = (row * heads + head) * samples + before;
                 memcpy(xy + 2 * s, (const real *)call->locations + 2 * from, 2 * points * sizeof(real));
@@ -195,7 +212,7 @@ static INLINE void N(backward_projection)(const job *job, scratch *own, int64_t 
         real *shift_x = own->aim, *shift_y = shift_x + padded, *scale_x = shift_y + padded, *scale_y = scale_x + padded;
         if (grad_reference) memset(grad_reference, 0, call->levels * width * sizeof(real));
         for (int64_t l = 0, s = 0; l < call->levels; s += call->points[l++])
-            N(aim)(call, &job->plan, row, l, s, call->points[l], shift_x, shift_y, scale_x, scale_y);
+            N(aim)(call, row, l, s, call->points[l], shift_x, shift_y, scale_x, scale_y);
         for (int64_t head = 0; head < heads; head++) {
             real *of_logit = grad + (2 * heads + head) * samples, *of_offset = grad + head * samples * 2, total = 0;
             const real *offset = offsets + head * samples * 2, *logits = offsets + (2 * heads + head) * samples;
