@@ -17,7 +17,7 @@ BUILD = runpy.run_path(str(OPS / "build.py"))
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-g0"]
 
 
-class build_kernel(build_ext):  # noqa: N801 - setuptools names its commands so
+class build_kernel(build_ext):
     """One shared library of one plain-C source, compiled once per instruction set and number type."""
 
     def get_ext_filename(self, fullname: str) -> str:
@@ -60,7 +60,7 @@ class build_kernel(build_ext):  # noqa: N801 - setuptools names its commands so
             self.copy_file(str(built), str(OPS / BUILD["LIBRARY"]))
 
 
-class wheel(bdist_wheel):  # noqa: N801
+class wheel(bdist_wheel):
     """Tagged by what is inside."""
 
     def get_tag(self) -> tuple[str, str, str]:

@@ -20,11 +20,7 @@ from deformable_detr.ops import build
 from deformable_detr.types import SpatialShapes
 
 _KINDS = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}
-_FIELDS = (
-    "batch positions heads head_dim queries levels kind reference_size threads shapes points value locations weights "
-    "reference projection grad output grad_value grad_locations grad_weights grad_reference grad_projection "
-    "parallel_for"
-).split()
+_FIELDS = ["batch", "positions", "heads", "head_dim", "queries", "levels", "kind", "reference_size", "threads", "shapes", "points", "value", "locations", "weights", "reference", "projection", "grad", "output", "grad_value", "grad_locations", "grad_weights", "grad_reference", "grad_projection", "parallel_for"]
 
 
 class _Call(ctypes.Structure):
@@ -131,7 +127,9 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[i
     return output
 
 
-def attend(value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
+def attend(
+    value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
+) -> Tensor:
     """See `ops.library`."""
     value, reference, projection = _exact(value, reference, projection)
     output = value.new_empty(value.shape[0], projection.shape[1], value.shape[2], value.shape[3])

@@ -132,11 +132,19 @@ def multi_scale_deformable_attention_from_projection(
 def backends(
     value: Float[Tensor, "batch positions heads head_dim"],
     spatial_shapes: SpatialShapes,
-    num_points: tuple[int, ...],
-    num_queries: int,
+    sampling_locations: Float[Tensor, "batch queries heads levels points 2"]
+    | Float[Tensor, "batch queries heads samples 2"],
+    attention_weights: Float[Tensor, "batch queries heads levels points"]
+    | Float[Tensor, "batch queries heads samples"],
+    *,
+    num_points: tuple[int, ...] | None = None,
 ) -> dict[str, str | None]:
-    """Every backend, in order of preference, with the reason why it cannot run on such tensors, or None if it can."""
-    return {name: backend.why_not(value, spatial_shapes, num_points, num_queries) for name, backend in BACKENDS.items()}
+    """Every backend, in order of preference, with the reason why it cannot run on these tensors, or None if it can."""
+    if num_points is None:
+        check_even(spatial_shapes, sampling_locations, attention_weights)
+        num_points = (sampling_locations.shape[4],) * len(spatial_shapes)
+    queries = sampling_locations.shape[1]
+    return {name: backend.why_not(value, spatial_shapes, num_points, queries) for name, backend in BACKENDS.items()}
 
 
 def choose(
