@@ -20,7 +20,11 @@ from deformable_detr.ops import build
 from deformable_detr.types import SpatialShapes
 
 _KINDS = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}
-_FIELDS = ["batch", "positions", "heads", "head_dim", "queries", "levels", "kind", "reference_size", "threads", "shapes", "points", "value", "locations", "weights", "reference", "projection", "grad", "output", "grad_value", "grad_locations", "grad_weights", "grad_reference", "grad_projection", "parallel_for"]
+# The order of `msda_call` in csrc/msda.h.
+_NUMBERS = ("batch", "positions", "heads", "head_dim", "queries", "levels", "kind", "reference_size", "threads")
+_TENSORS = ("value", "locations", "weights", "reference", "projection", "grad", "output")
+_GRADIENTS = ("grad_value", "grad_locations", "grad_weights", "grad_reference", "grad_projection")
+_FIELDS = (*_NUMBERS, "shapes", "points", *_TENSORS, *_GRADIENTS, "parallel_for")
 
 
 class _Call(ctypes.Structure):
@@ -48,7 +52,7 @@ def missing() -> str | None:
     return _reason() if torch.compiler.is_compiling() else _find()[1]
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _reason() -> str | None:
     return _find()[1]
 
@@ -223,14 +227,10 @@ def _call(
     what: str, value: Tensor, queries: int, shapes: Sequence[int], points: Sequence[int], **tensors: Tensor | None
 ) -> None:
     use = kernel()
-    batch, positions, heads, head_dim = value.shape
     of_shapes, of_points = _integers(tuple(shapes)), _integers(tuple(points))
     reference = tensors.get("reference")
     call = _Call(
-        batch,
-        positions,
-        heads,
-        head_dim,
+        *value.shape,
         queries,
         len(points),
         _KINDS[value.dtype],
@@ -239,9 +239,12 @@ def _call(
         ctypes.addressof(of_shapes),
         ctypes.addressof(of_points),
         value.data_ptr(),
-        parallel_for=use.parallel_for if os.getpid() == use.process else 0,
-        **{name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None},
     )
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(call, name, tensor.data_ptr())
+    if os.getpid() == use.process:
+        call.parallel_for = use.parallel_for
     # The foreign call releases Python's lock; `value` and `tensors` keep the memory alive meanwhile.
-    if use.functions[what, value.dtype == torch.float64](ctypes.byref(call)):
+    if use.functions[what, value.dtype == torch.float64](call):
         raise MemoryError("no memory for the scratch space of deformable attention")

@@ -127,7 +127,7 @@ def _on_cpu(name: str, portable: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _register() -> None:
-    portable = {
+    portable: dict[str, Callable[..., Any]] = {
         "sample": reference.sample,
         "attend": reference.attend,
         "sample_backward": _no_kernel,

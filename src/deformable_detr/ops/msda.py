@@ -1,6 +1,7 @@
 """Multi-scale deformable attention (arXiv 2010.04159, section 4.1): contract, checks, and choice of backend."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
@@ -88,7 +89,7 @@ def multi_scale_deformable_attention(
     check(value, spatial_shapes, num_points, sampling_locations, attention_weights)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, sampling_locations.shape[1])]
     exact = library.accumulation_dtype(value)
-    shapes = [size for height_width in spatial_shapes for size in height_width]
+    shapes = list(chain.from_iterable(spatial_shapes))
     return chosen.sample(value, sampling_locations.to(exact), attention_weights.to(exact), shapes, num_points)
 
 
@@ -125,7 +126,7 @@ def multi_scale_deformable_attention_from_projection(
     check_projection(value, spatial_shapes, num_points, reference, projection)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, projection.shape[1])]
     exact = library.accumulation_dtype(value)
-    shapes = [size for height_width in spatial_shapes for size in height_width]
+    shapes = list(chain.from_iterable(spatial_shapes))
     return chosen.attend(value, reference.to(exact), projection.to(exact), shapes, num_points)
 
 
