@@ -249,7 +249,7 @@ SHARED_GROUNDING = ["model.encoder.layers.0.deformable_layer.self_attn.attn", *S
 SHARED_CROSS = [f"decoder.layers.{n}.cross_attn.attn" for n in range(2)]
 PIXELS = [f"model.pixel_level_module.decoder.encoder.layers.{n}.self_attn" for n in range(2)]
 
-# How to build it, (height, width) of its pictures, whether it heeds a padding mask, its attention modules.
+# How to build it, (height, width) of its pictures, its attention modules.
 FAMILIES = {
     "deformable_detr": (deformable_detr, (97, 75), SHARED_DETR),
     "deformable_detr_two_stage": (deformable_detr_two_stage, (97, 75), SHARED_DETR),
@@ -257,8 +257,8 @@ FAMILIES = {
     "rt_detr_v2": (rt_detr_v2, (96, 64), DECODER),
     "d_fine": (d_fine, (96, 64), DECODER),
     "deimv2": (deimv2, (96, 64), DECODER),
-    "rf_detr": (rf_detr, (112, 112), [f"model.{name}" for name in SHARED_CROSS]),
-    "lw_detr": (lw_detr, (128, 128), [f"model.{name}" for name in SHARED_CROSS]),
+    "rf_detr": (rf_detr, (112, 84), [f"model.{name}" for name in SHARED_CROSS]),
+    "lw_detr": (lw_detr, (128, 96), [f"model.{name}" for name in SHARED_CROSS]),
     "grounding_dino": (lambda T: grounding(T, "GroundingDino"), (97, 75), SHARED_GROUNDING),
     "mm_grounding_dino": (lambda T: grounding(T, "MMGroundingDino"), (97, 75), SHARED_GROUNDING),
     "omdet_turbo": (omdet_turbo, (96, 64), SHARED_CROSS),

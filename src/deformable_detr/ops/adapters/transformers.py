@@ -52,11 +52,11 @@ def accelerate(model: nn.Module) -> Acceleration:
     compiles and runs under autocast. A copy or a pickle of the model is accelerated like the model; to read the pickle
     where this package is missing, restore the model first. Doing it twice does nothing more.
 
-    The model samples in float32 or better even where it is half precision itself, so such a model may differ from
-    before in its last digits, for the better.
+    Samples are weighed and summed in float32 even where the model is half precision, which changes its last digits for
+    the better. A location that is not a number adds nothing, where it made everything else not a number before.
 
     Args:
-        model: the model; of a pipeline or processor pass the model inside.
+        model: the model itself; of a pipeline, `pipeline.model`.
 
     Raises:
         ValueError: there is nothing in it that could run on the operator. The model is as it was.
@@ -66,7 +66,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     left: dict[str, str] = {}
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        if _ORIGINAL in vars(type(module)):
+        if hasattr(type(module), _ORIGINAL):
             replaced.append(name)
             continue
         way = _way(module)
@@ -175,7 +175,7 @@ def _with_operator(forward: Any) -> FunctionType:
     name = _global_core(forward)
     assert name is not None
     names = {**forward.__globals__, name: _CORES[name]}
-    # With the name of its file torch.compile would look there instead, and find what this replaces.
+    # torch.compile may take globals that bear the name of a file for that file's own, and guard what this replaces.
     del names["__name__"]
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__
