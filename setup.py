@@ -70,6 +70,13 @@ class wheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("deformable_detr.ops._msda", [str(OPS / "csrc" / "msda.c")], optional=True)],
+    ext_modules=[
+        Extension(
+            "deformable_detr.ops._msda",
+            [str(OPS / "csrc" / "select.c"), str(OPS / "csrc" / "msda.c")],
+            depends=[str(OPS / "csrc" / name) for name in ("msda.h", "lanes.h", "tasks.h")],
+            optional=True,
+        )
+    ],
     cmdclass={"build_ext": build_kernel, "bdist_wheel": wheel},
 )

@@ -120,7 +120,8 @@ def _wait(images: Tensor) -> None:
 
 def _backend(device: str) -> str:
     value = torch.zeros(1, 20, 8, 32, device=device)
-    return next(name for name, reason in backends(value, ((4, 5),), (4,), 300).items() if reason is None)
+    locations, weights = torch.zeros(1, 7, 8, 1, 4, 2, device=device), torch.zeros(1, 7, 8, 1, 4, device=device)
+    return next(name for name, reason in backends(value, ((4, 5),), locations, weights).items() if reason is None)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deformable_detr.nn.deformable_attention import DeformableAttention, sampling_locations
+from deformable_detr.nn.deformable_attention import DeformableAttention
+from deformable_detr.ops import multi_scale_deformable_attention
 
 SHAPES = ((6, 10), (3, 5))
 BATCH, QUERIES, HEADS, POINTS, DIM = 2, 7, 3, 4, 12
@@ -16,24 +17,30 @@ def make_attention():
     return attention
 
 
-def test_offsets_around_a_point_count_pixels_of_the_level():
-    reference = torch.rand(BATCH, QUERIES, 2, 2)
-    offsets = torch.randn(BATCH, QUERIES, HEADS, 2, POINTS, 2)
-    locations = sampling_locations(reference, offsets, SHAPES)
-    for level, (height, width) in enumerate(SHAPES):
-        x = reference[1, 2, level, 0] + offsets[1, 2, 0, level, 3, 0] / width
-        y = reference[1, 2, level, 1] + offsets[1, 2, 0, level, 3, 1] / height
-        torch.testing.assert_close(locations[1, 2, 0, level, 3], torch.stack([x, y]))
-
-
-def test_offsets_around_a_box_count_its_half_sides_over_the_points():
-    reference = torch.rand(BATCH, QUERIES, 2, 4)
-    offsets = torch.randn(BATCH, QUERIES, HEADS, 2, POINTS, 2)
-    locations = sampling_locations(reference, offsets, SHAPES)
-    cx, cy, w, h = reference[0, 5, 1]
-    dx, dy = offsets[0, 5, 2, 1, 0]
-    expected = torch.stack([cx + dx / POINTS * w / 2, cy + dy / POINTS * h / 2])
-    torch.testing.assert_close(locations[0, 5, 2, 1, 0], expected)
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_the_projection_holds_offsets_then_weights(coordinates):
+    """The four layers one after another, as the paper has them, give the same."""
+    attention = make_attention()
+    query, tokens = torch.randn(BATCH, QUERIES, DIM), torch.randn(BATCH, 75, DIM)
+    mask = torch.zeros(BATCH, 75, dtype=torch.bool)
+    reference = torch.rand(BATCH, QUERIES, 2, coordinates)
+    offsets = attention.sampling_offsets(query).view(BATCH, QUERIES, HEADS, 2, POINTS, 2)
+    weights = attention.attention_weights(query).view(BATCH, QUERIES, HEADS, -1).softmax(-1)
+    around = reference[:, :, None, :, None]
+    if coordinates == 2:
+        sizes_wh = torch.tensor([(width, height) for height, width in SHAPES])
+        locations = around + offsets / sizes_wh[:, None]
+    else:
+        locations = around[..., :2] + offsets / POINTS * around[..., 2:] / 2
+    sampled = multi_scale_deformable_attention(
+        attention.value_proj(tokens).view(BATCH, 75, HEADS, -1),
+        SHAPES,
+        locations,
+        weights.view(BATCH, QUERIES, HEADS, 2, POINTS),
+        backend="reference",
+    )
+    expected = attention.output_proj(sampled.flatten(2))
+    torch.testing.assert_close(attention(query, reference, tokens, mask, SHAPES), expected)
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])

@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from deformable_detr.errors import BackendError
-from deformable_detr.ops import backends, multi_scale_deformable_attention
-from deformable_detr.ops.msda import BACKENDS
-from deformable_detr.ops.msda import _check as check
+from deformable_detr.ops import (
+    backends,
+    cpu,
+    multi_scale_deformable_attention,
+    multi_scale_deformable_attention_from_projection,
+)
+from deformable_detr.ops.msda import check, check_even, check_projection, choose
+from deformable_detr.ops.reference import locations_and_weights
 
+# Every backend that can run on the CPU; where there was no compiler, the kernel cannot.
+BACKENDS = ("grid_sample", "reference") if cpu.missing() else ("cpu", "grid_sample", "reference")
 SHAPES = ((7, 5), (4, 3), (1, 2))
 BATCH, QUERIES, HEADS, HEAD_DIM, POINTS = 2, 5, 3, 6, 4
 
@@ -68,8 +75,9 @@ def test_backends_agree_on_gradients_in_float32():
         result = multi_scale_deformable_attention(inputs[0], SHAPES, *inputs[1:], backend=backend)
         (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum().backward()
         gradients.append([tensor.grad for tensor in inputs])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for others in gradients[:-1]:
+        for one, other in zip(others, gradients[-1], strict=True):  # the reference is the last
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -107,25 +115,141 @@ def test_strided_inputs_are_read_right(backend):
 def test_no_queries_fall_to_a_backend_that_can():
     value, locations, weights = make_inputs()
     empty = (value, SHAPES, locations[:, :0], weights[:, :0])
-    assert backends(*empty) == {"grid_sample": "grid_sample refuses empty tensors", "reference": None}
+    reasons = backends(*empty)
+    assert reasons["grid_sample"] == "grid_sample refuses empty tensors"
+    assert reasons["reference"] is None
+    assert reasons["triton"] == "it needs a CUDA tensor, value is on cpu"
     assert multi_scale_deformable_attention(*empty).shape == (BATCH, 0, HEADS, HEAD_DIM)
     with pytest.raises(BackendError, match="backend 'grid_sample' cannot run: grid_sample refuses"):
         multi_scale_deformable_attention(*empty, backend="grid_sample")
 
 
+def test_the_first_backend_that_can_run_is_chosen():
+    value, locations, weights = make_inputs(dtype=torch.float32)
+    able = [name for name, reason in backends(value, SHAPES, locations, weights).items() if reason is None]
+    assert able == list(BACKENDS)
+    chosen = multi_scale_deformable_attention(value, SHAPES, locations, weights)
+    assert torch.equal(chosen, multi_scale_deformable_attention(value, SHAPES, locations, weights, backend=BACKENDS[0]))
+
+
+def test_an_unknown_backend_is_named():
+    # Past the shape hook of the test run, which knows the names, too.
+    value, locations, _ = make_inputs()
+    with pytest.raises(BackendError, match=r"unknown backend 'cuda'; there are cpu, triton, grid_sample, reference"):
+        choose("cuda", value, SHAPES, (POINTS,) * 3, locations.shape[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_levels_may_differ_in_their_points(backend):
+    value, locations, weights = make_inputs()
+    few = (3, 1, 2)
+    picked = [slice(4 * level, 4 * level + count) for level, count in enumerate(few)]
+    some_locations = torch.cat([locations.flatten(3, 4)[:, :, :, part] for part in picked], dim=3)
+    some_weights = torch.cat([weights.flatten(3, 4)[..., part] for part in picked], dim=-1)
+    silent = torch.zeros_like(weights).flatten(3, 4)
+    for part in picked:
+        silent[..., part] = weights.flatten(3, 4)[..., part]
+    result = multi_scale_deformable_attention(
+        value, SHAPES, some_locations, some_weights, num_points=few, backend=backend
+    )
+    expected = sample_by_hand(value, SHAPES, locations, silent.view_as(weights))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    assert backends(value, SHAPES, some_locations, some_weights, num_points=few)[backend] is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("num_points", [4, (3, 1, 2)])
+def test_a_projection_gives_the_same_as_its_locations_and_weights(backend, coordinates, num_points):
+    value, _, _ = make_inputs()
+    of_level = (num_points,) * 3 if isinstance(num_points, int) else num_points
+    generator = torch.Generator().manual_seed(8)
+    reference = torch.rand(BATCH, QUERIES, 3, coordinates, generator=generator, dtype=torch.float64)
+    projection = torch.randn(BATCH, QUERIES, HEADS * sum(of_level) * 3, generator=generator, dtype=torch.float64)
+    shapes = [size for pair in SHAPES for size in pair]
+    locations, weights = locations_and_weights(value, reference, projection, shapes, of_level)
+    expected = multi_scale_deformable_attention(
+        value, SHAPES, locations, weights, num_points=of_level, backend="reference"
+    )
+
+    def run(value, reference, projection):
+        return multi_scale_deformable_attention_from_projection(
+            value, SHAPES, reference, projection, num_points=num_points, backend=backend
+        )
+
+    torch.testing.assert_close(run(value, reference, projection), expected, rtol=0, atol=1e-12)
+    inputs = tuple(tensor.requires_grad_() for tensor in (value, reference, projection))
+    torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+def test_offsets_around_a_point_count_pixels_of_the_level():
+    value, reference, projection, shapes, offsets = make_projection(coordinates=2)
+    locations, _ = locations_and_weights(value, reference, projection, shapes, (POINTS,) * 3)
+    for level, (height, width) in enumerate(SHAPES):
+        x = reference[1, 2, level, 0] + offsets[1, 2, 0, level, 3, 0] / width
+        y = reference[1, 2, level, 1] + offsets[1, 2, 0, level, 3, 1] / height
+        torch.testing.assert_close(locations[1, 2, 0, level * POINTS + 3], torch.stack([x, y]))
+
+
+def test_offsets_around_a_box_count_its_half_sides_over_the_points():
+    value, reference, projection, shapes, offsets = make_projection(coordinates=4)
+    locations, _ = locations_and_weights(value, reference, projection, shapes, (POINTS,) * 3)
+    cx, cy, w, h = reference[0, 4, 1]
+    dx, dy = offsets[0, 4, 2, 1, 0]
+    expected = torch.stack([cx + dx / POINTS * w / 2, cy + dy / POINTS * h / 2])
+    torch.testing.assert_close(locations[0, 4, 2, POINTS], expected)
+
+
+def test_weights_are_a_softmax_over_levels_and_points_of_a_head():
+    value, reference, projection, shapes, _ = make_projection(coordinates=2)
+    _, weights = locations_and_weights(value, reference, projection, shapes, (POINTS,) * 3)
+    logits = projection[..., HEADS * 3 * POINTS * 2 :].view(BATCH, QUERIES, HEADS, 3 * POINTS)
+    torch.testing.assert_close(weights[1, 3, 2], logits[1, 3, 2].exp() / logits[1, 3, 2].exp().sum())
+
+
+def make_projection(coordinates):
+    value, _, _ = make_inputs()
+    generator = torch.Generator().manual_seed(2)
+    reference = torch.rand(BATCH, QUERIES, 3, coordinates, generator=generator, dtype=torch.float64)
+    projection = torch.randn(BATCH, QUERIES, HEADS * 3 * POINTS * 3, generator=generator, dtype=torch.float64)
+    offsets = projection[..., : HEADS * 3 * POINTS * 2].view(BATCH, QUERIES, HEADS, 3, POINTS, 2)
+    return value, reference, projection, [size for pair in SHAPES for size in pair], offsets
+
+
 def test_disagreeing_tensors_are_named_with_both_numbers():
     # The checks alone: with the shape hook of the test run, annotations would speak first.
     value, locations, weights = make_inputs()
+    flat, flat_weights, points = locations.flatten(3, 4), weights.flatten(3, 4), (POINTS,) * 3
     with pytest.raises(ValueError, match=r"value has 48 positions but spatial_shapes .* need 49"):
-        check(value[:, 1:], SHAPES, locations, weights)
-    with pytest.raises(ValueError, match=r"sampling_locations have shape \(2, 5, 3, 2, 4, 2\)"):
-        check(value, SHAPES, locations[:, :, :, :2], weights)
-    with pytest.raises(ValueError, match=r"attention_weights have shape \(2, 4, 3, 3, 4\)"):
-        check(value, SHAPES, locations, weights[:, :4])
+        check(value[:, 1:], SHAPES, points, flat, flat_weights)
+    with pytest.raises(ValueError, match=r"\(2, 5, 3, 8, 2\); value and spatial_shapes need \(2, 5, 3, 12, 2\)"):
+        check(value, SHAPES, points, flat[:, :, :, :8], flat_weights)
+    with pytest.raises(ValueError, match=r"attention_weights have shape \(2, 4, 3, 12\)"):
+        check(value, SHAPES, points, flat, flat_weights[:, :4])
     with pytest.raises(ValueError, match="value needs axes"):
-        check(value[0], SHAPES, locations, weights)
+        check(value[0], SHAPES, points, flat, flat_weights)
+    with pytest.raises(ValueError, match=r"num_points \(4, 4\) names 2 levels but spatial_shapes .* have 3"):
+        check(value, SHAPES, (4, 4), flat, flat_weights)
+    with pytest.raises(ValueError, match=r"with num_points need axes"):
+        check(value, SHAPES, points, locations, weights)
+    with pytest.raises(ValueError, match="value is on cpu but sampling_locations on meta"):
+        check(value, SHAPES, points, flat.to("meta"), flat_weights)
     with pytest.raises(ValueError, match="sampling_locations need axes"):
-        check(value, SHAPES, locations[..., 0], weights)
+        check_even(SHAPES, flat, flat_weights)
+    with pytest.raises(ValueError, match=r"sampling_locations have 2 levels but spatial_shapes .* have 3"):
+        check_even(SHAPES, locations[:, :, :, :2], weights)
+    with pytest.raises(ValueError, match=r"attention_weights have shape \(2, 5, 3, 3, 3\)"):
+        check_even(SHAPES, locations, weights[..., :3])
+
+
+def test_disagreeing_projections_are_named_with_both_numbers():
+    value, reference, projection, _, _ = make_projection(coordinates=4)
+    with pytest.raises(ValueError, match=r"3 heads of 12 samples need \(2, queries, 108\)"):
+        check_projection(value, SHAPES, (POINTS,) * 3, reference, projection[..., :-1])
+    with pytest.raises(ValueError, match=r"reference has shape \(2, 5, 2, 4\); .* \(2, 5, 3, 2\) for points"):
+        check_projection(value, SHAPES, (POINTS,) * 3, reference[:, :, :2], projection)
+    with pytest.raises(ValueError, match=r"\(2, 5, 3, 4\) for boxes"):
+        check_projection(value, SHAPES, (POINTS,) * 3, reference[..., :3], projection)
 
 
 @pytest.mark.compile

@@ -70,8 +70,9 @@ def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int,
         return f"it needs a CPU tensor, value is on {value.device.type}"
     if value.dtype not in _KINDS:
         return f"it has no code for {value.dtype}; it has for {', '.join(str(dtype) for dtype in _KINDS)}"
-    if value.shape[1] * value.shape[2] * value.shape[3] >= 2**31:
-        return f"one image has {value.shape[1] * value.shape[2] * value.shape[3]} values, more than 2^31"
+    size = value.shape[1] * value.shape[2] * value.shape[3] * value.element_size()
+    if size >= 2**31 and value.dtype != torch.float64:
+        return f"one image has {size} bytes of values, more than 2^31 bytes, which its offsets can count"
     return missing()
 
 

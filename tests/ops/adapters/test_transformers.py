@@ -76,7 +76,7 @@ def test_outputs_and_gradients_stay(family, monkeypatch):
     assert_close(run(family), before)
     assert spy.calls == len(family.attentions)
     restore(family.model)
-    tolerance = 1e-4
+    tolerance = 1e-3  # in float32 some of its gradients are sums that cancel
     if type(family.model).__name__ != "OmDetTurboForObjectDetection":  # which has parts that insist on float32
         inputs = {name: value.double() if value.is_floating_point() else value for name, value in family.inputs.items()}
         family, tolerance = family._replace(model=family.model.double(), inputs=inputs), 1e-9
