@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.model.peer import peer
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.transformers_keys import from_transformers_keys, to_transformers_keys
@@ -46,32 +47,11 @@ def transformers():
         os.environ["HF_HUB_OFFLINE"] = before
 
 
-def their_model(transformers, config, backbone="timm", **others):
+def their_model(transformers, config, backbone="timm", **settings):
     if backbone == "native":
         stages = ["stage2", "stage3", "stage4"] if config.num_levels > 1 else ["stage4"]
-        others["backbone_config"] = transformers.ResNetConfig(depths=[2, 2, 2, 2], out_features=stages)
-    else:
-        others["backbone"] = config.backbone
-    their_config = transformers.DeformableDetrConfig(
-        num_labels=config.num_classes,
-        num_queries=config.num_queries,
-        two_stage_num_proposals=config.num_queries,
-        num_feature_levels=config.num_levels,
-        dilation=config.dilation,
-        d_model=config.hidden_dim,
-        encoder_attention_heads=config.num_heads,
-        decoder_attention_heads=config.num_heads,
-        encoder_layers=config.encoder_layers,
-        decoder_layers=config.decoder_layers,
-        encoder_n_points=config.encoder_points,
-        decoder_n_points=config.decoder_points,
-        encoder_ffn_dim=config.ffn_dim,
-        decoder_ffn_dim=config.ffn_dim,
-        with_box_refine=config.variant != "base",
-        two_stage=config.variant == "two_stage",
-        **others,
-    )
-    return transformers.DeformableDetrForObjectDetection(their_config).eval()
+        settings["backbone_config"] = transformers.ResNetConfig(depths=[2, 2, 2, 2], out_features=stages)
+    return peer(config, **settings).eval()
 
 
 def our_model(config):
