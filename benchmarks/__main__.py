@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from benchmarks.report import Spread, json_line, spread, table
+from benchmarks.report import ROOT, Spread, json_line, say, spread, table
 
-ROOT = Path(__file__).resolve().parents[1]
 _SAME = 1e-3
 
 
@@ -133,12 +132,6 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def say(line: str) -> None:
-    """For people, while it goes on."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 def main() -> None:
     """Measure, print the table, then the line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
@@ -159,8 +152,8 @@ def main() -> None:
         ]
         if not names:
             parser.error(f"no measurement is called {' or '.join(options.names)}")
-        facts = {**now.ask(do="machine"), "rounds": options.rounds, "commit": _commit()}
-        baseline = "reference"
+        facts = {**now.ask(do="machine"), "rounds": options.rounds}
+        baseline = "baseline"
         then = None
         if options.ref:
             source, commit = stack.enter_context(source_of(options.ref))
@@ -178,14 +171,6 @@ def main() -> None:
             results[name] = measure(name, contenders, options.rounds)
     say(table(results, baseline))
     sys.stdout.write(json_line(results, baseline, facts) + "\n")
-
-
-def _commit() -> str:
-    try:
-        commit = _git("rev-parse", "--short", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return "unknown"
 
 
 if __name__ == "__main__":

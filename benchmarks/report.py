@@ -4,10 +4,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Measurement(NamedTuple):
@@ -46,11 +49,25 @@ def machine(device: str) -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "commit": revision(),
     }
     if device.startswith("cuda"):
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda
     return facts
+
+
+def revision() -> str:
+    """The commit's short name, with "+changes" where files differ from it; "unknown" outside of git."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _processor() -> str:
@@ -61,22 +78,31 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def say(line: str) -> None:
+    """For people, while it goes on."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 def table(results: Mapping[str, Mapping[str, Spread]], baseline: str) -> str:
     """One line for each measurement and contender; the last column is the baseline's median divided by its own."""
-    head = ("measurement", "contender", "median ms", "20 % .. 80 %", "speed")
-    rows = [head]
+    rows = []
     for name, by_contender in results.items():
         for contender, own in by_contender.items():
             base = by_contender.get(baseline)
             speed = f"{base.median / own.median:.2f} x" if base else ""
             between = f"{1000 * own.q20:.2f} .. {1000 * own.q80:.2f}"
             rows.append((name, contender, f"{1000 * own.median:.2f}", between, speed))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
+    return aligned(("measurement", "contender", "median ms", "20 % .. 80 %", "speed"), rows)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, a line under the head."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (rows[0], tuple("-" * width for width in widths), *rows[1:])
-    ]
-    return "\n".join(lines)
+        for row in (head, ["-" * width for width in widths], *rows)
+    )
 
 
 def json_line(results: Mapping[str, Mapping[str, Spread]], baseline: str, facts: Mapping[str, Any]) -> str:

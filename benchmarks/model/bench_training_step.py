@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 
 from benchmarks.cases import ONLY_WHEN_NAMED, STEP_CASES, StepCase
+from benchmarks.model.batch import make
 from benchmarks.report import Measurement
 from deformable_detr.criterion import Criterion
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer
 from deformable_detr.recipes import RECIPES, TrainConfig, with_backbone
-from deformable_detr.types import Target
 
 _FIRST_STEPS = 3
 
@@ -35,7 +35,7 @@ def prepare(name: str, contender: str, device: str) -> Measurement:
     case = STEP_CASES[name.split("/")[1]]
     config = with_backbone(RECIPES[case.recipe](), name=None, weights="none")
     config = replace(config, model=replace(config.model, num_classes=case.classes))
-    images, padding_mask, targets = _batch(case, device)
+    images, padding_mask, targets = make(case.size_hw, case.batch, case.objects, case.classes, device)
     criterion = Criterion(config.criterion).to(device)
     model, optimizer = _start(config, case, device)
 
@@ -63,20 +63,3 @@ def _start(config: TrainConfig, case: StepCase, device: str) -> tuple[Deformable
     torch.manual_seed(0)
     model = build(config.model).to(device).train()
     return model, make_optimizer(model, config.optimizer, learning_rate(config.optimizer, case.batch))
-
-
-def _batch(case: StepCase, device: str) -> tuple[torch.Tensor, torch.Tensor, list[Target]]:
-    generator = torch.Generator().manual_seed(0)
-    height, width = case.size_hw
-    images = torch.randn(case.batch, 3, height, width, generator=generator)
-    padding_mask = torch.zeros(case.batch, height, width, dtype=torch.bool)
-    # The last image is smaller than the others, as in nearly every real batch.
-    padding_mask[-1, int(0.8 * height) :] = True
-    images[-1, :, int(0.8 * height) :] = 0
-    targets = []
-    for _ in range(case.batch):
-        size = 0.05 + 0.3 * torch.rand(case.objects, 2, generator=generator)
-        centre = size / 2 + (1 - size) * torch.rand(case.objects, 2, generator=generator)
-        labels = torch.randint(case.classes, (case.objects,), generator=generator)
-        targets.append(Target(labels.to(device), torch.cat([centre, size], dim=-1).to(device)))
-    return images.to(device), padding_mask.to(device), targets
