@@ -122,13 +122,16 @@ def test_result_and_gradients_equal_the_definition(ops, monkeypatch, case):
 def test_halves_err_at_most_twice_what_the_definition_errs(ops, monkeypatch, form, dtype):
     value, second, third, grad = make(form, dtype=dtype, queries=3, heads=2)
     result, gradients = exact(form, value, second, third, grad)
-    # The definition sums in float32 as well, so its error is that of rounding the result.
+    # The definition sums in float32 as well, so its error is that of rounding the result. The interpreter cuts bfloat16
+    # off where a GPU rounds, which is a unit in the last place instead of half of one.
     allowed = 2 * (forward(definition, form, value, second, third).double() - result).abs().max()
+    if dtype == torch.bfloat16:
+        allowed = allowed.maximum(2**-7 * result.abs())
     for least in VARIANTS.values():
         monkeypatch.setattr(ops, "_MANY_QUERIES", least)
         found = forward(ops, form, value, second, third)
         assert found.dtype == dtype
-        assert (found.double() - result).abs().max() <= allowed
+        assert ((found.double() - result).abs() <= allowed).all()
     leaves = [tensor.clone().requires_grad_() for tensor in (value, second, third)]
     plain = torch.autograd.grad(forward(definition, form, *leaves), leaves, grad)
     for found, other, expected in zip(
