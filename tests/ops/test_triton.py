@@ -31,8 +31,8 @@ def private():
     """A copy of the backend for the interpreter, which is chosen when kernels are decorated; the real one stays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        kernels = load("interpreted_triton_kernels", "triton_kernels.py")
-        patch.setitem(sys.modules, "deformable_detr.ops.triton_kernels", kernels)
+        for name in ("triton_sampling", "triton_kernels"):
+            patch.setitem(sys.modules, f"deformable_detr.ops.{name}", load(f"interpreted_{name}", f"{name}.py"))
         return load("interpreted_triton", "triton.py")
 
 
