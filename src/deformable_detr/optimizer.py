@@ -78,7 +78,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torc
         for name, parameters in groups.items()
         if parameters
     ]
-    return torch.optim.AdamW(settings, weight_decay=config.weight_decay)
+    # Fused: one pass over each parameter instead of a dozen.
+    return torch.optim.AdamW(settings, weight_decay=config.weight_decay, fused=True)
 
 
 def _group(name: str) -> str:
