@@ -52,9 +52,12 @@ def missing() -> str | None:
     return _reason() if torch.compiler.is_compiling() else _find()[1]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _reason() -> str | None:
     return _find()[1]
+
+
+# All that torch.compiler.assume_constant_result does, but it imports the compiler first, which takes seconds.
+_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel() -> Kernel:
