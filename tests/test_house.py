@@ -18,7 +18,12 @@ SOURCE = ROOT / "src" / "deformable_detr"
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 LONGEST = 400
 # Backends of one contract are tested by the same tests, each against the others.
-TESTED_TOGETHER = {Path("ops/grid_sample.py"): "test_msda.py", Path("ops/reference.py"): "test_msda.py"}
+TESTED_TOGETHER = {
+    Path("ops/grid_sample.py"): "test_msda.py",
+    Path("ops/reference.py"): "test_msda.py",
+    Path("ops/triton_kernels.py"): "test_triton.py",
+    Path("ops/triton_sampling.py"): "test_triton.py",
+}
 FORBIDDEN_ROOMS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "lib"}
 # A path of somebody's machine. Written so that it does not find itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home|Users|mnt|opt)/[\w.-]+")
