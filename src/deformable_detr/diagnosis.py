@@ -151,7 +151,7 @@ def _gpu(index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
     device = f"cuda:{index}"
     try:
-        torch.ones(1, device=device).cpu()
+        _use(device)
         problem = None
     except RuntimeError as error:
         problem = trial.first_line(error)
@@ -162,6 +162,10 @@ def _gpu(index: int) -> Gpu:
         compute_capability=f"{properties.major}.{properties.minor}",
         problem=problem,
     )
+
+
+def _use(device: str) -> None:
+    torch.ones(1, device=device).cpu()
 
 
 def _cpu_kernel() -> CpuKernel:
@@ -186,7 +190,7 @@ def render(diagnosis: Diagnosis) -> str:
     sections = [
         _columns(_system(diagnosis)),
         _columns(_kernel(diagnosis.cpu_kernel)),
-        "\n".join(["What the operator runs on", *_backends(diagnosis.choices)]),
+        "\n".join(['Backend that "auto" takes, and why no other', *_backends(diagnosis.choices)]),
         f"Self-check, largest error against the definition in float64\n{_columns(_checked(diagnosis.checks))}",
     ]
     if diagnosis.timings:
@@ -232,11 +236,10 @@ def _kernel(kernel: CpuKernel) -> list[Sequence[str]]:
 
 
 def _backends(choices: tuple[Choice, ...]) -> Iterator[str]:
-    yield 'Backends that "auto" takes'
     for (device, backend, others), alike in groupby(choices, lambda one: (one.device, one.backend, one.others)):
         yield f"  {device}, {' '.join(choice.dtype for choice in alike)}: {backend}"
         for other, reason in others.items():
-            yield f"    {other}: " + ("could run, but is slower" if reason is None else f"cannot run: {reason}")
+            yield f"    {other} " + ("could run, but is slower" if reason is None else f"cannot run: {reason}")
 
 
 def _checked(checks: tuple[Check, ...]) -> list[Sequence[str]]:
