@@ -235,6 +235,12 @@ def _integers(numbers: tuple[int, ...]) -> Any:
 def _call(
     what: str, value: Tensor, queries: int, shapes: Sequence[int], points: Sequence[int], **tensors: Tensor | None
 ) -> None:
+    if 0 in value.shape or not queries or not sum(points):
+        # Nothing to read or to write: the kernel counts on one of each.
+        for name, tensor in tensors.items():
+            if tensor is not None and (name == "output" or name.startswith("grad_")):
+                tensor.zero_()
+        return
     use = kernel()
     of_shapes, of_points = _integers(tuple(shapes)), _integers(tuple(points))
     reference = tensors.get("reference")
