@@ -56,8 +56,7 @@ class Calls:
 
 def able(problem: Problem, *, compiled: bool, named: list[str]) -> list[str]:
     """The baseline, then every backend that can run here, in the library's order of preference."""
-    points = (problem.locations.shape[4],) * len(problem.spatial_shapes)
-    reasons = ops.backends(problem.value, problem.spatial_shapes, points, problem.locations.shape[1])
+    reasons = ops.backends(problem.value, problem.spatial_shapes, problem.locations, problem.weights)
     backends = [
         name
         for name, reason in reasons.items()

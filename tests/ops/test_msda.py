@@ -140,6 +140,22 @@ def test_an_unknown_backend_is_named():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_at_a_pixels_centre_the_slope_is_that_towards_the_right_and_the_bottom(backend):
+    """Where every query of an encoder looks before it has learnt to look elsewhere."""
+    height, width = 3, 4
+    value = torch.randn(1, 12, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    column, row = 2, 1
+    centre = torch.tensor([(column + 0.5) / width, (row + 0.5) / height], dtype=torch.float64)
+    locations = centre.view(1, 1, 1, 1, 1, 2).clone().requires_grad_()
+    weights = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
+    multi_scale_deformable_attention(value, ((height, width),), locations, weights, backend=backend).sum().backward()
+    pixels = value.view(height, width)
+    along_x = (pixels[row, column + 1] - pixels[row, column]) * width
+    along_y = (pixels[row + 1, column] - pixels[row, column]) * height
+    torch.testing.assert_close(locations.grad.flatten(), torch.stack([along_x, along_y]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_levels_may_differ_in_their_points(backend):
     value, locations, weights = make_inputs()
     few = (3, 1, 2)

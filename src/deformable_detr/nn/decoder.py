@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from deformable_detr.boxes import inverse_sigmoid
 from deformable_detr.nn.deformable_attention import DeformableAttention
+from deformable_detr.nn.dropout import Dropout
 from deformable_detr.nn.ffn import MLP, FeedForward
 from deformable_detr.types import Memory, Predictions, Queries
 
@@ -25,7 +26,7 @@ class DecoderLayer(nn.Module):
         self.norm_cross = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

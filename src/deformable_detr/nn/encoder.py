@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.nn.deformable_attention import DeformableAttention
+from deformable_detr.nn.dropout import Dropout
 from deformable_detr.nn.ffn import FeedForward
 from deformable_detr.types import Memory, SpatialShapes
 
@@ -22,7 +23,7 @@ class EncoderLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -5,6 +5,8 @@ import itertools
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformable_detr.nn.dropout import Dropout
+
 
 class FeedForward(nn.Module):
     """Linear, ReLU, dropout, linear; the caller adds the residual and the norm."""
@@ -13,11 +15,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         """Each token on its own."""
-        return self.linear2(self.dropout(self.linear1(tokens).relu()))
+        return self.linear2(self.dropout.after_relu(self.linear1(tokens)))
 
 
 class MLP(nn.Module):

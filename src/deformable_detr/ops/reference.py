@@ -24,10 +24,13 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[i
         x, y = x.where(touches_map, 0.0), y.where(touches_map, 0.0)
         weight = weight.where(touches_map, 0.0)
         left, top = x.detach().floor(), y.detach().floor()
-        for corner_x, corner_y in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        # Written so, the slope at a pixel's centre is that towards the right and the bottom.
+        beyond_x, beyond_y = x - left, y - top
+        for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            corner_x, corner_y = left + right, top + below
             inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height)
             index = (corner_y * width + corner_x).where(inside, 0.0).long()  # (batch, queries, heads, points)
-            share = (1 - (x - corner_x).abs()) * (1 - (y - corner_y).abs())
+            share = (beyond_x if right else 1 - beyond_x) * (beyond_y if below else 1 - beyond_y)
             corner = _gather(level_value, index)  # (batch, queries, heads, points, head_dim)
             result = result + ((weight * share).where(inside, 0.0)[..., None] * corner).sum(dim=3)
     return result.to(value.dtype)
