@@ -118,3 +118,9 @@ def test_the_operator_loads_nothing_of_the_detector():
     allowed = {"deformable_detr", "deformable_detr.version", "deformable_detr.types", "deformable_detr.errors"}
     assert {name for name in own if not name.startswith("deformable_detr.ops")} <= allowed
     assert not loaded & (HEAVY - {"torch", "numpy"})
+
+
+def test_the_operator_does_not_wait_for_the_compiler():
+    """Of PyTorch: importing it takes as long again as PyTorch itself."""
+    loaded = modules_after("import deformable_detr.ops")
+    assert not {"torch._dynamo", "torch._inductor", "triton"} & loaded

@@ -13,7 +13,7 @@ from deformable_detr.version import __version__
 def test_help_lists_every_command(ddetr):
     result = ddetr("--help")
     assert result.code == 0
-    for command in ("train", "eval", "predict", "check-data", "demo"):
+    for command in ("train", "eval", "predict", "check-data", "demo", "doctor"):
         assert command in result.out
 
 

@@ -240,6 +240,26 @@ def test_empty_axes_give_empty_or_zero():
 
 
 @needs_kernel
+@pytest.mark.parametrize("empty", ["batch", "heads", "head_dim", "queries", "points"])
+def test_where_nothing_is_asked_gradients_are_zero(empty):
+    size = {"batch": 2, "heads": 3, "head_dim": 8, "queries": 5, "points": 4, empty: 0}
+    points = [size["points"]]
+    value = torch.randn(size["batch"], 15, size["heads"], size["head_dim"])
+    rows = size["batch"], size["queries"]
+    samples = (*rows, size["heads"], size["points"])
+    grad = torch.randn(*rows, *value.shape[2:])
+    projection = torch.randn(*rows, size["heads"] * size["points"] * 3)
+    for run, run_backward, inputs in [
+        (cpu.sample, cpu.sample_backward, (value, torch.rand(*samples, 2), torch.rand(samples))),
+        (cpu.attend, cpu.attend_backward, (value, torch.rand(*rows, 1, 4), projection)),
+    ]:
+        assert torch.equal(run(*inputs, [3, 5], points), torch.zeros_like(grad))
+        gradients = run_backward(grad, *inputs, [3, 5], points, [True] * 3)
+        for gradient, tensor in zip(gradients, inputs, strict=True):
+            assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+@needs_kernel
 def test_strided_inputs_and_gradients_are_read_right():
     points = (4, 4, 4)
     value, (locations, weights) = make_value(torch.float32, 8), make_samples(torch.float32, points)

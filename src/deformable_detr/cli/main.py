@@ -9,6 +9,7 @@ import typer
 
 from deformable_detr.cli.check_data import check_data
 from deformable_detr.cli.demo import demo
+from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.train import train
@@ -27,6 +28,7 @@ app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("check-data")(check_data)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 
 
 def _print_version(wanted: bool) -> bool:

@@ -19,6 +19,10 @@ from torch import Tensor
 from deformable_detr.ops import build
 from deformable_detr.types import SpatialShapes
 
+COST = "deformable attention runs on grid_sample, some 30 times slower on the CPU"
+"""What it means that there is no compiled kernel."""
+REMEDY = "Install gcc or clang and reinstall deformable-detr"
+
 _KINDS = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}
 # The order of `msda_call` in csrc/msda.h.
 _NUMBERS = ("batch", "positions", "heads", "head_dim", "queries", "levels", "kind", "reference_size", "threads")
@@ -52,9 +56,12 @@ def missing() -> str | None:
     return _reason() if torch.compiler.is_compiling() else _find()[1]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _reason() -> str | None:
     return _find()[1]
+
+
+# All that torch.compiler.assume_constant_result does, but it imports the compiler first, which takes seconds.
+_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel() -> Kernel:
@@ -86,22 +93,14 @@ def _find() -> tuple[Kernel | None, str | None]:
             return load(path), None
         except OSError as error:
             reason = f"{path} cannot be loaded: {error}"
-    warnings.warn(
-        f"deformable attention runs on grid_sample, some 30 times slower on the CPU: {reason}. Install gcc or clang "
-        "and reinstall deformable-detr; `ddetr doctor` shows what is used",
-        stacklevel=2,
-    )
+    warnings.warn(f"{COST}: {reason}. {REMEDY}; `ddetr doctor` shows what is used", stacklevel=2)
     return None, reason
 
 
 def load(path: Path, instructions: str | None = None) -> Kernel:
     """The compiled library at `path`, with the best copy that this processor can run or the named one."""
     library = ctypes.CDLL(str(path))
-    able = [
-        name
-        for name in build.INSTRUCTIONS
-        if hasattr(library, f"msda_forward_{name}") and library.msda_can_run(name.encode())
-    ]
+    able = [name for name, can_run in copies(library).items() if can_run]
     if instructions is not None and instructions not in able:
         raise OSError(f"no copy for {instructions} that this processor ({platform.machine()}) can run: {able}")
     chosen = instructions or able[0]
@@ -113,6 +112,15 @@ def load(path: Path, instructions: str | None = None) -> Kernel:
     for function in functions.values():
         function.argtypes = [ctypes.POINTER(_Call)]
     return Kernel(path, chosen, functions, _thread_pool(), os.getpid())
+
+
+def copies(library: ctypes.CDLL) -> dict[str, bool]:
+    """The copies that a library holds, best first, and whether this processor can run each."""
+    return {
+        name: bool(library.msda_can_run(name.encode()))
+        for name in build.INSTRUCTIONS
+        if hasattr(library, f"msda_forward_{name}")
+    }
 
 
 def _thread_pool() -> int:
@@ -227,6 +235,12 @@ def _integers(numbers: tuple[int, ...]) -> Any:
 def _call(
     what: str, value: Tensor, queries: int, shapes: Sequence[int], points: Sequence[int], **tensors: Tensor | None
 ) -> None:
+    if 0 in value.shape or not queries or not sum(points):
+        # Nothing to read or to write: the kernel counts on one of each.
+        for name, tensor in tensors.items():
+            if tensor is not None and (name == "output" or name.startswith("grad_")):
+                tensor.zero_()
+        return
     use = kernel()
     of_shapes, of_points = _integers(tuple(shapes)), _integers(tuple(points))
     reference = tensors.get("reference")

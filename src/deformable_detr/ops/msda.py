@@ -228,6 +228,8 @@ def check_projection(
 def _check_value(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...]) -> None:
     if value.dim() != 4:
         raise ValueError(f"value needs axes (batch, positions, heads, head_dim), not shape {tuple(value.shape)}")
+    if any(height < 1 or width < 1 for height, width in spatial_shapes):
+        raise ValueError(f"every map needs a row and a column; spatial_shapes are {tuple(spatial_shapes)}")
     positions = sum(height * width for height, width in spatial_shapes)
     if value.shape[1] != positions:
         raise ValueError(

@@ -69,7 +69,7 @@ def locations_and_weights(
             size_wh = torch.stack([offset.new_full((), shapes[2 * level + 1]), offset.new_full((), shapes[2 * level])])
             locations.append(around + offset / size_wh)
         else:
-            locations.append(around[..., :2] + offset * around[..., 2:] * (0.5 / count))
+            locations.append(around[..., :2] + offset * around[..., 2:] * (0.5 / max(count, 1)))
     weights = logits.unflatten(-1, (heads, samples)).softmax(-1)
     return torch.cat(locations, dim=3), weights
 
