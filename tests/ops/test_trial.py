@@ -5,6 +5,7 @@ import torch
 
 from deformable_detr.ops import cpu, trial
 from deformable_detr.ops.msda import BACKENDS, multi_scale_deformable_attention
+from deformable_detr.ops.reference import locations_and_weights
 
 needs_kernel = pytest.mark.skipif(cpu.missing() is not None, reason="no compiler was found at installation")
 dtypes = pytest.mark.parametrize("dtype", trial.DTYPES, ids=str)
@@ -173,3 +174,13 @@ def test_every_named_backend_is_one():
     assert set(trial.choose("cpu", torch.float32).others) | {trial.choose("cpu", torch.float32).backend} == set(
         BACKENDS
     )
+
+
+def test_no_sample_is_so_near_a_pixel_border_that_rounding_decides_its_slope():
+    value, boxes, projection = trial._asks()
+    flat = [side for pair in trial._SHAPES for side in pair]
+    made, _ = locations_and_weights(value, boxes, projection, flat, trial._POINTS)
+    for locations in (trial._samples()[1], made):
+        for (height, width), of_level in zip(trial._SHAPES, locations.split(list(trial._POINTS), dim=3), strict=True):
+            pixels = (of_level * torch.tensor([width, height]) - 0.5).nan_to_num(posinf=0.5, nan=0.5)
+            assert (pixels - pixels.round()).abs().min() > 1e-4
