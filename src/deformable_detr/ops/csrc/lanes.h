@@ -50,7 +50,8 @@ static INLINE void N(weave)(const vec *x, real *to) {
     for (int i = 0; i < LANES; i++)
         for (int c = 0; c < 4; c++) to[4 * i + c] = x[c][i];
 #else
-    const ivec i = {COUNT_UP}, pairs = (i >> 1) + (i & 1) * LANES, fours = (i >> 2 << 1) + (i & 1) + (i >> 1 & 1) * LANES;
+    const ivec i = {COUNT_UP}, pairs = (i >> 1) + (i & 1) * LANES;
+    const ivec fours = (i >> 2 << 1) + (i & 1) + (i >> 1 & 1) * LANES;
     for (int half = 0; half < 2; half++) {
         vec one = __builtin_shuffle(x[0], x[1], pairs + half * LANES / 2);
         vec two = __builtin_shuffle(x[2], x[3], pairs + half * LANES / 2);
@@ -237,8 +238,8 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
 }
 
 /* All channels of a row. The last vector overlaps the one before where the head is no multiple of LANES. */
-static INLINE void N(gather_row)(const void *value, const void *next_value, int kind, int64_t dim, corners at, corners next, int64_t samples,
-                                 void *output) {
+static INLINE void N(gather_row)(const void *value, const void *next_value, int kind, int64_t dim, corners at,
+                                 corners next, int64_t samples, void *output) {
     int64_t c = 0;
     for (; dim - c >= 4 * LANES; c += 4 * LANES)
         N(gather)(value, next_value, kind, c, LANES, 4, at, next, samples, output);

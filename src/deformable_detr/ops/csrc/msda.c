@@ -357,8 +357,8 @@ int ENTRY(forward)(const msda_call *call) {
     const int64_t work_of_query = call->heads * (job.plan.samples + 1) * (call->head_dim + 16);
     int64_t threads = call->queries * work_of_query / 262144 + 1;
     threads = threads < call->threads ? threads : call->threads;
-    /* Enough tasks that the slowest is not waited for. Where queries are few, a task has all heads of some: the heads of
-     * a query look at the same pages of memory. Where they are dense, one head of many: neighbours look at the same
+    /* Enough tasks that the slowest is not waited for. Where queries are few, a task has all heads of some: the heads
+     * of a query look at the same pages of memory. Where they are dense, one head of many: neighbours look at the same
      * pixels of a head, which stay in the cache. */
     const int64_t chunk = call->queries / (threads * 8) + 1;
     job.chunk = dense ? 1024 : chunk > 64 ? 64 : chunk < 4 ? 4 : chunk;

@@ -66,7 +66,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
             if (some == 1) { /* rows far apart, which the processor does not see coming */
                 const int64_t step = projection ? 8 * heads * samples * 3 : 8 * heads * samples;
                 const real *places = projection ? xy + step : xy + 2 * step;
-                const real *shares = projection ? projection + (row + 8) * heads * samples * 3 + (2 * heads + head) * samples : weight + step;
+                const int64_t logits = row * heads * samples * 3 + (2 * heads + head) * samples;
+                const real *shares = (projection ? projection + logits : weight) + step;
                 const char *to = (char *)call->output + ((row + 4) * heads + head) * dim * size;
                 for (int64_t c = 0; c < dim * size; c += 64) __builtin_prefetch(to + c, 1);
                 for (int64_t s = 0; s < 2 * samples; s += 64 / sizeof(real)) __builtin_prefetch(places + s);
@@ -82,7 +83,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
             next = now; /* nothing to fetch ahead */
         }
         if (i > 0)
-            N(gather_row)(value + head_before * head_step, value + head * head_step, kind, dim, now, next, samples, output);
+            N(gather_row)(value + head_before * head_step, value + head * head_step, kind, dim, now, next, samples,
+                          output);
         head_before = head;
         output = (char *)call->output + (row * heads + head) * dim * size;
         now = next;
