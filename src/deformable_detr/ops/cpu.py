@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from deformable_detr.ops import build
+from deformable_detr.ops.reference import accumulation_dtype
 from deformable_detr.types import SpatialShapes
 
 COST = "deformable attention runs on grid_sample, some 30 times slower on the CPU"
@@ -29,6 +30,9 @@ _NUMBERS = ("batch", "positions", "heads", "head_dim", "queries", "levels", "kin
 _TENSORS = ("value", "locations", "weights", "reference", "projection", "grad", "output")
 _GRADIENTS = ("grad_value", "grad_locations", "grad_weights", "grad_reference", "grad_projection")
 _FIELDS = (*_NUMBERS, "shapes", "points", *_TENSORS, *_GRADIENTS, "parallel_for")
+
+# What the two forms call their second and third input.
+_GIVEN, _PROJECTED = ("locations", "weights"), ("reference", "projection")
 
 
 class _Call(ctypes.Structure):
@@ -134,22 +138,14 @@ def _thread_pool() -> int:
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
     """See `ops.library`."""
-    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    output = value.new_empty(value.shape[0], locations.shape[1], value.shape[2], value.shape[3])
-    _call("forward", value, locations.shape[1], shapes, points, locations=locations, weights=weights, output=output)
-    return output
+    return _forward(_GIVEN, value, locations, weights, shapes, points)
 
 
 def attend(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> Tensor:
     """See `ops.library`."""
-    value, reference, projection = _exact(value, reference, projection)
-    output = value.new_empty(value.shape[0], projection.shape[1], value.shape[2], value.shape[3])
-    _call(
-        "forward", value, projection.shape[1], shapes, points, reference=reference, projection=projection, output=output
-    )
-    return output
+    return _forward(_PROJECTED, value, reference, projection, shapes, points)
 
 
 def sample_backward(
@@ -162,25 +158,7 @@ def sample_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `ops.library`."""
-    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    grad_value, grad_locations, grad_weights = (
-        torch.empty_like(tensor) if want else None
-        for tensor, want in zip((value, locations, weights), wanted, strict=True)
-    )
-    _call(
-        "backward",
-        value,
-        locations.shape[1],
-        shapes,
-        points,
-        grad=grad.contiguous(),
-        locations=locations,
-        weights=weights,
-        grad_value=grad_value,
-        grad_locations=grad_locations,
-        grad_weights=grad_weights,
-    )
-    return _or_empty(value, grad_value), _or_empty(value, grad_locations), _or_empty(value, grad_weights)
+    return _backward(_GIVEN, grad, (value, locations, weights), shapes, points, wanted, wanted)
 
 
 def attend_backward(
@@ -193,38 +171,50 @@ def attend_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `ops.library`."""
-    types = reference.dtype, projection.dtype
-    value, reference, projection = _exact(value, reference, projection)
-    grad_value = torch.empty_like(value) if wanted[0] else None
-    grad_reference = torch.empty_like(reference) if wanted[1] else None
-    grad_projection = torch.empty_like(projection) if wanted[1] or wanted[2] else None
-    _call(
-        "backward",
-        value,
-        projection.shape[1],
-        shapes,
-        points,
-        grad=grad.contiguous(),
-        reference=reference,
-        projection=projection,
-        grad_value=grad_value,
-        grad_reference=grad_reference,
-        grad_projection=grad_projection,
+    # The gradient of the reference is summed up from that of the projection.
+    computed = (wanted[0], wanted[1], wanted[1] or wanted[2])
+    return _backward(_PROJECTED, grad, (value, reference, projection), shapes, points, wanted, computed)
+
+
+def _forward(
+    names: tuple[str, str],
+    value: Tensor,
+    second: Tensor,
+    third: Tensor,
+    shapes: Sequence[int],
+    points: Sequence[int],
+) -> Tensor:
+    value, second, third = _exact(value, second, third)
+    output = value.new_empty(value.shape[0], second.shape[1], value.shape[2], value.shape[3])
+    inputs = dict(zip(names, (second, third), strict=True))
+    _call("forward", value, second.shape[1], shapes, points, **inputs, output=output)
+    return output
+
+
+def _backward(
+    names: tuple[str, str],
+    grad: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    shapes: Sequence[int],
+    points: Sequence[int],
+    wanted: Sequence[bool],
+    computed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    value, second, third = exact = _exact(*inputs)
+    found = [torch.empty_like(tensor) if compute else None for tensor, compute in zip(exact, computed, strict=True)]
+    gradients = {f"grad_{name}": tensor for name, tensor in zip(("value", *names), found, strict=True)}
+    others = dict(zip(names, (second, third), strict=True))
+    _call("backward", value, second.shape[1], shapes, points, grad=grad.contiguous(), **others, **gradients)
+    one, two, three = (
+        tensor.to(given.dtype) if want and tensor is not None else given.new_empty(0)
+        for tensor, given, want in zip(found, inputs, wanted, strict=True)
     )
-    return (
-        _or_empty(value, grad_value),
-        _or_empty(value, grad_reference).to(types[0]),
-        _or_empty(value, grad_projection if wanted[2] else None).to(types[1]),
-    )
+    return one, two, three
 
 
-def _exact(value: Tensor, reference: Tensor, projection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return value.contiguous(), reference.to(exact).contiguous(), projection.to(exact).contiguous()
-
-
-def _or_empty(like: Tensor, tensor: Tensor | None) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
+def _exact(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = accumulation_dtype(value)
+    return value.contiguous(), second.to(exact).contiguous(), third.to(exact).contiguous()
 
 
 @lru_cache(maxsize=256)

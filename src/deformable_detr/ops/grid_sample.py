@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deformable_detr.ops.reference import locations_and_weights
+from deformable_detr.ops.reference import accumulation_dtype, locations_and_weights
 from deformable_detr.types import SpatialShapes
 
 # In grid units a map spans -1..1, and no pixel of any map reaches further than 2 from its middle.
@@ -22,7 +22,7 @@ def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int,
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
     """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
-    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(value)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     grid = (2 * locations.to(accumulate) - 1).nan_to_num(nan=_FAR_OUTSIDE).clamp(-_FAR_OUTSIDE, _FAR_OUTSIDE)

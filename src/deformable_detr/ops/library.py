@@ -30,11 +30,6 @@ _LIBRARY.define(
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
-def accumulation_dtype(value: Tensor) -> torch.dtype:
-    """Locations, weights and sums are float32, however short the values are; float64 values keep float64."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 # One home for what both forms and all devices share; the second argument is `locations` or `reference`, the third
 # `weights` or `projection`.
 
@@ -92,7 +87,7 @@ def _under_autocast(name: str, key: torch._C.DispatchKey) -> Callable[..., Any]:
 
     def run(value: Tensor, second: Tensor, third: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
         # A half cannot address a pixel of a large map, so autocast raises these and lowers nothing.
-        exact = accumulation_dtype(value)
+        exact = reference.accumulation_dtype(value)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(value, second.to(exact), third.to(exact), shapes, points)
 

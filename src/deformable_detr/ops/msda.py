@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deformable_detr.errors import BackendError
 from deformable_detr.ops import cpu, grid_sample, library, reference
+from deformable_detr.ops.reference import accumulation_dtype
 from deformable_detr.types import SpatialShapes
 
 BackendName = Literal["auto", "cpu", "triton", "grid_sample", "reference"]
@@ -88,7 +89,7 @@ def multi_scale_deformable_attention(
         sampling_locations, attention_weights = sampling_locations.flatten(3, 4), attention_weights.flatten(3, 4)
     check(value, spatial_shapes, num_points, sampling_locations, attention_weights)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, sampling_locations.shape[1])]
-    exact = library.accumulation_dtype(value)
+    exact = accumulation_dtype(value)
     shapes = list(chain.from_iterable(spatial_shapes))
     return chosen.sample(value, sampling_locations.to(exact), attention_weights.to(exact), shapes, num_points)
 
@@ -125,7 +126,7 @@ def multi_scale_deformable_attention_from_projection(
         num_points = (num_points,) * len(spatial_shapes)
     check_projection(value, spatial_shapes, num_points, reference, projection)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, projection.shape[1])]
-    exact = library.accumulation_dtype(value)
+    exact = accumulation_dtype(value)
     shapes = list(chain.from_iterable(spatial_shapes))
     return chosen.attend(value, reference.to(exact), projection.to(exact), shapes, num_points)
 

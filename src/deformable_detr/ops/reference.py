@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
+def accumulation_dtype(value: Tensor) -> torch.dtype:
+    """Locations, weights and sums are float32, however short the values are; float64 values keep float64."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
     """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
-    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(value)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     result = torch.zeros(batch, queries, heads, head_dim, dtype=accumulate, device=value.device)
@@ -57,7 +62,7 @@ def locations_and_weights(
         Locations `(batch, queries, heads, samples, 2)` and weights `(batch, queries, heads, samples)`, in the type
         that `value` is summed in.
     """
-    accumulate = torch.float64 if value.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(value)
     reference, projection = reference.to(accumulate), projection.to(accumulate)
     heads, samples = value.shape[2], sum(points)
     offsets, logits = projection.split([heads * samples * 2, heads * samples], dim=-1)

@@ -18,11 +18,9 @@
 #ifdef MSDA_DOUBLE
 typedef double real;
 typedef int64_t ireal; /* a comparison of reals gives integers of their size */
-#define REALS(x) x##_double
 #else
 typedef float real;
 typedef int32_t ireal;
-#define REALS(x) x##_float
 #endif
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -167,12 +165,6 @@ COPY(WIDE, wide_bfloat, KIND_BFLOAT)
 typedef void (*piece)(const job *, scratch *, int64_t, int64_t, int64_t, int64_t);
 static const piece FORWARD[2][KINDS] = COPIES(forward), BACKWARD[2][KINDS] = COPIES(backward);
 
-static int64_t most(const int64_t *numbers, int64_t count, int64_t step) {
-    int64_t result = 0;
-    for (int64_t i = 0; i < count; i++) result = numbers[i * step] > result ? numbers[i * step] : result;
-    return result;
-}
-
 /* Hands out aligned pieces of one block; with a null block it only counts. */
 static void *take(char *block, int64_t *used, int64_t bytes) {
     void *piece = block ? block + *used : NULL;
@@ -213,6 +205,16 @@ static int64_t lay_out(char *block, const job *job, scratch *own) {
     return used;
 }
 
+static int furnish(scratch *own, job *job) {
+    own->memory = malloc(lay_out(NULL, job, own) + ALIGNMENT);
+    if (!own->memory) {
+        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+        return 0;
+    }
+    lay_out(own->memory + (ALIGNMENT - (uintptr_t)own->memory % ALIGNMENT) % ALIGNMENT, job, own);
+    return 1;
+}
+
 static void run_task(job *job, scratch *own, int64_t task) {
     const msda_call *call = job->call;
     const int wide = call->head_dim >= WIDE, kind = (int)call->kind;
@@ -233,12 +235,7 @@ static void work(int64_t begin, int64_t end, void *context) {
     scratch own = {0};
     (void)begin, (void)end; /* how many workers there are is up to the pool; each takes what is left */
     if (__atomic_load_n(&job->next, __ATOMIC_RELAXED) >= job->tasks) return;
-    own.memory = malloc(lay_out(NULL, job, &own) + ALIGNMENT);
-    if (!own.memory) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    lay_out(own.memory + (ALIGNMENT - (uintptr_t)own.memory % ALIGNMENT) % ALIGNMENT, job, &own);
+    if (!furnish(&own, job)) return;
     for (int64_t task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks;)
         run_task(job, &own, task);
     free(own.memory);
@@ -265,12 +262,7 @@ static void make_aim(int64_t begin, int64_t end, void *context) {
 static void around(int64_t begin, int64_t end, void *context, int after) {
     job *job = context;
     scratch own = {0};
-    own.memory = malloc(lay_out(NULL, job, &own) + ALIGNMENT);
-    if (!own.memory) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    lay_out(own.memory + (ALIGNMENT - (uintptr_t)own.memory % ALIGNMENT) % ALIGNMENT, job, &own);
+    if (!furnish(&own, job)) return;
     (after ? WITH(WIDE, backward_projection) : WITH(WIDE, softmax_queries))(job, &own, begin, end);
     free(own.memory);
 }
@@ -381,9 +373,7 @@ int ENTRY(backward)(const msda_call *call) {
     char *memory = make_plan(&job);
     if (!memory) return 1;
     const int64_t queries = call->batch * call->queries;
-    const int64_t widest = most(call->points, call->levels, 1);
-    job.room = round_up(widest > BLOCK ? widest : BLOCK, 16);
-    job.room = job.room > job.plan.padded ? job.room : job.plan.padded;
+    job.room = job.plan.padded > BLOCK ? job.plan.padded : BLOCK; /* of a block of one level, or of a whole query */
     job.tasks = call->batch * call->heads * call->levels;
     if (call->projection) {
         job.softmax = malloc((queries * call->heads * 2 + 1) * sizeof(real));
