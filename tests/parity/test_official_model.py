@@ -11,7 +11,7 @@ import torch
 
 from deformable_detr.criterion import Criterion, CriterionConfig
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.official_keys import from_official_keys
+from deformable_detr.weights.official_keys import from_official_keys
 from deformable_detr.postprocess import to_detections
 from deformable_detr.types import Target
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.model.peer import peer
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.transformers_keys import from_transformers_keys, to_transformers_keys
+from deformable_detr.weights.transformers_keys import from_transformers_keys, to_transformers_keys
 
 SMALL = DeformableDETRConfig(
     num_classes=7,

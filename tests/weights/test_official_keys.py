@@ -6,7 +6,7 @@ import torch
 
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.official_keys import from_official_keys, to_official_keys
+from deformable_detr.weights.official_keys import from_official_keys, to_official_keys
 
 R50 = DeformableDETRConfig()
 CONFIGS = {

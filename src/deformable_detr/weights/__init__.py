@@ -1,0 +1,5 @@
+"""Weights in every published layout, from wherever they are, as a Checkpoint; and back."""
+
+from deformable_detr.weights.reading import read
+
+__all__ = ["read"]
