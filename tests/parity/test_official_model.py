@@ -11,9 +11,9 @@ import torch
 
 from deformable_detr.criterion import Criterion, CriterionConfig
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.official_keys import from_official_keys
 from deformable_detr.postprocess import to_detections
 from deformable_detr.types import Target
+from deformable_detr.weights.official_keys import from_official_keys
 
 VARIANTS = {"plain": "base", "two_stage": "two_stage"}
 OFFICIAL_TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
