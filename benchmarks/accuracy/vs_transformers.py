@@ -20,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,16 +29,15 @@ from benchmarks.accuracy.comparison import Rows, read_arm, report
 from benchmarks.report import machine, say
 from deformable_detr.config import apply_overrides, to_dict
 from deformable_detr.data.batch import BatchLoader, make_loader
-from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.open import list_splits
-from deformable_detr.detector import Detector
-from deformable_detr.evaluation import evaluate
-from deformable_detr.models import DeformableDETR
+from deformable_detr.metrics import coco_metrics
 from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer, schedule, set_learning_rate
+from deformable_detr.postprocess import to_detections
 from deformable_detr.recipes import TrainConfig, find_recipe, fit_to_data, with_backbone, with_image_size
 from deformable_detr.run_folder import write_atomically
 from deformable_detr.splits import TrainingData, open_split, open_training_data
-from deformable_detr.types import Batch
+from deformable_detr.types import Batch, Detections
 
 
 class Setting(NamedTuple):
@@ -80,7 +79,9 @@ def prepare(data: Path, recipe: str, overrides: Iterable[str], **changes: Any) -
     )
     config = apply_overrides(config, list(overrides))
     opened = open_training_data(data, val_share=config.val_share, seed=config.seed, skip_bad_images=False)
-    test = open_split(data, "test", None, False) if "test" in list_splits(data) else None
+    test = None
+    if "test" in list_splits(data):
+        test = align_classes(open_split(data, "test", None, False), opened.train.classes, opened.train.category_ids)
     config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
     return Setting(config, opened, test)
 
@@ -145,19 +146,19 @@ def _run_epoch(
     return {"step": step, "loss": sum(losses) / len(losses), "batches": f"{checksum:08x}"}
 
 
+@torch.no_grad()
 def judge(learner: Learner, setting: Setting, dataset: DetectionDataset) -> dict[str, Any]:
     """COCO's twelve numbers, and AP50 of every class."""
-    train = setting.data.train
-    detector = Detector(
-        cast(DeformableDETR, learner),  # takes and gives the same
-        train.classes,
-        train.category_ids,
-        setting.config.preprocessing,
-        device="cpu",
-    )
-    found = evaluate(detector, dataset, batch_size=setting.config.batch_size)
-    by_class = {name: own.ap50 for name, own in found.metrics.per_class.items()}
-    return {**found.metrics.twelve(), "ap50_by_class": by_class, "seconds": found.seconds}
+    started = time.monotonic()
+    config = setting.config
+    learner.eval()
+    found: dict[int, Detections] = {}
+    for batch in make_loader(dataset, config.preprocessing, batch_size=config.batch_size):
+        final = learner(batch.images, batch.padding_mask).final
+        found.update(zip(batch.sample_indices, to_detections(final, batch.original_sizes_wh), strict=True))
+    metrics = coco_metrics([found[index] for index in range(len(dataset))], dataset)
+    by_class = {name: own.ap50 for name, own in metrics.per_class.items()}
+    return {**metrics.twelve(), "ap50_by_class": by_class, "seconds": time.monotonic() - started}
 
 
 def checksum_of(batch: Batch, start: int = 0) -> int:
