@@ -10,6 +10,7 @@ curves and a line of JSON on standard output follow. Arms may run at the same ti
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -106,7 +107,7 @@ def train_arm(name: str, setting: Setting, folder: Path) -> None:
         epoch = state["epoch"]
         _write(path, [row for row in rows if row.get("epoch", 0) <= epoch])
     else:
-        _write(path, [{"kind": "start", "arm": name, **_start(name, setting, next(iter(loader)))}])
+        _write(path, [{"kind": "start", "arm": name, **_start(name, setting, learner)}])
     while epoch < config.epochs:
         started = time.monotonic()
         figures = _run_epoch(learner, optimizer, loader, config, epoch)
@@ -170,8 +171,8 @@ def checksum_of(batch: Batch, start: int = 0) -> int:
     return start
 
 
-def _start(name: str, setting: Setting, batch: Batch) -> dict[str, Any]:
-    config = setting.config
+def _start(name: str, setting: Setting, learner: Learner) -> dict[str, Any]:
+    config, batch = setting.config, next(iter(setting.loader()))
     return {
         "config": _plain(config),
         "images": {
@@ -179,9 +180,9 @@ def _start(name: str, setting: Setting, batch: Batch) -> dict[str, Any]:
             "val": len(setting.data.val),
             "test": len(setting.test or ()),
         },
-        "parameters": sum(parameter.numel() for parameter in make_learner(name, config.model, 0).parameters()),
+        "parameters": sum(parameter.numel() for parameter in learner.parameters()),
         "difference_before_the_first_step": difference(config.model, name, config.seed, batch),
-        "without_gradient": untrained(make_learner(name, config.model, config.seed), batch),
+        "without_gradient": untrained(copy.deepcopy(learner), batch),
         **machine("cpu"),
         **{package: version(package) for package in ("transformers", "timm")},
     }
