@@ -18,6 +18,7 @@ from benchmarks.accuracy import vs_transformers as bench
 from benchmarks.model.peer import peer
 from deformable_detr.criterion import Criterion, CriterionConfig
 from deformable_detr.data.scenes import SceneStyle, draw_scenes
+from deformable_detr.errors import TrainingError
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig, make_optimizer
 from deformable_detr.types import Batch, DetectorOutput, Predictions, Target
@@ -289,3 +290,28 @@ def test_what_it_freezes_of_a_backbone():
     assert all(p.requires_grad for p in peer(replace(CONFIG, backbone="resnet10t")).model.backbone.parameters())
     native = transformers.ResNetConfig(depths=[1, 1, 1, 1], out_features=["stage2", "stage3", "stage4"])
     assert not any(p.requires_grad for p in peer(CONFIG, backbone_config=native).model.backbone.parameters())
+
+
+def test_scores_that_are_not_numbers_stop_nothing(batch):
+    learner = arms.make_learner("transformers", CONFIG, 0)
+    with torch.no_grad():
+        learner.model.class_embed[2].bias.fill_(torch.nan)
+    assert learner.loss(batch).isnan()
+    ours = arms.make_learner("ours", CONFIG, 0)
+    with torch.no_grad():
+        ours.model.decoder.class_heads[2].bias.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"predictions of decoder\.2 for image 0 of the batch are not finite"):
+        ours.loss(batch)
+
+
+def test_other_classes_replace_the_class_head_of_the_proposals_too(tmp_path):
+    before = peer(CONFIG)
+    with torch.no_grad():
+        for head in before.class_embed:
+            head.bias.fill_(-1.0)
+    before.save_pretrained(tmp_path)
+    load = transformers.DeformableDetrForObjectDetection.from_pretrained
+    after = load(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert [head.weight.shape for head in after.class_embed] == [(3, 32)] * 4
+    assert not any(head.bias.any() for head in after.class_embed)
+    assert torch.equal(after.bbox_embed[3].layers[0].weight, before.bbox_embed[3].layers[0].weight)

@@ -73,6 +73,7 @@ def draw(arms: Mapping[str, Rows], data_name: str, output: Path) -> None:
     """AP and AP50 of the validation split over the epochs, a line for each arm."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -81,8 +82,9 @@ def draw(arms: Mapping[str, Rows], data_name: str, output: Path) -> None:
             epochs = _epochs(rows)
             places, values = [row["epoch"] for row in epochs], [100 * row["val"][key] for row in epochs]
             axes.plot(places, values, marker=".", linewidth=1.6, label=ARMS[name].label)
-        axes.set_title(f"{data_name}, validation: {label}", loc="left", fontsize=11)
+        axes.set_title(f"{data_name}, validation: {label}, percent", loc="left", fontsize=11)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(bottom=0)
