@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -58,7 +59,9 @@ def offline():
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accuracy") / "photos"
-    return draw_scenes(folder, 4, 2, style=SceneStyle(size_wh=(64, 48), classes=("disc", "ring")))
+    draw_scenes(folder, 4, 2, style=SceneStyle(size_wh=(64, 48), classes=("disc", "ring")))
+    shutil.copytree(folder / "val", folder / "test")
+    return folder
 
 
 @pytest.fixture
@@ -83,7 +86,9 @@ def without_times(rows):
     rows = copy.deepcopy(rows)
     for row in rows:
         row.pop("train_seconds", None)
-        row.get("val", {}).pop("seconds", None)
+        for judged in (row.get("val"), row.get("test")):
+            if judged:
+                del judged["seconds"]
     return rows
 
 
@@ -91,19 +96,20 @@ def test_from_end_to_end(photos, tmp_path, capsys):
     run(photos, tmp_path, 2)
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["arms"].keys() == arms.ARMS.keys()
-    assert line["images"] == {"train": 4, "val": 2, "test": 0}
+    assert line["images"] == {"train": 4, "val": 2, "test": 2}
     assert {"transformers", "torch", "processor", "commit", "threads"} <= line.keys()
     for one in line["arms"].values():
         assert one["epochs"] == 2
         assert one["difference_before_the_first_step"] <= arms.SAME
         assert 0 <= one["last"]["ap"] <= one["last"]["ap50"] <= 1
+        assert one["test"] == one["last"]  # these are the same images
     rows = {name: comparison.read_arm(tmp_path / f"{name}.jsonl") for name in arms.ARMS}
     epochs = {name: [row for row in own if row["kind"] == "epoch"] for name, own in rows.items()}
     sums = {tuple(row["batches"] for row in own) for own in epochs.values()}
     assert len(sums) == 1  # the same batches for every arm
     assert len(set(*sums)) == 2  # others in the second epoch
     assert len({own[0]["loss"] for own in epochs.values()}) == 3  # and losses that differ
-    assert len((tmp_path / "table.md").read_text().splitlines()) == 4
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 5
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -137,6 +143,33 @@ def test_an_arm_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
     assert without_times(comparison.read_arm(stopped)) == without_times(comparison.read_arm(whole))
     assert [row["step"] for row in comparison.read_arm(whole)[1:-1]] == [2, 4]
     assert not list(tmp_path.glob("*.pt"))
+
+
+class Oracle(torch.nn.Module):
+    """Knows every object, and says of some that they are of the other class."""
+
+    def __init__(self, setting, wrong):
+        super().__init__()
+        config = setting.config
+        self.batches = iter(bench.make_loader(setting.test, config.preprocessing, batch_size=config.batch_size))
+        self.wrong = wrong
+
+    def forward(self, images, padding_mask):
+        assert not padding_mask.any()
+        logits, boxes = torch.full((len(images), 9, 2), -9.0), torch.full((len(images), 9, 4), 0.5)
+        for image, target in enumerate(next(self.batches).targets):
+            for query, (label, box) in enumerate(zip(target.labels, target.boxes, strict=True)):
+                logits[image, query, 1 - label if self.wrong else label] = 9.0
+                boxes[image, query] = box
+        return DetectorOutput([Predictions(logits, boxes)], None)
+
+
+def test_the_evaluation_sees_right_and_wrong(photos):
+    setting = bench.prepare(photos, "small", ["batch_size=2"], short_side=48, backbone_weights="none")
+    assert bench.judge(Oracle(setting, wrong=False), setting, setting.test)["ap"] == pytest.approx(1)
+    found = bench.judge(Oracle(setting, wrong=True), setting, setting.test)
+    assert found["ap"] < 0.5  # objects of both classes may overlap
+    assert found["ap50_by_class"].keys() == {"disc", "ring"}
 
 
 @pytest.mark.parametrize("name", list(arms.ARMS)[1:])

@@ -4,9 +4,9 @@
 
 Each arm trains a model of its own. Data, first weights, optimiser, schedule, batches and their order, augmentation
 and evaluation are the same for all; a checksum of every batch goes into the results. An arm writes ARM.jsonl, a line
-for each epoch, and goes on where it stopped if it is started again. When no arm is left to wait for, the table, the
-curves and a line of JSON on standard output follow. Arms may run at the same time, each in a process of its own with
-`--arms NAME`.
+for each epoch, and goes on where it stopped if it is started again. Arms may run at the same time, each in a process
+of its own with `--arms NAME`. After its arms, a command writes table.md and curves.png of all arms in the folder, as
+far as they are, and prints a line of JSON about them.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def _write(path: Path, rows: Rows) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the arms asked for; then, if all of the folder's are complete, the table and the line of JSON."""
+    """Train the arms asked for, then write the table, the curves and the line of JSON."""
     options = _options(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
