@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -7,12 +6,12 @@ from torch import nn
 
 from deformable_detr.criterion import Criterion, CriterionConfig
 from deformable_detr.errors import ConfigError
-from deformable_detr.freezing import Freezable, count, freeze, to_training_mode
+from deformable_detr.freezing import FREEZABLE, count, freeze, to_training_mode
 from deformable_detr.models import build
 from deformable_detr.optimizer import OptimizerConfig, make_optimizer
 from deformable_detr.types import Target
 
-PARTS = [name for name in get_args(Freezable) if name != "all_but_heads"]
+PARTS = [name for name in FREEZABLE if name != "all_but_heads"]
 # By hand, from the printed model: a start of each part's parameters, and of modules that act differently in training.
 OWNERS = {
     "backbone": ["pyramid.backbone."],

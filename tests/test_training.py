@@ -284,7 +284,7 @@ def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bi
     assert (whole.config.start, whole.config.preprocessing.short_side) == ("weights", 48)
     said = "\n".join(notes.lines)
     assert "by class: 2 kept (disc <- Disc, star), 1 fresh (square), 1 not needed (hexagon)" in said
-    assert "all weights from before.safetensors (before, scenes), " in said
+    assert "all weights from before.safetensors (before, COCO _annotations.coco.json), " in said
     assert "million frozen (backbone, encoder), on cpu" in said
     record = json.loads((tmp_path / "whole" / "transfer.json").read_text())
     assert record["classes"] == {"disc": "Disc", "square": None, "star": "star"}
@@ -298,7 +298,7 @@ def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bi
         assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
         assert first.licence == second.licence == "CC-BY-4.0"
         assert first.provenance == second.provenance
-        assert first.provenance["weights"] == "before.safetensors (before, scenes)"
+        assert first.provenance["weights"] == "before.safetensors (before, COCO _annotations.coco.json)"
     start = load(tmp_path / "elsewhere.safetensors").weights
     end = load(tmp_path / "part" / "last.safetensors").weights
     frozen = [name for name in end if name.startswith(("encoder.", "pyramid.backbone."))]
@@ -333,8 +333,8 @@ def test_weights_that_do_not_fit_leave_no_run_behind(tiny_config, scenes, weight
     save(replace(loaded, weights=short), tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match=r"short\.safetensors does not fit the model: .* missing: encoder\."):
         train(tiny_config, data=scenes, weights=tmp_path / "short.safetensors", output=tmp_path / "run", device="cpu")
+    everything = replace(tiny_config, freeze=("all_but_heads", "heads"))
+    same = replace(open_dataset(scenes, split="train"), classes=("Disc", "hexagon", "star"))
     with pytest.raises(ConfigError, match="nothing is left to train"):
-        everything = replace(tiny_config, freeze=("all_but_heads", "heads"))
-        same = replace(open_dataset(scenes, split="train"), classes=("Disc", "hexagon", "star"))
         train(everything, data=same, weights=weights, output=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

@@ -1,14 +1,11 @@
 """Parts of the network that a run leaves as they are: no gradient, no update, no dropout, no new batch statistics."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
 from deformable_detr.errors import ConfigError
-
-Freezable = Literal["backbone", "projections", "encoder", "queries", "decoder", "heads", "all_but_heads"]
-"""What `freeze` may name; "all_but_heads" is the five before "heads" together."""
 
 # Every parameter lies in one part: the first whose start fits its name.
 _PARTS = {
@@ -19,6 +16,9 @@ _PARTS = {
     "queries": ("query_source.",),
     "decoder": ("decoder.layers.",),
 }
+_ALL_BUT_HEADS = "all_but_heads"
+FREEZABLE = ("backbone", "projections", "encoder", "queries", "decoder", "heads", _ALL_BUT_HEADS)
+"""What `freeze` may name; "all_but_heads" is the five before "heads" together."""
 
 
 class Count(NamedTuple):
@@ -28,7 +28,7 @@ class Count(NamedTuple):
     frozen: int
 
 
-def freeze(model: nn.Module, names: Iterable[Freezable]) -> None:
+def freeze(model: nn.Module, names: Iterable[str]) -> None:
     """Take the parameters of these parts out of training, for good. Buffers follow with `to_training_mode`.
 
     Raises:
@@ -42,7 +42,7 @@ def freeze(model: nn.Module, names: Iterable[Freezable]) -> None:
         raise ConfigError(f"freeze holds {', '.join(sorted(parts))}; nothing is left to train, leave one of them out")
 
 
-def to_training_mode(model: nn.Module, names: Iterable[Freezable]) -> None:
+def to_training_mode(model: nn.Module, names: Iterable[str]) -> None:
     """Put the network in training mode and these parts of it in evaluation mode.
 
     There nothing is dropped, and batch norm uses the statistics it has instead of those of the batch.
@@ -61,11 +61,9 @@ def count(model: nn.Module) -> Count:
     return Count(trained, sum(size for size, _ in sizes) - trained)
 
 
-def _parts(names: Iterable[Freezable]) -> set[str]:
-    chosen: set[str] = set(names)
-    if "all_but_heads" in chosen:
-        chosen = (chosen - {"all_but_heads"}) | (_PARTS.keys() - {"heads"})
-    return chosen
+def _parts(names: Iterable[str]) -> set[str]:
+    chosen = set(names)
+    return (chosen - {_ALL_BUT_HEADS}) | (_PARTS.keys() - {"heads"}) if _ALL_BUT_HEADS in chosen else chosen
 
 
 def _part(name: str) -> str | None:

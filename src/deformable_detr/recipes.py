@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from deformable_detr.config import from_dict
 from deformable_detr.criterion import CriterionConfig
 from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import ConfigError
-from deformable_detr.freezing import Freezable
+from deformable_detr.freezing import FREEZABLE
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.run_folder import read_json
@@ -52,8 +52,8 @@ class TrainConfig:
     must then be given the `weights`. They bring the network's structure, whatever `model` says."""
     size_of_weights: bool = False
     """Images of the size that the weights have been trained for; `with_image_size` ends it."""
-    freeze: tuple[Freezable, ...] = ()
-    """Parts of the network that keep their weights, besides `model.frozen_stages`."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -68,9 +68,9 @@ class TrainConfig:
             raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
         if self.size_of_weights and self.start != "weights":
             raise ConfigError(f"size_of_weights is true, but start is {self.start!r}; it needs 'weights'")
-        unknown = [name for name in self.freeze if name not in get_args(Freezable)]
+        unknown = [name for name in self.freeze if name not in FREEZABLE]
         if unknown:
-            raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(get_args(Freezable))}")
+            raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(FREEZABLE)}")
 
 
 def deformable_detr_r50() -> TrainConfig:

@@ -1,6 +1,7 @@
 """Training: a run from the first step, or from where an earlier one stopped."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def train(
     config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
     if config.batch_size < wanted:
         reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
-    name = opened.train.source.split(":")[0] if isinstance(data, DetectionDataset) else _name(Path(data))
+    name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
     folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
     if transfer is None and config.model.backbone_weights == "hub":
         reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
@@ -183,6 +184,11 @@ def _open(
 
 def _name(path: Path) -> str:
     return path.resolve().stem
+
+
+def _short(source: str) -> str:
+    """How a data set describes itself, up to the first mark, without the paths of this machine."""
+    return " ".join(Path(word).name for word in re.split(r"[,:;] ", source)[0].split())
 
 
 def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:

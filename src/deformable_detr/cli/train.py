@@ -198,7 +198,7 @@ def chosen_config(
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
         skip_bad_images=config.skip_bad_images or skip_bad_images,
-        freeze=tuple(freeze) or config.freeze,  # type: ignore[arg-type]  # checked there
+        freeze=tuple(freeze) or config.freeze,
     )
     if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
         raise ConfigError("model.num_classes comes from the data and cannot be set")
