@@ -72,7 +72,7 @@ def compare(
     old_train, old_val = opened.train, opened.val
     train, val = (change(one, renamed, divided) for one in (old_train, old_val))
     say(f"{len(train)} images to learn from, {len(val)} to judge by; objects: {train.objects_per_class()}")
-    before = _timed(
+    before = _figures(
         "before", lambda to: _train(replace(config, epochs=epochs, eval_every=epochs), old_train, old_val, to), folder
     )
     source = read_source(folder / "before" / "last.safetensors")
@@ -88,7 +88,7 @@ def compare(
         "kept": [name for name, row in zip(train.classes, known, strict=True) if row is not None],
         "fresh": [name for name, row in zip(train.classes, known, strict=True) if row is None],
         "before": before,
-        "after_one_epoch": {name: _timed(name, start, folder) for name, start in starts.items()},
+        "after_one_epoch": {name: _figures(name, start, folder) for name, start in starts.items()},
     }
 
 
@@ -98,15 +98,15 @@ def _train(
     return deformable_detr.train(config, data=train, val_data=val, output=to, weights=weights, device="cpu")
 
 
-def _timed(name: str, start: Callable[[Path], Run], folder: Path) -> dict[str, Any]:
+def _figures(name: str, start: Callable[[Path], Run], folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     start(folder / name)
     records = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = next(record for record in reversed(records) if record["kind"] == "epoch")
-    figures = {"seconds": round(time.monotonic() - began, 1), "ap": last["val"]["ap"], "ap50": last["val"]["ap50"]}
+    figures = {"ap": last["val"]["ap"], "ap50": last["val"]["ap50"]}
     figures["ap_per_class"] = {name: one["ap"] for name, one in last["val_per_class"].items()}
     figures["ap50_per_class"] = {name: one["ap50"] for name, one in last["val_per_class"].items()}
-    say(f"{name}: AP50 {100 * figures['ap50']:.1f}, {figures['seconds']:.0f} s")
+    say(f"{name}: AP50 {100 * figures['ap50']:.1f}, {time.monotonic() - began:.0f} s")
     return figures
 
 
