@@ -159,4 +159,4 @@ def test_the_dilated_resnet_is_torchvisions():
                 break
             expected = part(expected)
     assert found.shape == (1, 2048, 6, 8)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
