@@ -6,7 +6,7 @@ preprocessing, metrics and provenance. A file to resume from also holds the opti
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +65,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         OutputError: it cannot be written.
     """
     tensors = dict(checkpoint.weights)
-    header: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
-        "classes": checkpoint.classes,
-        "category_ids": checkpoint.category_ids,
-        "preprocessing": to_dict(checkpoint.preprocessing),
-        "metrics": checkpoint.metrics,
-        "provenance": {
-            "deformable_detr": __version__,
-            "torch": str(torch.__version__),
-            **checkpoint.provenance,
-        },
-        "licence": checkpoint.licence,
-    }
+    header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
         tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
@@ -113,7 +100,81 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    return _checkpoint(path, header, tensors, training)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
+    checkpoint = from_header(path, header, weights)
+    return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
+
+
+def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What gives the weights meaning, as JSON can hold it; what is needed to resume is not in it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
+        "classes": list(checkpoint.classes),
+        "category_ids": list(checkpoint.category_ids),
+        "preprocessing": to_dict(checkpoint.preprocessing),
+        "metrics": dict(checkpoint.metrics),
+        "provenance": {
+            "deformable_detr": __version__,
+            "torch": str(torch.__version__),
+            **checkpoint.provenance,
+        },
+        "licence": checkpoint.licence,
+    }
+
+
+def parse_header(path: Path, text: str) -> dict[str, Any]:
+    """The header from its JSON; `path` is for messages.
+
+    Raises:
+        CheckpointError: not JSON, not a header, or of a newer version of this software.
+    """
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: its description has no schema version")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
+            "a newer release will read it"
+        )
+    return header
+
+
+def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint that `to_header` described, with these weights; `path` is for messages.
+
+    Raises:
+        CheckpointError: the description is incomplete, contradicts itself or is of a model that is not known here.
+    """
+    try:
+        name = header["model"]["name"]
+        if name not in MODELS:
+            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
+        model = from_dict(MODELS[name][0], header["model"]["config"])
+        checkpoint = Checkpoint(
+            weights=weights,
+            model=model,
+            classes=tuple(header["classes"]),
+            category_ids=tuple(header["category_ids"]),
+            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
+            metrics=header["metrics"],
+            provenance=header["provenance"],
+            licence=header["licence"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
+        raise CheckpointError(
+            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
+            f"for a model of {model.num_classes} classes"
+        )
+    return checkpoint
 
 
 def build_model(checkpoint: Checkpoint, path: Path) -> DeformableDETR:
@@ -167,51 +228,9 @@ def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
             f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
             "it does not say what model it is of; weights of a backbone go to --backbone-weights"
         )
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path}: its description has no schema version")
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
-            "a newer release will read it"
-        )
-    return header
+    return parse_header(path, text)
 
 
-def _checkpoint(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], training: bool) -> Checkpoint:
-    state = None
-    if training:
-        moments = {
-            name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)
-        }
-        state = TrainingState(progress=header["training"], tensors=moments)
-    try:
-        name = header["model"]["name"]
-        if name not in MODELS:
-            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
-        model = from_dict(MODELS[name][0], header["model"]["config"])
-        checkpoint = Checkpoint(
-            weights={key: tensor for key, tensor in tensors.items() if not key.startswith(_TRAINING)},
-            model=model,
-            classes=tuple(header["classes"]),
-            category_ids=tuple(header["category_ids"]),
-            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
-            metrics=header["metrics"],
-            provenance=header["provenance"],
-            licence=header["licence"],
-            training=state,
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
-        raise CheckpointError(
-            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
-            f"for a model of {model.num_classes} classes"
-        )
-    return checkpoint
+def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    moments = {name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)}
+    return TrainingState(progress=header["training"], tensors=moments)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.heads import HEAD, PROPOSAL_HEADS, with_copies
 
 # Ours -> theirs; the first that matches counts, both ways. "#" stands for a number.
 _RENAMED = (
@@ -54,8 +55,6 @@ _IN_FILES = (
     (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
     (re.compile(r"(coder\.layers\.\d+)\.fc"), r"\1.mlp.fc"),
 )
-_HEAD = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.+)")
-_OUR_PROPOSAL_HEADS = {"class_embed": "query_source.class_head", "bbox_embed": "query_source.box_head"}
 _ALIAS = "model.decoder."
 # Self-attention's three matrices are one tensor here and three there.
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
@@ -88,16 +87,7 @@ def to_transformers_keys(
                 theirs[f"model.decoder.layers.{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece.clone()
         elif not name.endswith(_COUNTERS):
             theirs[_their_name(name, config, backbone)] = tensor
-    for name, tensor in list(theirs.items()):
-        head = _HEAD.fullmatch(name)
-        if head is None:
-            continue
-        kind, _, rest = head.groups()
-        if config.variant == "base":
-            theirs |= {f"{kind}.{layer}.{rest}": tensor for layer in range(config.decoder_layers)}
-        elif kind == "bbox_embed" or config.variant == "two_stage":
-            theirs[_ALIAS + name] = tensor
-    return theirs
+    return with_copies(theirs, config, _ALIAS)
 
 
 def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
@@ -143,7 +133,7 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
 
 
 def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
-    for theirs, ours in _OUR_PROPOSAL_HEADS.items():
+    for theirs, ours in PROPOSAL_HEADS.items():
         if name.startswith(ours + "."):
             return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
     if name.startswith(_OUR_BACKBONE):
@@ -170,15 +160,15 @@ def _model_name(name: str) -> str:
     for pattern, replacement in _IN_FILES:
         name = pattern.sub(replacement, name)
     without = name.removeprefix(_ALIAS)
-    return without if _HEAD.fullmatch(without) else name
+    return without if HEAD.fullmatch(without) else name
 
 
 def _our_name(name: str, plain: str, config: DeformableDETRConfig) -> str:
-    head = _HEAD.fullmatch(plain)
+    head = HEAD.fullmatch(plain)
     if head is not None:
         kind, layer, rest = head.groups()
         if int(layer) == config.decoder_layers:
-            return f"{_OUR_PROPOSAL_HEADS[kind]}.{rest}"
+            return f"{PROPOSAL_HEADS[kind]}.{rest}"
         if config.variant == "base":
             plain = f"{kind}.0.{rest}"
     inner = plain.removeprefix(_THEIR_BACKBONE)
