@@ -6,6 +6,7 @@ and 5 reads and writes. The library itself is not needed.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ PREPROCESSING_FILE = "preprocessor_config.json"
 _WEIGHTS_FILE = "model.safetensors"
 # One file, or a table of the files that hold the parts; in the order of preference.
 _WEIGHTS_FILES = (_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
 _CARD = "README.md"
 _COUNTERS = "num_batches_tracked"
 # Licences the hub has a word for; it wants all others as "other" with a name.
@@ -85,8 +87,13 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
     """
     settings = transformers_config.settings_of(checkpoint.model, checkpoint.classes, checkpoint.category_ids)
     named = to_transformers_keys(checkpoint.weights, checkpoint.model)
-    # All copies of shared heads are written: no reader then depends on how a version shares them.
-    weights = {file_key(name): tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
+    weights = {
+        file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in named.items()
+        # The base model's one head is written once, as they do. Aliases of the other models' are written all: no
+        # reader then depends on which of them a version keeps.
+        if checkpoint.model.variant != "base" or not _COPY.match(name)
+    }
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"output folder {folder} is not empty; name another")
     if folder.exists() and not folder.is_dir():
