@@ -18,17 +18,9 @@ from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.transformers import read_transformers, write_transformers
 
 SMALL = DeformableDETRConfig(
-    num_classes=7,
-    backbone="resnet18",
-    hidden_dim=64,
-    num_heads=4,
-    encoder_layers=2,
-    decoder_layers=3,
-    encoder_points=3,
-    decoder_points=5,
-    ffn_dim=96,
-    num_queries=11,
-)
+    num_classes=7, backbone="resnet18", hidden_dim=64, num_heads=4, encoder_layers=2, decoder_layers=3,
+    encoder_points=3, decoder_points=5, ffn_dim=96, num_queries=11,
+)  # fmt: skip
 CONFIGS = {
     "single_scale": replace(SMALL, num_levels=1),
     "single_scale_dc5": replace(SMALL, num_levels=1, dilation=True),
@@ -119,9 +111,7 @@ MORE = {
     "dilated_four_levels": replace(SMALL, dilation=True),
     "activation_in_batch_norm": replace(SMALL, backbone="test_efficientnet"),
     "no_batch_norm": replace(SMALL, backbone="test_convnext"),
-    "from_scratch": replace(
-        SMALL, backbone_weights="none", frozen_stages=0, frozen_batch_norm=False
-    ),
+    "from_scratch": replace(SMALL, backbone_weights="none", frozen_stages=0, frozen_batch_norm=False),
 }
 
 
@@ -129,7 +119,11 @@ SLOW = ("dilated_four_levels", "no_batch_norm")
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in CONFIGS | MORE if name not in SLOW), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "name",
+    [
+        *(name for name in CONFIGS | MORE if name not in SLOW),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
 def test_ours_to_transformers_and_back(transformers, tmp_path, name):
     ours = checkpoint_of((CONFIGS | MORE)[name])
@@ -158,7 +152,9 @@ def test_ours_to_transformers_and_back(transformers, tmp_path, name):
 
 
 def test_the_papers_own_size(transformers, tmp_path):
-    ours = replace(checkpoint_of(DeformableDETRConfig(variant="two_stage", num_classes=7)), preprocessing=Preprocessing())
+    ours = replace(
+        checkpoint_of(DeformableDETRConfig(variant="two_stage", num_classes=7)), preprocessing=Preprocessing()
+    )
     write_transformers(ours, tmp_path / "model")
     _, found = transformers.DeformableDetrForObjectDetection.from_pretrained(
         tmp_path / "model", output_loading_info=True
@@ -281,9 +277,16 @@ def refused(folder, message):
     assert str(folder) in str(caught.value)
 
 
-def test_no_config(folder):
-    (folder / "config.json").unlink()
-    refused(folder, r"is not a folder of transformers: it has no config\.json")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", r"is not a folder of transformers: it has no config\.json"),
+        ("model.safetensors", r"holds no weights: there is none of model\.safetensors"),
+    ],
+)
+def test_a_file_that_is_not_there(folder, name, message):
+    (folder / name).unlink()
+    refused(folder, message)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not valid JSON"), ("[1]", "holds a JSON list")])
@@ -296,11 +299,6 @@ def test_a_config_that_is_none(folder, text, message):
 def test_another_model(folder, kind):
     edit(folder / "config.json", model_type=kind)
     refused(folder, f"model of type '{kind}', not 'deformable_detr'; transformers' Auto")
-
-
-def test_no_weights(folder):
-    (folder / "model.safetensors").unlink()
-    refused(folder, r"holds no weights: there is none of model\.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,9 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     names = sorted(set(table.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index} names {len(names)} files; {len(missing)} are not there: {', '.join(missing[:3])}")
+        raise CheckpointError(
+            f"{index} names {len(names)} files; {len(missing)} are not there: {', '.join(missing[:3])}"
+        )
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors |= _read_tensors(index.parent / name)
@@ -225,8 +227,17 @@ def _card(checkpoint: Checkpoint) -> str:
         facts["license"] = licence.lower()
     elif licence:
         facts |= {"license": "other", "license_name": licence}
-    lines = ["---", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip(), "---", "", "# Deformable DETR", ""]
-    named = f"{len(checkpoint.classes)} classes, variant {checkpoint.model.variant}, backbone {checkpoint.model.backbone}"
+    lines = [
+        "---",
+        yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        "# Deformable DETR",
+        "",
+    ]
+    named = (
+        f"{len(checkpoint.classes)} classes, variant {checkpoint.model.variant}, backbone {checkpoint.model.backbone}"
+    )
     lines += [f"{named}. Written by deformable-detr {__version__}.", ""]
     lines += [f"- {name}: {value:.4f}" for name, value in checkpoint.metrics.items()]
     lines += [f"- {name}: {value}" for name, value in checkpoint.provenance.items()]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from deformable_detr.config import from_dict
@@ -39,17 +39,17 @@ _EQUAL = {
 _FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3}
 _SYNONYMS = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 # What trains the network or runs it, and changes no result of a trained one.
-_IGNORED = frozenset(
-    "activation_dropout attention_dropout encoder_layerdrop init_std init_xavier_std auxiliary_loss class_cost bbox_cost "
-    "giou_cost mask_loss_coefficient dice_loss_coefficient bbox_loss_coefficient giou_loss_coefficient eos_coefficient "
-    "focal_alpha disable_custom_kernels return_intermediate max_position_embeddings is_encoder_decoder "
+_IGNORED = (
+    "activation_dropout attention_dropout encoder_layerdrop init_std init_xavier_std auxiliary_loss class_cost "
+    "bbox_cost giou_cost mask_loss_coefficient dice_loss_coefficient bbox_loss_coefficient giou_loss_coefficient "
+    "eos_coefficient focal_alpha disable_custom_kernels return_intermediate max_position_embeddings is_encoder_decoder "
     "tie_word_embeddings scale_embedding use_pretrained_backbone label2id dtype torch_dtype transformers_version "
     "_name_or_path return_dict output_attentions output_hidden_states problem_type chunk_size_feed_forward "
-    "attn_implementation _attn_implementation num_hidden_layers".split()
+    "attn_implementation _attn_implementation num_hidden_layers"
 )
-_READ = frozenset(
+_READ = (
     "model_type architectures id2label num_labels num_queries two_stage two_stage_num_proposals with_box_refine "
-    "dilation use_timm_backbone backbone backbone_config backbone_kwargs".split()
+    "dilation use_timm_backbone backbone backbone_config backbone_kwargs"
 )
 # What our files say of a model beyond the network.
 _OWN_SETTINGS = ("backbone_weights", "frozen_stages", "frozen_batch_norm")
@@ -109,7 +109,7 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     known = {theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())} | {OWN_ENTRY}
-    return model, sorted(set(settings) - known - _READ - _IGNORED - _FIXED.keys())
+    return model, sorted(set(settings) - known - {*_READ.split(), *_IGNORED.split()} - _FIXED.keys())
 
 
 def classes_from(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -193,7 +193,9 @@ def _check_kind(settings: Mapping[str, Any]) -> None:
         )
     architectures = settings.get("architectures") or [ARCHITECTURE]
     if ARCHITECTURE not in architectures:
-        raise CheckpointError(f"it holds {', '.join(architectures)}, which has no class and box heads; not {ARCHITECTURE}")
+        raise CheckpointError(
+            f"it holds {', '.join(architectures)}, which has no class and box heads; not {ARCHITECTURE}"
+        )
 
 
 def _labels(settings: Mapping[str, Any]) -> list[str]:
@@ -205,7 +207,9 @@ def _labels(settings: Mapping[str, Any]) -> list[str]:
     by_number = {str(number): name for number, name in labels.items()}
     missing = [channel for channel in range(len(labels)) if str(channel) not in by_number]
     if missing:
-        raise CheckpointError(f"id2label has {len(labels)} names, but none for channel {missing[0]}; it must count from 0")
+        raise CheckpointError(
+            f"id2label has {len(labels)} names, but none for channel {missing[0]}; it must count from 0"
+        )
     return [by_number[str(channel)] for channel in range(len(labels))]
 
 

@@ -14,14 +14,14 @@ _FAMILY = re.compile(r"(Deformable|Conditional)?Detr(ImageProcessor(Fast|Pil)?|F
 _DEFAULT_MAX_SIDE = 1333
 _BILINEAR = 2
 # They speak of annotations or of how images come in and go out, or of padding, which is ours to do in any case.
-_IGNORED = frozenset(
+_IGNORED = (
     "format do_convert_annotations do_pad pad_and_return_pixel_mask do_convert_rgb default_to_square data_format "
     "input_data_format return_tensors return_segmentation_masks device disable_grouping processor_class crop_size "
-    "model_input_names".split()
+    "model_input_names"
 )
-_READ = frozenset(
+_READ = (
     "image_processor_type feature_extractor_type size max_size image_mean image_std do_resize do_rescale do_normalize "
-    "rescale_factor resample do_center_crop pad_size".split()
+    "rescale_factor resample do_center_crop pad_size"
 )
 
 
@@ -33,7 +33,9 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
     """
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if kind is not None and not _FAMILY.fullmatch(str(kind)):
-        raise CheckpointError(f"image processor {kind} is not one of DETR's; there is no telling what it does to images")
+        raise CheckpointError(
+            f"image processor {kind} is not one of DETR's; there is no telling what it does to images"
+        )
     _refuse_unlike(settings)
     short_side, max_side = _sides(settings)
     if settings.get("do_normalize", True):
@@ -50,7 +52,7 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
         )
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    return preprocessing, sorted(set(settings) - _IGNORED - _READ)
+    return preprocessing, sorted(set(settings) - {*_IGNORED.split(), *_READ.split()})
 
 
 def settings_of(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -92,10 +94,12 @@ def _sides(settings: Mapping[str, Any]) -> tuple[int, int]:
         size = {"shortest_edge": Preprocessing().short_side, "longest_edge": _DEFAULT_MAX_SIDE}
     elif isinstance(size, int):
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", _DEFAULT_MAX_SIDE)}
-    sides = (size.get("shortest_edge"), size.get("longest_edge")) if isinstance(size, dict) else (None, None)
-    if not all(isinstance(side, int) and side > 0 for side in sides):
+    short_side, max_side = (
+        (size.get("shortest_edge"), size.get("longest_edge")) if isinstance(size, dict) else (None, None)
+    )
+    if not (isinstance(short_side, int) and isinstance(max_side, int) and short_side > 0 and max_side > 0):
         raise CheckpointError(
             f"size is {size}; it must be given as shortest_edge and longest_edge: shapes are kept here, and no image "
             "is stretched"
         )
-    return sides
+    return short_side, max_side
