@@ -148,7 +148,8 @@ def settings_of(model: DeformableDETRConfig, classes: Sequence[str], category_id
     if model.features != "padded":
         raise CheckpointError(
             f"features is {model.features!r}: models of transformers always see the padded batch and would find "
-            "something else in images of unequal sizes"
+            "something else in images of unequal sizes; set features to 'padded' if images will come one at a time, "
+            "nothing differs then"
         )
     if model.proposals != "paper":
         raise CheckpointError(
