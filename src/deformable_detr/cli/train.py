@@ -37,6 +37,12 @@ def train(
         str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="End after so many epochs without a better result; 0 = never.")
+    ] = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 = only after it.")
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -62,6 +68,8 @@ def train(
         "--format": format,
         "--backbone": backbone,
         "--backbone-weights": backbone_weights,
+        "--patience": patience,
+        "--save-every": save_every,
         "--skip-bad-images": skip_bad_images or None,
         "--set": set_ or None,
     }
@@ -91,6 +99,8 @@ def train(
                 workers=workers,
                 backbone=backbone,
                 backbone_weights=backbone_weights,
+                patience=patience,
+                save_every=save_every,
                 skip_bad_images=skip_bad_images,
                 settings=set_ or [],
             )
@@ -125,10 +135,12 @@ def _conclude(run: "Run") -> None:
         "best_epoch": run.best_epoch,
         "best": run.best,
         "interrupted": run.interrupted,
+        "stopped_early": run.stopped_early,
+        "steps_left_out": run.num_not_finite,
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(143 if run.terminated else 130)
 
 
 def chosen_config(
@@ -142,6 +154,8 @@ def chosen_config(
     workers: int | None = None,
     backbone: str | None = None,
     backbone_weights: str | None = None,
+    patience: int | None = None,
+    save_every: float | None = None,
     skip_bad_images: bool = False,
     settings: list[str],
 ) -> "TrainConfig":
@@ -169,6 +183,8 @@ def chosen_config(
         batch_size=config.batch_size if batch_size is None else batch_size,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
+        patience=config.patience if patience is None else patience,
+        save_every=config.save_every if save_every is None else save_every,
         skip_bad_images=config.skip_bad_images or skip_bad_images,
     )
     if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
