@@ -177,15 +177,15 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
     return checkpoint
 
 
-def build_model(checkpoint: Checkpoint, path: Path) -> DeformableDETR:
-    """The network with the checkpoint's weights; `path` is for messages.
+def build_model(checkpoint: Checkpoint, source: str | Path) -> DeformableDETR:
+    """The network with the checkpoint's weights; `source` is for messages.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
     """
     _, build = MODELS[_MODEL]
     model = build(checkpoint.model, load_backbone_weights=False)
-    load_weights(model, checkpoint.weights, str(path))
+    load_weights(model, checkpoint.weights, str(source))
     return model
 
 
