@@ -61,11 +61,12 @@ def test_a_run_without_anything_to_show_is_taken_back_and_no_other(tmp_path):
     for folder in (failed, learnt):
         folder.config.touch()
         folder.data.touch()
+        folder.transfer.touch()
     learnt.log({"step": 10})
     failed.take_back()
     learnt.take_back()
     assert not failed.path.exists()
-    assert len(list(learnt.path.iterdir())) == 3
+    assert len(list(learnt.path.iterdir())) == 4
 
 
 def test_a_line_that_cannot_be_written_is_an_error_of_ours(tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from deformable_detr.errors import DataError, TrainingError
 from deformable_detr.evaluation import EvaluationReport, evaluate
+from deformable_detr.freezing import to_training_mode
 from deformable_detr.interrupt import uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.optimizer import clip_gradients, schedule, set_learning_rate
@@ -84,7 +85,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
 
 def _take_steps(session: Session, journal: Journal, reporter: Reporter) -> _Averages:
     config, position, loader = session.config, session.position, session.loader
-    session.model.train()
+    to_training_mode(session.model, config.freeze)
     loader.set_epoch(position.epoch)
     skip = position.step_in_epoch
     batches = iter(loader if skip < len(loader) else ())

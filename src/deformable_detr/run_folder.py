@@ -28,6 +28,11 @@ class RunFolder(NamedTuple):
         return self.path / "data.json"
 
     @property
+    def transfer(self) -> Path:
+        """What came from the weights that the run started from, if it did."""
+        return self.path / "transfer.json"
+
+    @property
     def metrics(self) -> Path:
         """One line of JSON per logged step and per epoch."""
         return self.path / "metrics.jsonl"
@@ -60,6 +65,7 @@ class RunFolder(NamedTuple):
             return
         self.config.unlink(missing_ok=True)
         self.data.unlink(missing_ok=True)
+        self.transfer.unlink(missing_ok=True)
         with suppress(OSError):  # it holds something else, or is not ours to remove
             self.path.rmdir()
 

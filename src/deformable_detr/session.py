@@ -15,12 +15,14 @@ from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.detector import Detector
 from deformable_detr.errors import CheckpointError, ConfigError
+from deformable_detr.freezing import freeze
 from deformable_detr.metrics import Metrics
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.optimizer import learning_rate, make_optimizer
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import RunFolder
 from deformable_detr.splits import TrainingData
+from deformable_detr.transfer import Origin, Transfer, fill
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -55,6 +57,8 @@ class Session(NamedTuple):
     loader: BatchLoader
     position: Position
     data_name: str
+    origin: Origin
+    """Of the weights the run started from."""
 
     @property
     def model(self) -> DeformableDETR:
@@ -119,13 +123,21 @@ class Session(NamedTuple):
                 "data": self.data_name,
                 "epoch": str(self.position.epoch),
                 "date": time.strftime("%Y-%m-%d"),
+                **({"weights": self.origin.weights} if self.origin.weights else {}),
             },
+            licence=self.origin.licence,
             training=training,
         )
 
 
 def start_session(
-    config: TrainConfig, folder: RunFolder, data: TrainingData, data_name: str, *, device: str, weights: bool
+    config: TrainConfig,
+    folder: RunFolder,
+    data: TrainingData,
+    data_name: str,
+    *,
+    device: str,
+    weights: bool | Transfer,
 ) -> Session:
     """Build all parts of a run whose config already fits its data. Seeds torch's global generator.
 
@@ -135,15 +147,18 @@ def start_session(
         data: what it learns from.
         data_name: for provenance.
         device: see `choose_device`.
-        weights: load the backbone's weights; False where a checkpoint will bring all weights.
+        weights: load the backbone's weights, or those of a whole detector; False where `restore` will bring them.
 
     Raises:
-        ConfigError: the model cannot be built.
-        CheckpointError: the backbone's weights cannot be had.
+        ConfigError: the model cannot be built, or all of it is to be frozen.
+        CheckpointError: the backbone's weights cannot be had, or those of a detector do not fit.
         BackendError: the device is not here.
     """
     torch.manual_seed(config.seed)
-    model = build(config.model, load_backbone_weights=weights)
+    model = build(config.model, load_backbone_weights=weights is True)
+    if isinstance(weights, Transfer):
+        fill(model, weights)
+    freeze(model, config.freeze)
     detector = Detector(model, data.train.classes, data.train.category_ids, config.preprocessing, device=device)
     loader = make_loader(
         data.train,
@@ -165,6 +180,7 @@ def start_session(
         loader=loader,
         position=Position(),
         data_name=data_name,
+        origin=weights.origin if isinstance(weights, Transfer) else Origin(),
     )
 
 

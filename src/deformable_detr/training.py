@@ -1,6 +1,7 @@
 """Training: a run from the first step, or from where an earlier one stopped."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
 from deformable_detr.errors import ConfigError, DeformableDetrError
+from deformable_detr.freezing import count
 from deformable_detr.interrupt import uninterrupted
 from deformable_detr.journal import Journal, check_tensorboard
 from deformable_detr.loop import run_epoch
@@ -19,6 +21,7 @@ from deformable_detr.recipes import TrainConfig, fit_to_data
 from deformable_detr.run_folder import create_run_folder, new_run_path, open_run_folder, read_json, write_json
 from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
+from deformable_detr.transfer import Origin, Source, plan, read_source, settle
 
 _RUNS = Path("runs")
 
@@ -48,6 +51,7 @@ def train(
     val_data: DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
+    weights: str | Path | Source | None = None,
     device: str = "auto",
     tensorboard: bool = False,
     reporter: Reporter | None = None,
@@ -62,6 +66,8 @@ def train(
         val_data: what to judge by, if `data` is already open; a share of `data` is held out if left out.
         output: the run folder, which must be empty or not exist; runs/<recipe>-<data>-<number> if left out.
         format: of the data set; recognised by itself if left out.
+        weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
+            structure is theirs, whatever `config.model` says; classes of the same name go on where they were.
         device: "auto" is a CUDA device if there is one, else the CPU.
         tensorboard: write its event files into the run folder, too.
         reporter: is told how it goes.
@@ -69,7 +75,7 @@ def train(
     Raises:
         DataError: the data set or an image in it cannot be used.
         ConfigError: the settings contradict the data or each other.
-        CheckpointError: the backbone's weights cannot be had.
+        CheckpointError: the weights cannot be had.
         BackendError: the device is not here.
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
@@ -77,17 +83,23 @@ def train(
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
     choose_device(device)  # an error here is better than one after a folder and a download
+    source = None if weights is None else read_source(weights)
+    config = settle(config, source)
     opened = _open(config, data, val_data, format)
+    transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
     wanted = config.batch_size
     config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
     if config.batch_size < wanted:
         reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
-    name = opened.train.source.split(":")[0] if isinstance(data, DetectionDataset) else _name(Path(data))
+    name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
     folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
-    if config.model.backbone_weights == "hub":
+    if transfer is None and config.model.backbone_weights == "hub":
         reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
     try:
-        session = start_session(config, folder, opened, name, device=device, weights=True)
+        session = start_session(config, folder, opened, name, device=device, weights=transfer or True)
+        if transfer is not None:
+            write_json(folder.transfer, transfer.record())
+            reporter.say(transfer.describe())
         write_json(folder.config, to_dict(config))
         where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
         write_json(folder.data, {"path": where, "format": format})
@@ -142,6 +154,7 @@ def resume(
     check_same_classes(saved, opened.train, folder.last)
     name = saved.provenance.get("data", "")
     session = start_session(config, folder, opened, name, device=device, weights=False)
+    session = session._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
     session.restore(saved)
     write_json(folder.config, to_dict(config))
     folder.forget_after(session.position.step)
@@ -171,6 +184,11 @@ def _open(
 
 def _name(path: Path) -> str:
     return path.resolve().stem
+
+
+def _short(source: str) -> str:
+    """How a data set describes itself, up to the first mark, without the paths of this machine."""
+    return " ".join(Path(word).name for word in re.split(r"[,:;] ", source)[0].split())
 
 
 def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
@@ -213,10 +231,14 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
         reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
-    parameters = sum(parameter.numel() for parameter in session.model.parameters()) / 1e6
+    parameters = count(session.model)
+    backbone = f"backbone {model.backbone} (weights: {model.backbone_weights})"
+    if session.origin.weights:
+        backbone = f"backbone {model.backbone}, all weights from {session.origin.weights}"
+    frozen = f" ({', '.join(config.freeze)})" if config.freeze else ""
     reporter.say(
-        f"model: {model.variant}, backbone {model.backbone} (weights: {model.backbone_weights}), "
-        f"{parameters:.1f} million parameters, on {session.detector.device}"
+        f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
+        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device}"
     )
     in_force = learning_rate(config.optimizer, config.batch_size)
     origin = ""

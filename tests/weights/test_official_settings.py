@@ -128,8 +128,8 @@ def test_a_layer_number_beyond_counting_costs_nothing():
 )
 def test_some_tensors_must_be_there(name):
     tensors = dict(official(DeformableDETRConfig()))
-    flat = tensors | {name: torch.empty((), device="meta")}
-    assert not has_the_telling_tensors(flat)
+    with pytest.raises(CheckpointError, match=rf"no such model can be: {name} is \[\], not of \d axes"):
+        settings_of(tensors | {name: torch.empty((), device="meta")}, None)
     del tensors[name]
     assert not has_the_telling_tensors(tensors)
 

@@ -198,7 +198,7 @@ def _renamed(path: Path, official: Mapping[str, Tensor], config: DeformableDETRC
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # Copies, so that the file may change or go afterwards.
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
 def _first(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Settings of a model of the official code: what its file says of them, and what the tensors themselves show."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ _FLAGS = {
     "dilation": "dilation",
 }
 # The networks of torchvision that the official code takes, by blocks in each layer and the shape of a block's middle.
-_BACKBONES = {
+_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 4, 6, 3), (64, 64)): "resnet50",
     ((3, 4, 23, 3), (64, 64)): "resnet101",
     ((3, 8, 36, 3), (64, 64)): "resnet152",
@@ -58,22 +58,24 @@ class Settings(NamedTuple):
     """Settings that nothing in the file tells, so that the published models' values were taken."""
 
 
-def has_the_telling_tensors(official: Mapping[str, Tensor]) -> bool:
+def has_the_telling_tensors(names: Collection[str]) -> bool:
     """Whether the tensors are there that show a model's measures; without them it is some other model."""
-    dims = _DIMS if _TWO_STAGE in official else _DIMS | {_QUERIES: 2}
-    return all(name in official and official[name].dim() == count for name, count in dims.items())
+    return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
 
 
 def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> Settings:
     """The model's settings from its tensors and, where the file has them, from the official code's own settings.
 
     Args:
-        official: under the official names; `has_the_telling_tensors` is true of them.
+        official: by their official names, of which `has_the_telling_tensors` is true.
         args: the entry "args" of the file.
 
     Raises:
         CheckpointError: the two disagree, or there is no such model here.
     """
+    for name, dims in (_DIMS | {_QUERIES: 2}).items():
+        if name in official and official[name].dim() != dims:
+            raise CheckpointError(f"no such model can be: {name} is {list(official[name].shape)}, not of {dims} axes")
     told = {} if args is None else _told(args)
     shown = _shown(official)
     try:
@@ -159,11 +161,12 @@ def _backbone(official: Mapping[str, Tensor]) -> str:
     layers = [match[1] for name in official if (match := _BLOCK.fullmatch(name))]
     blocks = tuple(layers.count(layer) for layer in "1234")
     middle = tuple(official[_MIDDLE].shape[:2])
-    if (blocks, middle) not in _BACKBONES:
+    name = _BACKBONES.get((blocks, middle))
+    if name is None:
         raise CheckpointError(
             f"its backbone has {blocks} blocks, {middle[0]} channels wide; known are {', '.join(_BACKBONES.values())}"
         )
-    return _BACKBONES[blocks, middle] + _TAG
+    return name + _TAG
 
 
 def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:
