@@ -193,6 +193,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     """Put weights into a network of exactly this shape; `source` is for messages.
 
     Raises:
+        CheckpointError: see `check_fit`.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether weights are those of exactly this network, which may be without memory; `source` is for messages.
+
+    Raises:
         CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.
     """
     own = model.state_dict()
@@ -207,7 +217,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(weights))
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

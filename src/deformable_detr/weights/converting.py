@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +22,12 @@ from deformable_detr.weights.reading import read_recognised
 from deformable_detr.weights.recognition import Layout, Recognised, recognise
 from deformable_detr.weights.sources import locate
 from deformable_detr.weights.torch_files import read_torch_file
+from deformable_detr.weights.transformers import write_transformers
 
 _TRAINING = "training/"
 _COUNTERS = "num_batches_tracked"
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {"ours": (".safetensors",), "official": (".pth", ".pt"), "transformers": ()}
+_HALVES = (torch.float16, torch.bfloat16)
 _FILES = {".safetensors", ".pth", ".pt", ".bin"}
 
 
@@ -107,7 +108,7 @@ def _write(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
     elif to == "official":
         write_official(checkpoint, path)
     else:
-        import_module("deformable_detr.weights.transformers").write_transformers(checkpoint, path)
+        write_transformers(checkpoint, path)
 
 
 def _holds_training_state(found: Recognised) -> bool:
@@ -127,15 +128,19 @@ def _differences(before: Checkpoint, after: Checkpoint, output: Path) -> list[st
         CheckpointError: a tensor is missing, added, or not the same in every bit.
     """
     lost = []
-    weights = before.weights
-    # Frozen norms count nothing, and other layouts know no others.
-    if after.model.frozen_batch_norm and not before.model.frozen_batch_norm:
-        weights = {name: tensor for name, tensor in weights.items() if not name.endswith(_COUNTERS)}
-        lost += [f"{len(before.weights) - len(weights)} counters of batch norm"]
-    wrong = [name for name in weights.keys() | after.weights.keys() if not _same(weights, after.weights, name)]
+    # Nothing depends on what batch norm counted, and not all layouts keep it.
+    counters = [name for name in before.weights if name.endswith(_COUNTERS)]
+    if any(not _same(before.weights, after.weights, name) for name in counters):
+        lost += [f"{len(counters)} counters of batch norm"]
+    compared = {name for name in before.weights.keys() | after.weights.keys() if not name.endswith(_COUNTERS)}
+    wrong = [name for name in compared if not _same(before.weights, after.weights, name)]
+    widened = {str(tensor.dtype) for tensor in before.weights.values()} - {
+        str(tensor.dtype) for tensor in after.weights.values()
+    }
+    lost += [f"{name.removeprefix('torch.')}, written as float32 of the same values" for name in sorted(widened)]
     if wrong:
         raise CheckpointError(
-            f"{output} was not written: read back, {len(wrong)} of {len(weights)} tensors are not the same in every "
+            f"{output} was not written: read back, {len(wrong)} of {len(compared)} tensors are not the same in every "
             f"bit, {min(wrong)} among them; this is a defect of deformable-detr, please report it"
         )
     old, new = to_dict(before.model), to_dict(after.model)
@@ -149,6 +154,8 @@ def _same(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> boo
     if name not in before or name not in after:
         return False
     one, other = before[name], after[name]
+    if one.dtype in _HALVES and other.dtype == torch.float32:  # has every value of these, so nothing is lost
+        one = one.float()
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     # As bytes, so that -0 is not 0, and what is not a number equals itself.

@@ -10,7 +10,8 @@ from deformable_detr.errors import CheckpointError, OutputError
 from deformable_detr.progress import Reporter, Silence
 
 CONFIG = "config.json"
-_PREPROCESSING = "preprocessor_config.json"
+_BESIDE = ("preprocessor_config.json", "README.md")
+"""What else is read of a model: how it wants its images, and its licence."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What a model's weights are called there, the better first."""
 _HUB = "huggingface.co"
@@ -21,7 +22,7 @@ def fetch(name: str, revision: str | None = None, *, reporter: Reporter | None =
     """The folder with a model's settings and weights; the file itself where weights are all there is.
 
     What was fetched before is used as long as it is the newest there is, or there is no network, or HF_HUB_OFFLINE is
-    set. Nothing but config.json, preprocessor_config.json and the weights is fetched.
+    set. Nothing but the settings, the model card, which says the licence, and the weights is fetched.
 
     Args:
         name: owner/name.
@@ -33,11 +34,13 @@ def fetch(name: str, revision: str | None = None, *, reporter: Reporter | None =
         OutputError: the library's cache cannot be written; its disk may be full.
     """
     repository = _Repository(name, revision, reporter or Silence())
-    found = {file: repository.file(file) for file in (CONFIG, _PREPROCESSING)}
+    has_settings = repository.file(CONFIG) is not None
+    for file in _BESIDE * has_settings:
+        repository.file(file)
     weights = next((path for path in map(repository.file, WEIGHTS) if path is not None), None)
     if weights is None:
         raise CheckpointError(f"{_HUB}/{name} has no {' or '.join(WEIGHTS)}")
-    return weights if found[CONFIG] is None else weights.parent
+    return weights.parent if has_settings else weights
 
 
 class _Repository:
@@ -107,9 +110,9 @@ class _Repository:
 
 def _bar(reporter: Reporter) -> type:
     """A bar as the library wants one that draws nothing and tells the reporter."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"file": io.StringIO()})
 

@@ -1,6 +1,5 @@
 """Any published weights, whatever their layout and wherever they are, as a Checkpoint."""
 
-from importlib import import_module
 from pathlib import Path
 
 from deformable_detr import checkpoint
@@ -9,6 +8,7 @@ from deformable_detr.progress import Reporter, Silence
 from deformable_detr.weights.official import read_official
 from deformable_detr.weights.recognition import Recognised, recognise
 from deformable_detr.weights.sources import locate
+from deformable_detr.weights.transformers import read_transformers
 
 
 def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Checkpoint:
@@ -41,6 +41,4 @@ def read_recognised(found: Recognised) -> Checkpoint:
         return checkpoint.load(found.path)
     if found.layout == "official":
         return read_official(found.path)
-    read_transformers = import_module("deformable_detr.weights.transformers").read_transformers
-    loaded: Checkpoint = read_transformers(found.path)
-    return loaded
+    return read_transformers(found.path)

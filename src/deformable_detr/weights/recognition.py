@@ -123,7 +123,7 @@ def _safetensors(path: Path) -> Recognised:
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    if has_the_telling_tensors(dict.fromkeys(names)):
+    if has_the_telling_tensors(names):
         raise CheckpointError(
             f"{path} holds an official Deformable DETR, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
