@@ -145,10 +145,12 @@ def _check_scheme(address: str, sha256: str | None) -> None:
 
 
 def shown(address: str) -> str:
-    """An address without what may be a secret in it: names, passwords, tokens."""
+    """An address without what may be a secret in it: users, passwords, tokens. Other texts are as they were."""
+    if "://" not in address:
+        return address
     parts = urlsplit(address)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class _Repository:
         options: dict[str, Any] = {"revision": self._revision}
         # Releases before 1.3 draw bars of their own.
         if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
-            options["tqdm_class"] = _bar(self._reporter)
+            options["tqdm_class"] = _bar(self._reporter, file)
         self._reporter.update(f"asking {_HUB} for {self._name}", 0, 1)
         where = f"{_HUB}/{self._name}"
         try:
@@ -108,20 +108,21 @@ class _Repository:
         return try_to_load_from_cache(self._name, file, revision=self._revision) is _CACHED_NO_EXIST
 
 
-def _bar(reporter: Reporter) -> type:
+def _bar(reporter: Reporter, file: str) -> type:
     """A bar as the library wants one that draws nothing and tells the reporter."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"file": io.StringIO()})
+            # What is switched off, as it is where there is no terminal, counts nothing itself.
+            self._done = kwargs.get("initial") or 0
 
-        def update(self, n: float | None = 1) -> Any:
-            drawn = super().update(n)
-            if self.total:
-                stage = f"fetching {self.desc}, MB"
-                reporter.update(stage, int(self.n) // _MEGABYTE, max(int(self.total) // _MEGABYTE, 1))
-            return drawn
+        def update(self, n: Any = 1) -> Any:
+            self._done += n or 0
+            total = max(self._done, self.total or 0)
+            reporter.update(f"fetching {file}, MB", int(self._done) // _MEGABYTE, int(total) // _MEGABYTE)
+            return super().update(n)
 
     return Bar
 

@@ -99,8 +99,6 @@ def _of_transformers(folder: Path, model_type: str) -> Recognised:
             f"{folder} holds a model of another kind, {model_type!r}; transformers reads it, "
             f"here there is {_THEIR_TYPE!r} alone"
         )
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise CheckpointError(f"{folder} has a {CONFIG}, but neither {' nor '.join(WEIGHTS)}")
     return Recognised("transformers", folder)
 
 
