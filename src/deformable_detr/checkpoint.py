@@ -5,7 +5,7 @@ preprocessing, metrics and provenance. A file to resume from also holds the opti
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_atomically(path, writer(checkpoint))
+
+
+def writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
+    """What writes the file to a path it is given, from a copy of the tensors made now."""
     tensors = dict(checkpoint.weights)
     header = to_header(checkpoint)
     if checkpoint.training is not None:
@@ -71,7 +76,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: _write(owned, temporary, {_ENTRY: json.dumps(header)}))
+    return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
@@ -134,8 +139,8 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
     version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path}: its description has no schema version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: its description has no schema version that ever was")
     if version > SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "

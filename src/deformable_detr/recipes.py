@@ -12,6 +12,7 @@ from deformable_detr.criterion import CriterionConfig
 from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import ConfigError
 from deformable_detr.freezing import FREEZABLE
+from deformable_detr.metrics import check_metric_name
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.run_folder import read_json
@@ -54,14 +55,28 @@ class TrainConfig:
     """Images of the size that the weights have been trained for; `with_image_size` ends it."""
     freeze: tuple[str, ...] = ()
     """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
+    accumulate: int = 1
+    """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    ema_decay: float = 0.9997
+    """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
+    best_by: str = "ap"
+    """Which metric decides on best.safetensors: one of COCO's twelve, such as "ap50", or a class's own, "cat/ap"."""
+    patience: int = 0
+    """Epochs without a better `best_by` after which the run ends; 0 = it never ends early."""
+    save_every: float = 10.0
+    """Minutes after which last.safetensors is written within an epoch, too; 0 = between epochs only."""
+    keep_last: int = 2
+    """Checkpoints to go on from that are kept: last.safetensors and those before it."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite; ten left out in a row stop the run all the same."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        for name in ("epochs", "batch_size", "eval_every", "log_every"):
+        for name in ("epochs", "batch_size", "eval_every", "log_every", "accumulate", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("num_workers", "seed"):
+        for name in ("num_workers", "seed", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not 0 < self.val_share < 1:
@@ -71,6 +86,15 @@ class TrainConfig:
         unknown = [name for name in self.freeze if name not in FREEZABLE]
         if unknown:
             raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(FREEZABLE)}")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; a part needs at least one image"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if not 0 <= self.save_every < math.inf:
+            raise ConfigError(f"save_every is {self.save_every}; it must be a number of minutes, at least 0")
+        check_metric_name(self.best_by)
 
 
 def deformable_detr_r50() -> TrainConfig:
@@ -264,6 +288,7 @@ def fit_to_data(config: TrainConfig, *, num_images: int, num_classes: int) -> Tr
         config,
         model=replace(config.model, num_classes=num_classes),
         batch_size=batch_size,
+        accumulate=min(config.accumulate, batch_size),
         epochs=config.epochs or fitted_epochs(num_images, batch_size),
     )
 

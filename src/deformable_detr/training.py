@@ -6,19 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr import checkpoint as checkpoints
+from deformable_detr.checkpoint import Checkpoint
 from deformable_detr.config import from_dict, to_dict
+from deformable_detr.data.batch import explained_worker_deaths
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
-from deformable_detr.errors import ConfigError, DeformableDetrError
+from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
 from deformable_detr.freezing import count
-from deformable_detr.interrupt import uninterrupted
+from deformable_detr.interrupt import Terminated, terminable, uninterrupted
 from deformable_detr.journal import Journal, check_tensorboard
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.recipes import TrainConfig, fit_to_data
-from deformable_detr.run_folder import create_run_folder, new_run_path, open_run_folder, read_json, write_json
+from deformable_detr.run_folder import (
+    RunFolder,
+    create_run_folder,
+    new_run_path,
+    open_run_folder,
+    read_json,
+    write_json,
+)
 from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
 from deformable_detr.transfer import Origin, Source, plan, read_source, settle
@@ -41,7 +50,13 @@ class Run:
     skipped: dict[str, str]
     """Path of each training image that could not be read, and why."""
     interrupted: bool
-    """Whether Ctrl-C ended it; `resume` goes on."""
+    """Whether Ctrl-C or SIGTERM ended it; `resume` goes on."""
+    terminated: bool = False
+    """Whether it was SIGTERM."""
+    stopped_early: bool = False
+    """Whether `patience` ended it; it counts as complete."""
+    num_not_finite: int = 0
+    """Steps left out because loss or gradient was not finite."""
 
 
 def train(
@@ -58,7 +73,7 @@ def train(
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
 
-    Ctrl-C ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
+    Ctrl-C or SIGTERM ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
 
     Args:
         config: a recipe, perhaps changed with `dataclasses.replace`.
@@ -103,9 +118,16 @@ def train(
         write_json(folder.config, to_dict(config))
         where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
         write_json(folder.data, {"path": where, "format": format})
-        return _run(session, tensorboard, reporter)
+        _check_metric(config, opened)
+        session.save_last()  # from now on, whatever ends the run, it can be resumed
     except DeformableDetrError:
         folder.take_back()
+        raise
+    try:
+        return _run(session, tensorboard, reporter)
+    except DeformableDetrError:
+        if session.position.step == 0:
+            folder.take_back()
         raise
 
 
@@ -121,7 +143,8 @@ def resume(
 ) -> Run:
     """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
 
-    The learning rate follows its schedule for the new number of epochs.
+    If last.safetensors is damaged, the newest whole checkpoint before it takes its place, and `reporter` is told. The
+    learning rate follows its schedule for the new number of epochs.
 
     Args:
         run: the run folder.
@@ -143,24 +166,62 @@ def resume(
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
     folder = open_run_folder(Path(run))
-    saved = checkpoints.load(folder.last, training=True)
+    path, saved = _newest_whole(folder, reporter)
     assert saved.training is not None
     config = from_dict(TrainConfig, read_json(folder.config))
-    config = with_epochs(config, epochs, saved.training.progress["position"]["epoch"])
+    before = saved.training.progress["position"]
+    config = with_epochs(config, epochs, before["epoch"])
+    if before.get("stopped_early") and epochs is None:
+        raise ConfigError(
+            f"the run stopped early after epoch {before['epoch']}; to go on, ask for more than that with --epochs"
+        )
     origin = read_json(folder.data)
     if data is None and origin.get("path") is None:
         raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
     opened = _open(config, data or origin["path"], val_data, origin.get("format"))
-    check_same_classes(saved, opened.train, folder.last)
+    check_same_classes(saved, opened.train, path)
     name = saved.provenance.get("data", "")
     session = start_session(config, folder, opened, name, device=device, weights=False)
     session = session._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
-    session.restore(saved)
-    write_json(folder.config, to_dict(config))
-    folder.forget_after(session.position.step)
+    notes = session.restore(saved)
     position = session.position
+    if position.stopped_early:  # and asked to go on: with all its patience
+        position.stopped_early, position.improved_epoch = False, position.epoch
+    folder.make_last(path)
+    write_json(folder.config, to_dict(config))
+    folder.forget_after(position.step, position.epoch)
+    for note in notes:
+        reporter.say(note)
     reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
     return _run(session, tensorboard, reporter)
+
+
+def _newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
+    """Where the newest checkpoint lies that can be read, and its content."""
+    failures: list[CheckpointError] = []
+    for path in folder.resumable():
+        try:
+            saved = checkpoints.load(path, training=True)
+        except CheckpointError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            reporter.say(f"{failure}")
+        if path != folder.last:
+            reporter.say(f"going on from {path.name}, the checkpoint before")
+        return path, saved
+    raise failures[0]
+
+
+def _check_metric(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse to wait for a metric of a class that there is not.
+
+    Raises:
+        ConfigError: names the classes.
+    """
+    class_name, slash, _ = config.best_by.rpartition("/")
+    if slash and class_name not in data.train.classes:
+        raise ConfigError(f"best_by is {config.best_by!r}, but the classes are {', '.join(data.train.classes)}")
 
 
 def _open(
@@ -192,19 +253,23 @@ def _short(source: str) -> str:
 
 
 def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
-    """All epochs that are left. Ctrl-C is answered between steps and leaves a run that can go on."""
+    """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
     position, config = session.position, session.config
     assert config.epochs is not None
     _introduce(session, reporter)
-    interrupted = False
-    with Journal(session.folder, tensorboard=tensorboard) as journal:
+    ended_by: KeyboardInterrupt | None = None
+    with Journal(session.folder, tensorboard=tensorboard) as journal, terminable(), explained_worker_deaths():
         try:
-            while position.epoch < config.epochs:
+            while position.epoch < config.epochs and not position.stopped_early:
                 run_epoch(session, journal, reporter)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as interrupt:
+            ended_by = interrupt
             with uninterrupted():
                 session.save_last()
+        except DeformableDetrError:
+            if position.step > 0:
+                reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {session.folder.path}")
+            raise
     for why in session.skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     return Run(
@@ -214,7 +279,10 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
         best_epoch=position.best_epoch,
         best=position.best,
         skipped=session.skipped,
-        interrupted=interrupted,
+        interrupted=ended_by is not None,
+        terminated=isinstance(ended_by, Terminated),
+        stopped_early=position.stopped_early,
+        num_not_finite=position.num_not_finite,
     )
 
 

@@ -176,7 +176,7 @@ def test_what_reads_back_otherwise_is_not_kept(sources, tmp_path, monkeypatch, t
     with pytest.raises(
         CheckpointError, match=r"was not written: read back, 1 of \d+ tensors are not the same in every"
     ):
-        convert(source, tmp_path / OUTPUTS[to], to=to)
+        convert(sources[to], tmp_path / OUTPUTS[to], to=to)
     assert everything_in(tmp_path) == before
 
 
@@ -198,8 +198,11 @@ def test_a_full_disk_leaves_nothing(sources, tmp_path, monkeypatch, to):
 def test_models_that_a_layout_does_not_have_are_refused(checkpoint, tmp_path):
     config = replace(SMALL, features="per_image")
     save(replace(checkpoint, model=config), tmp_path / "a.safetensors")
-    for to in ("official", "transformers"):
-        with pytest.raises(CheckpointError, match="features"):
+    for to, message in (
+        ("official", f"{tmp_path / 'x.pth'}: .* no backbone test_resnet"),
+        ("transformers", "features"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
             convert(tmp_path / "a.safetensors", tmp_path / OUTPUTS[to], to=to)
     assert everything_in(tmp_path) == ["a.safetensors"]
 

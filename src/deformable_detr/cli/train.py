@@ -51,6 +51,12 @@ def train(
         ),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="End after so many epochs without a better result; 0 = never.")
+    ] = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 = only after it.")
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -78,6 +84,8 @@ def train(
         "--backbone-weights": backbone_weights,
         "--weights": weights,
         "--freeze": freeze or None,
+        "--patience": patience,
+        "--save-every": save_every,
         "--skip-bad-images": skip_bad_images or None,
         "--set": set_ or None,
     }
@@ -112,6 +120,8 @@ def train(
                 backbone=backbone,
                 backbone_weights=backbone_weights,
                 freeze=freeze or [],
+                patience=patience,
+                save_every=save_every,
                 skip_bad_images=skip_bad_images,
                 settings=set_ or [],
             )
@@ -147,10 +157,12 @@ def _conclude(run: "Run") -> None:
         "best_epoch": run.best_epoch,
         "best": run.best,
         "interrupted": run.interrupted,
+        "stopped_early": run.stopped_early,
+        "steps_left_out": run.num_not_finite,
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(143 if run.terminated else 130)
 
 
 def chosen_config(
@@ -166,6 +178,8 @@ def chosen_config(
     backbone_weights: str | None = None,
     source: "Source | None" = None,
     freeze: Sequence[str] = (),
+    patience: int | None = None,
+    save_every: float | None = None,
     skip_bad_images: bool = False,
     settings: list[str],
 ) -> "TrainConfig":
@@ -198,6 +212,8 @@ def chosen_config(
         batch_size=config.batch_size if batch_size is None else batch_size,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
+        patience=config.patience if patience is None else patience,
+        save_every=config.save_every if save_every is None else save_every,
         skip_bad_images=config.skip_bad_images or skip_bad_images,
         freeze=tuple(freeze) or config.freeze,
     )

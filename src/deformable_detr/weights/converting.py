@@ -80,7 +80,11 @@ def convert(
     loaded = replace(loaded, provenance=loaded.provenance | {"converted_from": located.origin})
     with _beside(output) as folder:
         made = folder / output.name
-        _write(loaded, made, to)
+        try:
+            _write(loaded, made, to)
+        except (CheckpointError, OutputError) as error:
+            # Nobody asked for the place where it is made.
+            raise type(error)(str(error).replace(str(made), str(output))) from error
         reporter.say(f"comparing {len(loaded.weights)} tensors")
         back = read_recognised(Recognised(to, made))
         lost += _differences(loaded, back, output)
