@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         deformable_detr_r50_two_stage,
         small,
     )
+    from deformable_detr.report import write_report
     from deformable_detr.training import Run, resume, train
     from deformable_detr.types import Detections
 
@@ -49,6 +50,7 @@ _HOMES = {
     "resume": "training",
     "small": "recipes",
     "train": "training",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "resume",
     "small",
     "train",
+    "write_report",
 ]
 
 

@@ -1,6 +1,7 @@
 """Training: a run from the first step, or from where an earlier one stopped."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
 from deformable_detr.errors import ConfigError, DeformableDetrError
 from deformable_detr.interrupt import uninterrupted
-from deformable_detr.journal import Journal, check_tensorboard
+from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.recipes import TrainConfig, fit_to_data
+from deformable_detr.report import try_to_report
 from deformable_detr.run_folder import create_run_folder, new_run_path, open_run_folder, read_json, write_json
+from deformable_detr.services import ServiceName, chosen_services
 from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
 
@@ -39,6 +42,8 @@ class Run:
     """Path of each training image that could not be read, and why."""
     interrupted: bool
     """Whether Ctrl-C ended it; `resume` goes on."""
+    report: Path | None = None
+    """The page that shows it; None if there is none."""
 
 
 def train(
@@ -49,7 +54,8 @@ def train(
     output: str | Path | None = None,
     format: FormatName | None = None,
     device: str = "auto",
-    tensorboard: bool = False,
+    log: Sequence[ServiceName] | None = None,
+    report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
@@ -63,19 +69,21 @@ def train(
         output: the run folder, which must be empty or not exist; runs/<recipe>-<data>-<number> if left out.
         format: of the data set; recognised by itself if left out.
         device: "auto" is a CUDA device if there is one, else the CPU.
-        tensorboard: write its event files into the run folder, too.
+        log: where the figures go besides metrics.jsonl and metrics.csv: "tensorboard", "wandb", "mlflow"; TensorBoard
+            where it is installed if left out, nowhere if empty.
+        report: write report.html at the end, which takes another look at the validation images.
         reporter: is told how it goes.
 
     Raises:
         DataError: the data set or an image in it cannot be used.
-        ConfigError: the settings contradict the data or each other.
+        ConfigError: the settings contradict the data or each other, or a service to log to is not installed.
         CheckpointError: the backbone's weights cannot be had.
         BackendError: the device is not here.
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
     """
     reporter = reporter or Silence()
-    check_tensorboard(tensorboard)
+    services = chosen_services(log)
     choose_device(device)  # an error here is better than one after a folder and a download
     opened = _open(config, data, val_data, format)
     wanted = config.batch_size
@@ -91,7 +99,7 @@ def train(
         write_json(folder.config, to_dict(config))
         where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
         write_json(folder.data, {"path": where, "format": format})
-        return _run(session, tensorboard, reporter)
+        return _run(session, services, report, reporter)
     except DeformableDetrError:
         folder.take_back()
         raise
@@ -104,7 +112,8 @@ def resume(
     data: str | Path | DetectionDataset | None = None,
     val_data: DetectionDataset | None = None,
     device: str = "auto",
-    tensorboard: bool = False,
+    log: Sequence[ServiceName] | None = None,
+    report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
     """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
@@ -117,7 +126,8 @@ def resume(
         data: where the data set is now; where it was if left out.
         val_data: as for `train`.
         device: as for `train`.
-        tensorboard: as for `train`.
+        log: as for `train`.
+        report: as for `train`.
         reporter: is told how it goes.
 
     Raises:
@@ -129,7 +139,7 @@ def resume(
         TrainingError: see `train`.
     """
     reporter = reporter or Silence()
-    check_tensorboard(tensorboard)
+    services = chosen_services(log)
     folder = open_run_folder(Path(run))
     saved = checkpoints.load(folder.last, training=True)
     assert saved.training is not None
@@ -147,7 +157,7 @@ def resume(
     folder.forget_after(session.position.step)
     position = session.position
     reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
-    return _run(session, tensorboard, reporter)
+    return _run(session, services, report, reporter)
 
 
 def _open(
@@ -173,13 +183,13 @@ def _name(path: Path) -> str:
     return path.resolve().stem
 
 
-def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
+def _run(session: Session, services: Sequence[ServiceName], report: bool, reporter: Reporter) -> Run:
     """All epochs that are left. Ctrl-C is answered between steps and leaves a run that can go on."""
     position, config = session.position, session.config
     assert config.epochs is not None
     _introduce(session, reporter)
     interrupted = False
-    with Journal(session.folder, tensorboard=tensorboard) as journal:
+    with Journal(session.folder, services=services, settings=to_dict(config), say=reporter.say) as journal:
         try:
             while position.epoch < config.epochs:
                 run_epoch(session, journal, reporter)
@@ -189,6 +199,9 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
                 session.save_last()
     for why in session.skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
+    page = None
+    if report and not interrupted:
+        page = try_to_report(session.folder, session.data, device=str(session.detector.device), reporter=reporter)
     return Run(
         folder=session.folder.path,
         config=config,
@@ -197,6 +210,7 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
         best=position.best,
         skipped=session.skipped,
         interrupted=interrupted,
+        report=page,
     )
 
 

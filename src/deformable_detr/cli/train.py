@@ -44,7 +44,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
+            "TensorBoard, where it is installed, if left out.",
+        ),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
@@ -70,6 +78,9 @@ def train(
         raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(given)}")
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
+    if log is not None and "none" in log and len(log) > 1:
+        raise typer.BadParameter("--log none leaves no room for another --log")
+    services = None if log is None else [name for name in log if name != "none"]
 
     from deformable_detr import training
     from deformable_detr.progress import TerminalReporter
@@ -77,7 +88,13 @@ def train(
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
-                resume, epochs=epochs, data=data, device=device, tensorboard=tensorboard, reporter=reporter
+                resume,
+                epochs=epochs,
+                data=data,
+                device=device,
+                log=services,
+                report=report,
+                reporter=reporter,
             )
         else:
             assert data is not None
@@ -100,7 +117,8 @@ def train(
                 output=output,
                 format=format,
                 device=device,
-                tensorboard=tensorboard,
+                log=services,
+                report=report,
                 reporter=reporter,
             )
     _conclude(run)
@@ -118,6 +136,8 @@ def _conclude(run: "Run") -> None:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
         typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
     else:
+        if run.report is not None:
+            typer.echo(f"look at it: {run.report}", err=True)
         typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
     record = {
         "folder": str(run.folder),
@@ -125,6 +145,7 @@ def _conclude(run: "Run") -> None:
         "best_epoch": run.best_epoch,
         "best": run.best,
         "interrupted": run.interrupted,
+        "report": None if run.report is None else str(run.report),
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
