@@ -32,6 +32,7 @@ PUBLIC_NAMES = {
     "resume",
     "small",
     "train",
+    "write_report",
 }
 HEAVY = {
     "torch",
@@ -44,6 +45,8 @@ HEAVY = {
     "hotcoco",
     "pycocotools",
     "tensorboard",
+    "wandb",
+    "mlflow",
 }
 SOURCE = Path(deformable_detr.__file__)
 

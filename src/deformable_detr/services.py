@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from deformable_detr.errors import ConfigError
 from deformable_detr.run_folder import RunFolder, read_json, write_json
@@ -19,6 +19,7 @@ _PROJECT = "deformable-detr"
 _NOT_FOR_MLFLOW = re.compile(r"[^\w.\- /]")
 
 
+@runtime_checkable
 class Service(Protocol):
     """Takes numbers by name."""
 

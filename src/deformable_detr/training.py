@@ -54,7 +54,7 @@ def train(
     output: str | Path | None = None,
     format: FormatName | None = None,
     device: str = "auto",
-    log: Sequence[ServiceName] | None = None,
+    log: Sequence[str] | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
@@ -112,7 +112,7 @@ def resume(
     data: str | Path | DetectionDataset | None = None,
     val_data: DetectionDataset | None = None,
     device: str = "auto",
-    log: Sequence[ServiceName] | None = None,
+    log: Sequence[str] | None = None,
     report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:

@@ -12,7 +12,8 @@ from deformable_detr.metrics import category_ranks, coco_ground_truth, evaluated
 from deformable_detr.report.matching import FAR, OVERLAP, FoundBoxes, TrueBoxes, match
 from deformable_detr.types import Detections
 
-THRESHOLDS = np.arange(1, 100) / 100
+# Rounded as scores are: 0.3 as a float32 is not below 0.3 to `predict`, and must not be here.
+THRESHOLDS = (np.arange(1, 100) / 100).astype(np.float32).astype(np.float64)
 """Scores that are tried; two digits, as people write them after --threshold."""
 _CONFIDENT = 0.1
 _BINS = 10
@@ -65,7 +66,7 @@ class Errors(NamedTuple):
     meaning: str
     lost: float | None
     """AP50 that mending all of them would gain; None without detections."""
-    count: int
+    at_threshold: int
     """How many there are at the threshold."""
 
 
@@ -224,7 +225,7 @@ def _sizes(report: EvaluationReport, truth: TrueBoxes, threshold: float) -> list
     metrics = report.metrics
     groups = {
         "small": (metrics.ap_small, metrics.ar_small, truth.areas < SMALL_AREA),
-        "medium": (metrics.ap_medium, metrics.ar_medium, (SMALL_AREA <= truth.areas) & (truth.areas < MEDIUM_AREA)),
+        "medium": (metrics.ap_medium, metrics.ar_medium, (truth.areas >= SMALL_AREA) & (truth.areas < MEDIUM_AREA)),
         "large": (metrics.ap_large, metrics.ar_large, truth.areas >= MEDIUM_AREA),
     }
     return [

@@ -18,6 +18,10 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2")
 _CELL, _NAME_WIDTH, _LETTER = 13, 110, 6
 
 
+Number = int | float
+Range = tuple[Number, Number]
+
+
 class Series(NamedTuple):
     """One line of a chart; a point that is not a number leaves a gap."""
 
@@ -29,14 +33,14 @@ class Series(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    x_range: tuple[float, float]
-    y_range: tuple[float, float]
+    x_range: Range
+    y_range: Range
 
-    def x(self, value: float) -> float:
+    def x(self, value: Number) -> float:
         low, high = self.x_range
         return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
 
-    def y(self, value: float) -> float:
+    def y(self, value: Number) -> float:
         low, high = self.y_range
         return round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
@@ -47,9 +51,9 @@ def line_chart(
     *,
     x_label: str,
     y_label: str = "",
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-    mark: tuple[float, str] | None = None,
+    x_range: Range | None = None,
+    y_range: Range | None = None,
+    mark: tuple[Number, str] | None = None,
 ) -> str:
     """Lines that differ in dash as well as in colour, with a legend below; "" if there is nothing to draw.
 
@@ -69,9 +73,9 @@ def line_chart(
         return ""
     frame = _Frame(x_range or _room(min(xs), max(xs)), y_range or _room(min(0.0, *ys), max(ys)))
     parts = [_axes(frame, x_label, y_label)]
+    parts += reversed([_line(frame, one, number) for number, one in enumerate(series)])
     if mark is not None:
         parts.append(_mark(frame, *mark))
-    parts += reversed([_line(frame, one, number) for number, one in enumerate(series)])
     keys = [_key(one, number) for number, one in enumerate(series)] if len(series) > 1 else []
     legend = f'<div class="legend">{"".join(keys)}</div>' if keys else ""
     return _figure(title, _described(title, series), "".join(parts), legend)
@@ -138,8 +142,8 @@ def heat_map(
 
 def _figure(title: str, words: str, body: str, legend: str) -> str:
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{escape(words)}">{body}</svg>{legend}</figure>'
+        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'role="img" aria-label="{escape(words)}">{body}</svg>{legend}</figure>'
     )
 
 
@@ -164,14 +168,14 @@ def _thinned(series: Series) -> Series:
     return series._replace(xs=[float(xs[g].mean()) for g in groups], ys=[float(ys[g].mean()) for g in groups])
 
 
-def _room(low: float, high: float) -> tuple[float, float]:
+def _room(low: Number, high: Number) -> Range:
     """An axis with some length, ending on a tick above."""
     if high <= low:
         return low, low + (abs(low) or 1.0)
     return low, max(high, *_ticks(low, high))
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: Number, high: Number) -> list[float]:
     """Some four to seven round numbers from the first above `low` to the first at or above `high`."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
@@ -219,13 +223,13 @@ def _line(frame: _Frame, series: Series, number: int) -> str:
     return f'<g class="s{number % _NUM_COLORS}{faint}"><path d="{"".join(path)}"{dash}/>{dots}</g>'
 
 
-def _mark(frame: _Frame, place: float, text: str) -> str:
+def _mark(frame: _Frame, place: Number, text: str) -> str:
     x = frame.x(place)
     at_right = x > _WIDTH / 2
     anchor, beside = ("end", x - 4) if at_right else ("start", x + 4)
     return (
         f'<path class="mark" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-        f'<text class="{anchor}" x="{beside}" y="{_HEIGHT - _BOTTOM - 6}">{escape(text)}</text>'
+        f'<text class="{anchor} halo" x="{beside}" y="{_HEIGHT - _BOTTOM - 6}">{escape(text)}</text>'
     )
 
 
@@ -247,6 +251,6 @@ def _short(name: str) -> str:
     return escape(name if len(name) <= most else name[: most - 1] + "…")
 
 
-def _number(value: float) -> str:
+def _number(value: Number) -> str:
     """Four digits at most; no trailing zeros, no traces of binary fractions."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

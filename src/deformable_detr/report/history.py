@@ -24,7 +24,7 @@ class History(NamedTuple):
     @property
     def seconds(self) -> float:
         """Training and evaluation of the epochs that were completed."""
-        return sum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
+        return math.fsum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
 
     def best(self) -> dict[str, Any] | None:
         """The epoch with the highest AP, of equals the latest, as best.safetensors is chosen."""

@@ -84,11 +84,11 @@ def fault(box_xyxy: Float[np.ndarray, "4"], class_id: int, sample: Sample) -> tu
     best_same, best_other = same.max(initial=0.0), other.max(initial=0.0)
     if FAR <= best_same < OVERLAP:
         return "poor box", int(same.argmax()), float(best_same)
-    if best_other >= OVERLAP and best_same < OVERLAP:
+    if best_other >= OVERLAP:
         return "wrong class", int(other.argmax()), float(best_other)
     if best_same >= OVERLAP:
         return "duplicate", int(same.argmax()), float(best_same)
-    if best_other >= FAR:
+    if best_other > FAR:
         return "wrong class, poor box", int(other.argmax()), float(best_other)
     return "background", None, float(max(best_same, best_other))
 

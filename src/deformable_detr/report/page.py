@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from deformable_detr.version import __version__
 
@@ -28,7 +28,8 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
         # Even a mistake of ours could then not fetch anything.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f'<meta name="generator" content="deformable-detr {__version__}"><meta name="color-scheme" content="light dark">'
+        f'<meta name="generator" content="deformable-detr {__version__}">'
+        '<meta name="color-scheme" content="light dark">'
         f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
         f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
         f'<nav aria-label="Sections">{links}</nav><main>'
@@ -55,20 +56,22 @@ def table(
     Args:
         caption: what it is of.
         headings: of the columns.
-        rows: texts; those that begin with a digit, a sign or a dash stand at the right.
-        bars: a share in 0..1 for each row, drawn behind its last column.
+        rows: texts; columns of numbers stand at the right.
+        bars: a share in 0..1 for each row, drawn in a column of its own beside the second; it says nothing new.
     """
-    head = "".join(f'<th scope="col"{_numeric(i, rows)}>{escape(one)}</th>' for i, one in enumerate(headings))
+    classes = [' class="n"' if _is_numeric(column, rows) else "" for column in range(len(headings))]
+    head = [f'<th scope="col"{name}>{escape(text)}</th>' for name, text in zip(classes, headings, strict=True)]
     lines = []
     for number, row in enumerate(rows):
-        cells = [f'<th scope="row">{escape(row[0])}</th>']
-        for column, text in enumerate(row[1:], start=1):
-            bar = ""
-            if bars is not None and column == len(row) - 1:
-                bar = f'<i class="bar" style="width:{100 * (bars[number] or 0):.1f}%"></i>'
-            cells.append(f"<td{_numeric(column, rows)}>{escape(text)}{bar}</td>")
+        cells = [f"<td{name}>{escape(text)}</td>" for name, text in zip(classes[1:], row[1:], strict=True)]
+        cells.insert(0, f'<th scope="row">{escape(row[0])}</th>')
+        if bars is not None:
+            width = 100 * (bars[number] or 0)
+            cells.insert(2, f'<td class="track" aria-hidden="true"><i class="bar" style="width:{width:.1f}%"></i></td>')
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return _scrolling(caption, f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
+    if bars is not None:
+        head.insert(2, '<td class="track" aria-hidden="true"></td>')
+    return _scrolling(caption, f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>")
 
 
 def matrix_table(
@@ -101,10 +104,15 @@ def pictures(items: Sequence[tuple[str, str, str, str, tuple[int, int]]]) -> str
     return f'<div class="photos">{shown}</div>' if shown else ""
 
 
-def grid(charts: Sequence[str]) -> str:
-    """Charts side by side, as many as there is room for."""
+def grid(charts: Sequence[str], *, columns: Literal[2, 3] = 3) -> str:
+    """Charts, or tables, side by side: so many columns where there is room, else fewer."""
     shown = "".join(charts)
-    return f'<div class="grid">{shown}</div>' if shown else ""
+    return f'<div class="grid{" wide" if columns == 2 else ""}">{shown}</div>' if shown else ""
+
+
+def command(text: str) -> str:
+    """Something to type."""
+    return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 
 def folded(summary: str, content: str) -> str:
@@ -119,10 +127,9 @@ def _scrolling(caption: str, body: str) -> str:
     )
 
 
-def _numeric(column: int, rows: Sequence[Sequence[str]]) -> str:
+def _is_numeric(column: int, rows: Sequence[Sequence[str]]) -> bool:
     texts = [row[column] for row in rows]
-    is_numeric = column > 0 and bool(texts) and all(text[:1] in "0123456789-+.<" for text in texts)
-    return ' class="n"' if is_numeric else ""
+    return column > 0 and bool(texts) and all(text[:1] in "0123456789-+.<" for text in texts)
 
 
 # Colours of Okabe and Ito, darkened on white and lightened on black until each has a contrast of 3 and more.
@@ -151,16 +158,24 @@ table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-num
 caption{text-align:left;padding:4px 0;caption-side:top}
 th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--line);white-space:nowrap}
-tbody th{font-weight:500}
+tbody th{font-weight:500;min-width:6.2em;max-width:14em}
+tbody th,thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1}
+td:last-child:not(.n){min-width:13em}
 .n{text-align:right;white-space:nowrap}
-td small,figcaption small{display:block}
-.bar{display:block;height:4px;background:var(--c0);border-radius:2px;margin-top:3px;min-width:1px;margin-left:auto}
+small{font-size:.82rem}td small,figcaption small{display:block}
+.track{min-width:110px;padding-left:0;vertical-align:middle}
+.bar{display:block;height:10px;background:var(--c0);border-radius:2px;min-width:1px}
+pre{overflow-x:auto;background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:8px 12px;margin:8px 0;
+max-width:75ch;font-size:.92rem}
 .cell{background:color-mix(in srgb,var(--c0) calc(var(--share,0%)*.45),transparent)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:16px 24px;margin:12px 0}
+.grid.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,500px),1fr))}
+.grid>*{min-width:0}
 figure{margin:0;min-width:0}
 figure>figcaption{font-weight:600;color:var(--ink);font-size:.95rem}
 .chart{display:block;width:100%;max-width:460px;height:auto}
 svg text{font-size:11px;fill:var(--soft)}
+.halo{stroke:var(--paper);stroke-width:4px;paint-order:stroke;stroke-linejoin:round}
 .heat text{font-size:10px}
 .end{text-anchor:end}.mid{text-anchor:middle}.start{text-anchor:start}
 .grid path.grid,path.grid{stroke:var(--line);stroke-width:1;fill:none}
@@ -177,9 +192,10 @@ svg text{font-size:11px;fill:var(--soft)}
 .key{display:inline-flex;align-items:center;gap:6px}
 .swatch{display:inline-block;width:12px;height:12px}
 i.f0{background:var(--c0)}i.f1{background:var(--c1)}
-.photos{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr));gap:16px;margin:12px 0}
+.photos{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,265px),1fr));gap:16px;margin:12px 0}
 .photo img{display:block;width:100%;height:auto;max-width:300px;background:var(--wash)}
 .photo figcaption{font-weight:400;font-size:.88rem;color:var(--ink);padding-top:4px}
 details{margin:12px 0}summary{cursor:pointer;color:var(--accent)}
+@media (max-width:600px){th,td{padding:5px 7px}.track{display:none}}
 @media print{details{display:block}nav{display:none}}
 """

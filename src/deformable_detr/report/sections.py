@@ -16,6 +16,7 @@ from deformable_detr.report.matching import OVERLAP
 from deformable_detr.report.page import (
     Section,
     cards,
+    command,
     folded,
     grid,
     matrix_table,
@@ -73,30 +74,28 @@ def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
     twelve = [(name.upper().replace("_", " "), percent(value), _TWELVE[name]) for name, value in _numbers(report)]
     rows = []
     for one, (name, own) in zip(analysis.classes, report.metrics.per_class.items(), strict=True):
-        values = [percent(value) for value in (own.ap50, own.ap75, own.ar, own.ap)]
-        rows.append([name, str(one.num_objects), *values])
+        values = [percent(value) for value in (own.ap, own.ap50, own.ap75, own.ar)]
+        rows.append([name, *values, str(one.num_objects)])
     sizes = [
-        [size.name, str(size.objects), f"{size.found} ({_share(size.found, size.objects)})", percent(size.ar),
-         percent(size.ap)]
+        [size.name, percent(size.ap), percent(size.ar), f"{size.found} ({_share(size.found, size.objects)})",
+         str(size.objects)]
         for size in analysis.sizes
     ]  # fmt: skip
-    return Section(
-        "accuracy",
-        "Accuracy",
-        table("COCO's twelve numbers, percent", ("", "%", "what it is"), twelve)
-        + table(
-            "By class, percent; a dash where there is nothing to find",
-            ("class", "objects", "AP50", "AP75", "AR", "AP"),
-            rows,
-            bars=[max(0.0, own.ap) for own in report.metrics.per_class.values()],
-        )
-        + table(
-            f"By size; found is at the threshold of {analysis.threshold:.2f} and an overlap of {OVERLAP}",
-            ("size", "objects", "found", "AR, %", "AP, %"),
-            sizes,
-            bars=[max(0.0, size.ap) for size in analysis.sizes],
-        ),
+    by_class = table(
+        "By class, percent; a dash where there is nothing to find",
+        ("class", "AP", "AP50", "AP75", "AR", "objects"),
+        rows,
+        bars=[max(0.0, own.ap) for own in report.metrics.per_class.values()],
     )
+    by_size = table(
+        f"By size, percent; found is at the threshold of {analysis.threshold:.2f} and an overlap of {OVERLAP}",
+        ("size", "AP", "AR", "found", "objects"),
+        sizes,
+        bars=[max(0.0, size.ap) for size in analysis.sizes],
+    )
+    numbers = table("COCO's twelve numbers, percent", ("", "%", "what it is"), twelve)
+    shown = grid([numbers, f"<div>{by_class}{by_size}</div>"], columns=2)
+    return Section("accuracy", "Accuracy", shown)
 
 
 def thresholds(analysis: Analysis) -> Section:
@@ -110,23 +109,24 @@ def thresholds(analysis: Analysis) -> Section:
     text = (
         f"A detection is right if it overlaps an object of its class by {OVERLAP} or more that no better-scored one "
         "found. F1 is the harmonic mean of precision (the share of detections that are right) and recall (the share of "
-        f"objects that are found). Over all classes it is highest at {analysis.threshold:.2f}: "
-        f"ddetr predict ... --threshold {analysis.threshold:.2f}"
+        f"objects that are found). Over all classes it is highest at {analysis.threshold:.2f}:"
     )
+    use = command(f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}")
     return Section(
         "thresholds",
         "Precision, recall and thresholds",
         paragraph(text)
-        + grid(_class_charts(analysis.overall))
+        + use
+        + grid(_class_charts(analysis.overall), columns=2)
         + table(
             "The best threshold of each class",
-            ("class", "objects", "threshold", "precision", "recall", "F1"),
+            ("class", "F1", "threshold", "precision", "recall", "objects"),
             rows,
             bars=[float(one.f1.max()) for one in judged],
         )
         + ("<h3>Class by class</h3>" if own else "")
-        + grid(shown)
-        + folded(f"{len(hidden)} more classes", grid(hidden)),
+        + grid(shown, columns=2)
+        + folded(f"{len(hidden)} more classes", grid(hidden, columns=2)),
     )
 
 
@@ -138,9 +138,9 @@ def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
     labels = [*names, _NOTHING]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     text = (
-        f"Rows: what is there. Columns: what was found, with a score of {analysis.threshold:.2f} or more and an overlap "
-        f"of {OVERLAP}, whatever its class. The last column is what was missed, the last row what was found where "
-        "nothing is. Shares are of the row."
+        f"Rows: what is there. Columns: what was found, with a score of {analysis.threshold:.2f} or more and an "
+        f"overlap of {OVERLAP}, whatever its class. The last column is what was missed, the last row what was found "
+        "where nothing is. Shares are of the row."
     )
     if len(labels) <= _LARGEST_TABLE + 1:
         drawn = matrix_table("Counts and shares", "is ↓ found →", labels, matrix.tolist(), shares.tolist())
@@ -153,7 +153,7 @@ def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
 def errors(analysis: Analysis) -> Section:
     """What AP is lost to."""
     rows = [
-        [one.name, one.meaning, str(one.count), "-" if one.lost is None else f"{100 * one.lost:.1f}"]
+        [one.name, "-" if one.lost is None else f"{100 * one.lost:.1f}", str(one.at_threshold), one.meaning]
         for one in analysis.errors
     ]
     if not rows:
@@ -164,7 +164,7 @@ def errors(analysis: Analysis) -> Section:
     )
     most = max(one.lost or 0.0 for one in analysis.errors)
     bars = [(one.lost or 0.0) / most if most > 0 else 0.0 for one in analysis.errors]
-    shown = table("Kinds of errors", ("kind", "meaning", "count", "points lost"), rows, bars=bars)
+    shown = table("Kinds of errors", ("kind", "points", "count", "meaning"), rows, bars=bars)
     return Section("errors", "Kinds of errors", paragraph(text) + shown)
 
 
@@ -195,7 +195,7 @@ def calibration(analysis: Analysis) -> Section:
         for low, (count, score, share) in enumerate(zip(one.counts, one.scores, one.shares, strict=True))
     ]
     numbers = table("Detections by score", ("score", "detections", "mean score", "share right"), rows)
-    return Section("calibration", "Calibration", paragraph(text) + grid([chart, numbers]))
+    return Section("calibration", "Calibration", paragraph(text) + grid([chart, numbers], columns=2))
 
 
 def mistakes(examples: Examples, threshold: float) -> Section:
@@ -233,9 +233,7 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
     ]  # fmt: skip
     first = next(iter(splits.values()))
     most = max(1, *first.per_class.values())
-    classes = [
-        [name, *(str(one.per_class.get(name, 0)) for one in reversed(splits.values()))] for name in first.per_class
-    ]
+    classes = [[name, *(str(one.per_class.get(name, 0)) for one in splits.values())] for name in first.per_class]
     chart = column_chart(
         "Sizes of boxes",
         SIDE_NAMES,
@@ -248,10 +246,10 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
         "data",
         "Data",
         paragraph(f"Judged by {origin}. Objects per image: fewest, median, most. Crowd regions are no objects here.")
-        + grid([table("Images and objects", headings, facts), chart])
+        + grid([table("Images and objects", headings, facts), chart], columns=2)
         + table(
             "Objects of each class",
-            ("class", *reversed(list(splits))),
+            ("class", *splits),
             classes,
             bars=[first.per_class[name] / most for name in first.per_class],
         ),
@@ -272,8 +270,10 @@ def _numbers(report: EvaluationReport) -> list[tuple[str, float]]:
 
 def _threshold_row(one: Curves) -> list[str]:
     best = one.best
-    shares = (one.precision[best], one.recall[best], one.f1[best])
-    return [one.name, str(one.num_objects), f"{one.threshold:.2f}", *(_mean(float(share)) for share in shares)]
+    precision, recall = float(one.precision[best]), float(one.recall[best])
+    return [
+        one.name, f"{one.f1[best]:.2f}", f"{one.threshold:.2f}", _mean(precision), _mean(recall), str(one.num_objects)
+    ]  # fmt: skip
 
 
 def _class_charts(one: Curves) -> list[str]:

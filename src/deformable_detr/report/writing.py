@@ -9,7 +9,7 @@ from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
 from deformable_detr.detector import Detector
-from deformable_detr.errors import ConfigError, DataError, DeformableDetrError, OutputError
+from deformable_detr.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
 from deformable_detr.evaluation import EvaluationReport, evaluate
 from deformable_detr.progress import Reporter, Silence, duration, percent
 from deformable_detr.recipes import TrainConfig
@@ -189,7 +189,7 @@ def _evaluate(
             skip_bad_images=True,
             reporter=reporter,
         )
-    except (DataError, checkpoints.CheckpointError) as error:
+    except (DataError, CheckpointError) as error:
         notes.append(f"Nothing could be evaluated: {error}")
         return None
     if evaluation.skipped:
@@ -275,6 +275,6 @@ def _versions(weights: Path | None) -> list[tuple[str, str]]:
         return []
     try:
         provenance = checkpoints.load(weights).provenance
-    except checkpoints.CheckpointError:
+    except CheckpointError:
         return []
     return [(name, text) for name, text in provenance.items() if text]
