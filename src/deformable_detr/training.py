@@ -83,7 +83,7 @@ def train(
         TrainingError: the loss is not finite, or memory does not suffice.
     """
     reporter = reporter or Silence()
-    services = chosen_services(log)
+    services = _services(log, reporter)
     choose_device(device)  # an error here is better than one after a folder and a download
     opened = _open(config, data, val_data, format)
     wanted = config.batch_size
@@ -139,7 +139,7 @@ def resume(
         TrainingError: see `train`.
     """
     reporter = reporter or Silence()
-    services = chosen_services(log)
+    services = _services(log, reporter)
     folder = open_run_folder(Path(run))
     saved = checkpoints.load(folder.last, training=True)
     assert saved.training is not None
@@ -158,6 +158,13 @@ def resume(
     position = session.position
     reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
     return _run(session, services, report, reporter)
+
+
+def _services(log: Sequence[str] | None, reporter: Reporter) -> tuple[ServiceName, ...]:
+    services = chosen_services(log)
+    if log is None and not services:
+        reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
+    return services
 
 
 def _open(

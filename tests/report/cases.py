@@ -48,13 +48,16 @@ def random_case(seed, num_classes=3, num_images=5, crowd_share=0.2):
         crowd = rng.random(count) < crowd_share
         samples.append(sample(boxes, classes, is_crowd=crowd, image_id=10 - image, first_id=next_id))
         next_id += count
-        near = boxes[rng.integers(0, count, 12)] + rng.normal(0, 6, (12, 4)) if count else np.zeros((0, 4))
+        which = rng.integers(0, max(1, count), 12 if count else 0)
+        near = boxes[which] + rng.normal(0, 6, (len(which), 4))
         corners = rng.uniform(0, 150, (4, 2))
         far = np.concatenate([corners, corners + rng.uniform(8, 60, (4, 2))], axis=1)
         every = np.concatenate([near, far])[: 0 if image == 3 else None]
         every[:, 2:] = np.maximum(every[:, 2:], every[:, :2] + 1)
         scores = np.sort(rng.permutation(1000)[: len(every)] / 1000)[::-1]
         labels = rng.integers(0, num_classes, len(every))
+        right = rng.random(len(which)) < 0.5
+        labels[: len(which)][right[: len(every)]] = classes[which][right] if len(every) else []
         found.append(detections(every.tolist(), scores.tolist(), labels.tolist()))
     names = tuple(f"class {i}" for i in range(num_classes))
     ids = tuple(int(i) for i in rng.permutation(num_classes * 2)[:num_classes] + 1)

@@ -136,10 +136,10 @@ def test_curves_are_counts(seed):
             ]
             hits = sum(above)
             assert one.f1[position] == pytest.approx(2 * hits / (len(above) + objects))
-            assert one.recall[position] == pytest.approx(hits / objects)
+            assert one.recall[position] == pytest.approx(hits / objects if objects else math.nan, nan_ok=True)
             expected = hits / len(above) if above else math.nan
             assert one.precision[position] == pytest.approx(expected, nan_ok=True)
-        assert one.precision_at.mean() == pytest.approx(own.ap50)
+        assert one.precision_at.mean() == pytest.approx(own.ap50 if objects else math.nan, nan_ok=True)
     assert analysis.confusion[:-1].sum() == len(truth.areas)
 
 

@@ -6,6 +6,9 @@ from typing import Literal, NamedTuple
 
 from deformable_detr.version import __version__
 
+# A longer table scrolls in a window of its own, its headings staying in place.
+_MOST_ROWS = 25
+
 
 class Section(NamedTuple):
     """A part of the page; one without content is left out."""
@@ -71,7 +74,8 @@ def table(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     if bars is not None:
         head.insert(2, '<td class="track" aria-hidden="true"></td>')
-    return _scrolling(caption, f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>")
+    body = f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return _scrolling(caption, body, is_long=len(rows) > _MOST_ROWS)
 
 
 def matrix_table(
@@ -120,10 +124,10 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
-def _scrolling(caption: str, body: str) -> str:
+def _scrolling(caption: str, body: str, *, is_long: bool = False) -> str:
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>{body}</table></div>"
+        f'<div class="scroll{" long" if is_long else ""}" tabindex="0" role="group" aria-label="{escape(caption)}">'
+        f"<table><caption>{escape(caption)}</caption>{body}</table></div>"
     )
 
 
@@ -154,6 +158,8 @@ a{color:var(--accent)}
 .cards div{background:var(--wash);border:1px solid var(--line);border-radius:6px;padding:8px 12px}
 dt{font-size:.85rem;color:var(--soft)}dd{margin:0;font-size:1.15rem;font-weight:600}
 .scroll{overflow-x:auto;margin:12px 0;max-width:100%}
+.long{max-height:34em;overflow-y:auto;border-bottom:1px solid var(--line)}
+.long thead th,.long thead td{position:sticky;top:0;background:var(--paper);z-index:2}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;padding:4px 0;caption-side:top}
 th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
@@ -197,5 +203,5 @@ i.f0{background:var(--c0)}i.f1{background:var(--c1)}
 .photo figcaption{font-weight:400;font-size:.88rem;color:var(--ink);padding-top:4px}
 details{margin:12px 0}summary{cursor:pointer;color:var(--accent)}
 @media (max-width:600px){th,td{padding:5px 7px}.track{display:none}}
-@media print{details{display:block}nav{display:none}}
+@media print{.long{max-height:none}details{display:block}nav{display:none}}
 """

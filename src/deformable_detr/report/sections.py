@@ -94,7 +94,7 @@ def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
         bars=[max(0.0, size.ap) for size in analysis.sizes],
     )
     numbers = table("COCO's twelve numbers, percent", ("", "%", "what it is"), twelve)
-    shown = grid([numbers, f"<div>{by_class}{by_size}</div>"], columns=2)
+    shown = grid([numbers, f"<div>{by_size}{by_class}</div>"], columns=2)
     return Section("accuracy", "Accuracy", shown)
 
 
@@ -109,9 +109,16 @@ def thresholds(analysis: Analysis) -> Section:
     text = (
         f"A detection is right if it overlaps an object of its class by {OVERLAP} or more that no better-scored one "
         "found. F1 is the harmonic mean of precision (the share of detections that are right) and recall (the share of "
-        f"objects that are found). Over all classes it is highest at {analysis.threshold:.2f}:"
+        "objects that are found). "
     )
-    use = command(f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}")
+    if analysis.overall.f1.max() > 0:
+        text += f"Over all classes it is highest at {analysis.threshold:.2f}:"
+        use = command(f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}")
+    else:
+        text += (
+            f"Nothing is found at any threshold; what is counted on this page is counted at {analysis.threshold:.2f}."
+        )
+        use = ""
     return Section(
         "thresholds",
         "Precision, recall and thresholds",
@@ -140,7 +147,7 @@ def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
     text = (
         f"Rows: what is there. Columns: what was found, with a score of {analysis.threshold:.2f} or more and an "
         f"overlap of {OVERLAP}, whatever its class. The last column is what was missed, the last row what was found "
-        "where nothing is. Shares are of the row."
+        "where nothing is, or once more. Shares are of the row."
     )
     if len(labels) <= _LARGEST_TABLE + 1:
         drawn = matrix_table("Counts and shares", "is ↓ found →", labels, matrix.tolist(), shares.tolist())
@@ -269,11 +276,10 @@ def _numbers(report: EvaluationReport) -> list[tuple[str, float]]:
 
 
 def _threshold_row(one: Curves) -> list[str]:
-    best = one.best
-    precision, recall = float(one.precision[best]), float(one.recall[best])
-    return [
-        one.name, f"{one.f1[best]:.2f}", f"{one.threshold:.2f}", _mean(precision), _mean(recall), str(one.num_objects)
-    ]  # fmt: skip
+    if one.f1.max() == 0:
+        return [one.name, "0.00", "-", "-", "-", str(one.num_objects)]
+    shares = (float(one.precision[one.best]), float(one.recall[one.best]))
+    return [one.name, f"{one.f1.max():.2f}", f"{one.threshold:.2f}", *map(_mean, shares), str(one.num_objects)]
 
 
 def _class_charts(one: Curves) -> list[str]:
@@ -296,7 +302,7 @@ def _class_charts(one: Curves) -> list[str]:
         x_label="score threshold",
         x_range=(0, 1),
         y_range=(0, 1),
-        mark=(one.threshold, f"F1 {one.f1.max():.2f} at {one.threshold:.2f}"),
+        mark=(one.threshold, f"F1 {one.f1.max():.2f} at {one.threshold:.2f}") if one.f1.max() > 0 else None,
     )
     return [over_recall, over_threshold]
 
