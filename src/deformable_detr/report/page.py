@@ -163,7 +163,7 @@ dt{font-size:.85rem;color:var(--soft)}dd{margin:0;font-size:1.15rem;font-weight:
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;padding:4px 0;caption-side:top}
 th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-thead th{border-bottom:2px solid var(--line);white-space:nowrap}
+thead th,thead td{border-bottom:2px solid var(--line);white-space:nowrap}
 tbody th{font-weight:500;min-width:6.2em;max-width:14em}
 tbody th,thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1}
 td:last-child:not(.n){min-width:13em}
