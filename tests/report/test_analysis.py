@@ -135,7 +135,7 @@ def test_curves_are_counts(seed):
                 if c == class_id and score >= THRESHOLDS[position]
             ]
             hits = sum(above)
-            assert one.f1[position] == pytest.approx(2 * hits / (len(above) + objects))
+            assert one.f1[position] == pytest.approx(2 * hits / max(1, len(above) + objects))
             assert one.recall[position] == pytest.approx(hits / objects if objects else math.nan, nan_ok=True)
             expected = hits / len(above) if above else math.nan
             assert one.precision[position] == pytest.approx(expected, nan_ok=True)
