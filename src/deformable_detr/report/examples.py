@@ -15,7 +15,7 @@ from deformable_detr.data.images import read_image
 from deformable_detr.drawing import draw_detections
 from deformable_detr.errors import DataError
 from deformable_detr.report.analysis import Analysis
-from deformable_detr.report.matching import fault
+from deformable_detr.report.matching import FAR, fault, iou_with
 from deformable_detr.types import Detections
 
 _MOST = 12
@@ -126,7 +126,7 @@ class _Pictures:
         return self._example(f"{classes[class_id]} {score:.2f}", meaning[kind], sample, one, sample)
 
     def miss(self, analysis: Analysis, position: int) -> Example | None:
-        """The object alone, among all detections at the threshold."""
+        """The object alone, among the detections at the threshold that overlap it."""
         truth = analysis.truth
         image, row = int(truth.image[position]), int(truth.row[position])
         sample = self._dataset.samples[image]
@@ -142,7 +142,12 @@ class _Pictures:
         score = float(truth.found_at[position])
         why = "found at no score" if score < 0 else f"found with a score of {score:.2f} only"
         title = f"{self._dataset.classes[int(truth.class_ids[position])]}, {width:.0f} x {height:.0f} px"
-        return self._example(title, why, sample, self._detections[image], one)
+        # Only what may have been meant for it: all there is would hide the picture.
+        every = self._detections[image]
+        near = iou_with(one.boxes_xyxy[0].astype(np.float64), every.boxes_xyxy.double().cpu().numpy()) >= FAR
+        rows = np.flatnonzero(near).tolist()
+        shown = Detections(every.boxes_xyxy[rows], every.scores[rows], every.class_ids[rows])
+        return self._example(title, why, sample, shown, one)
 
     def _example(
         self, title: str, explanation: str, sample: Sample, shown: Detections, truth: Sample

@@ -215,7 +215,7 @@ def mistakes(examples: Examples, threshold: float) -> Section:
         )
         parts.append(f"<h3>Found, but not there</h3>{paragraph(text)}{_gallery(examples.false_positives)}")
     if examples.misses:
-        text = f"Found by nothing with a score of {threshold:.2f}. Dashed: the object. Solid: what was found around it."
+        text = f"Found by nothing with a score of {threshold:.2f}. Dashed: the object. Solid: what overlaps it."
         parts.append(f"<h3>There, but not found</h3>{paragraph(text)}{_gallery(examples.misses)}")
     return Section("mistakes", "The worst mistakes", "".join(parts) + notes)
 
