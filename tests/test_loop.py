@@ -40,7 +40,7 @@ def session(tiny_config, scenes, tmp_path):
 
 
 def run(session, reporter=None):
-    with Journal(session.folder, tensorboard=False) as journal:
+    with Journal(session.folder) as journal:
         run_epoch(session, journal, reporter or Notes())
     return [json.loads(line) for line in session.folder.metrics.read_text().splitlines()]
 

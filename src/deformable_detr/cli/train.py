@@ -64,7 +64,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
+            "TensorBoard, where it is installed, if left out.",
+        ),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
@@ -96,6 +104,9 @@ def train(
         raise typer.BadParameter("--weights brings the whole network; leave out --backbone and --backbone-weights")
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
+    if log is not None and "none" in log and len(log) > 1:
+        raise typer.BadParameter("--log none leaves no room for another --log")
+    services = None if log is None else [name for name in log if name != "none"]
 
     from deformable_detr import training, transfer
     from deformable_detr.progress import TerminalReporter
@@ -103,7 +114,13 @@ def train(
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
-                resume, epochs=epochs, data=data, device=device, tensorboard=tensorboard, reporter=reporter
+                resume,
+                epochs=epochs,
+                data=data,
+                device=device,
+                log=services,
+                report=report,
+                reporter=reporter,
             )
         else:
             assert data is not None
@@ -132,7 +149,8 @@ def train(
                 format=format,
                 weights=None if source is None else transfer.changed(source, config),
                 device=device,
-                tensorboard=tensorboard,
+                log=services,
+                report=report,
                 reporter=reporter,
             )
     _conclude(run)
@@ -150,6 +168,8 @@ def _conclude(run: "Run") -> None:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
         typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
     else:
+        if run.report is not None:
+            typer.echo(f"look at it: {run.report}", err=True)
         typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
     record = {
         "folder": str(run.folder),
@@ -159,6 +179,7 @@ def _conclude(run: "Run") -> None:
         "interrupted": run.interrupted,
         "stopped_early": run.stopped_early,
         "steps_left_out": run.num_not_finite,
+        "report": None if run.report is None else str(run.report),
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
