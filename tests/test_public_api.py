@@ -27,11 +27,13 @@ PUBLIC_NAMES = {
     "deformable_detr_r50_single_scale_dc5",
     "deformable_detr_r50_two_stage",
     "evaluate",
+    "finetune",
     "load",
     "open_dataset",
     "resume",
     "small",
     "train",
+    "write_report",
 }
 HEAVY = {
     "torch",
@@ -44,6 +46,8 @@ HEAVY = {
     "hotcoco",
     "pycocotools",
     "tensorboard",
+    "wandb",
+    "mlflow",
 }
 SOURCE = Path(deformable_detr.__file__)
 

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         deformable_detr_r50_single_scale,
         deformable_detr_r50_single_scale_dc5,
         deformable_detr_r50_two_stage,
+        finetune,
         small,
     )
+    from deformable_detr.report import write_report
     from deformable_detr.training import Run, resume, train
     from deformable_detr.types import Detections
 
@@ -44,11 +46,13 @@ _HOMES = {
     "deformable_detr_r50_single_scale_dc5": "recipes",
     "deformable_detr_r50_two_stage": "recipes",
     "evaluate": "evaluation",
+    "finetune": "recipes",
     "load": "detector",
     "open_dataset": "data.open",
     "resume": "training",
     "small": "recipes",
     "train": "training",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -68,11 +72,13 @@ __all__ = [
     "deformable_detr_r50_single_scale_dc5",
     "deformable_detr_r50_two_stage",
     "evaluate",
+    "finetune",
     "load",
     "open_dataset",
     "resume",
     "small",
     "train",
+    "write_report",
 ]
 
 

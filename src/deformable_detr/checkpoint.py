@@ -5,8 +5,8 @@ preprocessing, metrics and provenance. A file to resume from also holds the opti
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +64,19 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_atomically(path, writer(checkpoint))
+
+
+def writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
+    """What writes the file to a path it is given, from a copy of the tensors made now."""
     tensors = dict(checkpoint.weights)
-    header: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
-        "classes": checkpoint.classes,
-        "category_ids": checkpoint.category_ids,
-        "preprocessing": to_dict(checkpoint.preprocessing),
-        "metrics": checkpoint.metrics,
-        "provenance": {
-            "deformable_detr": __version__,
-            "torch": str(torch.__version__),
-            **checkpoint.provenance,
-        },
-        "licence": checkpoint.licence,
-    }
+    header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
         tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: _write(owned, temporary, {_ENTRY: json.dumps(header)}))
+    return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
@@ -113,23 +105,107 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
         ) from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    return _checkpoint(path, header, tensors, training)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
+    checkpoint = from_header(path, header, weights)
+    return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
 
 
-def build_model(checkpoint: Checkpoint, path: Path) -> DeformableDETR:
-    """The network with the checkpoint's weights; `path` is for messages.
+def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What gives the weights meaning, as JSON can hold it; what is needed to resume is not in it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
+        "classes": list(checkpoint.classes),
+        "category_ids": list(checkpoint.category_ids),
+        "preprocessing": to_dict(checkpoint.preprocessing),
+        "metrics": dict(checkpoint.metrics),
+        "provenance": {
+            "deformable_detr": __version__,
+            "torch": str(torch.__version__),
+            **checkpoint.provenance,
+        },
+        "licence": checkpoint.licence,
+    }
+
+
+def parse_header(path: Path, text: str) -> dict[str, Any]:
+    """The header from its JSON; `path` is for messages.
+
+    Raises:
+        CheckpointError: not JSON, not a header, or of a newer version of this software.
+    """
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: its description has no schema version that ever was")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
+            "a newer release will read it"
+        )
+    return header
+
+
+def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint that `to_header` described, with these weights; `path` is for messages.
+
+    Raises:
+        CheckpointError: the description is incomplete, contradicts itself or is of a model that is not known here.
+    """
+    try:
+        name = header["model"]["name"]
+        if name not in MODELS:
+            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
+        model = from_dict(MODELS[name][0], header["model"]["config"])
+        checkpoint = Checkpoint(
+            weights=weights,
+            model=model,
+            classes=tuple(header["classes"]),
+            category_ids=tuple(header["category_ids"]),
+            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
+            metrics=header["metrics"],
+            provenance=header["provenance"],
+            licence=header["licence"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
+        raise CheckpointError(
+            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
+            f"for a model of {model.num_classes} classes"
+        )
+    return checkpoint
+
+
+def build_model(checkpoint: Checkpoint, source: str | Path) -> DeformableDETR:
+    """The network with the checkpoint's weights; `source` is for messages.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
     """
     _, build = MODELS[_MODEL]
     model = build(checkpoint.model, load_backbone_weights=False)
-    load_weights(model, checkpoint.weights, str(path))
+    load_weights(model, checkpoint.weights, str(source))
     return model
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Put weights into a network of exactly this shape; `source` is for messages.
+
+    Raises:
+        CheckpointError: see `check_fit`.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether weights are those of exactly this network, which may be without memory; `source` is for messages.
 
     Raises:
         CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.
@@ -146,7 +222,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(weights))
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -167,51 +242,9 @@ def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
             f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
             "it does not say what model it is of; weights of a backbone go to --backbone-weights"
         )
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path}: its description has no schema version")
-    if version > SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
-            "a newer release will read it"
-        )
-    return header
+    return parse_header(path, text)
 
 
-def _checkpoint(path: Path, header: dict[str, Any], tensors: dict[str, Tensor], training: bool) -> Checkpoint:
-    state = None
-    if training:
-        moments = {
-            name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)
-        }
-        state = TrainingState(progress=header["training"], tensors=moments)
-    try:
-        name = header["model"]["name"]
-        if name not in MODELS:
-            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
-        model = from_dict(MODELS[name][0], header["model"]["config"])
-        checkpoint = Checkpoint(
-            weights={key: tensor for key, tensor in tensors.items() if not key.startswith(_TRAINING)},
-            model=model,
-            classes=tuple(header["classes"]),
-            category_ids=tuple(header["category_ids"]),
-            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
-            metrics=header["metrics"],
-            provenance=header["provenance"],
-            licence=header["licence"],
-            training=state,
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
-        raise CheckpointError(
-            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
-            f"for a model of {model.num_classes} classes"
-        )
-    return checkpoint
+def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    moments = {name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)}
+    return TrainingState(progress=header["training"], tensors=moments)

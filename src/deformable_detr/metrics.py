@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.errors import DataError
+from deformable_detr.errors import ConfigError, DataError
 from deformable_detr.types import Detections
 
 
@@ -49,6 +49,35 @@ class Metrics:
         """The twelve numbers by name, in COCO's order."""
         return {name: value for name, value in asdict(self).items() if name != "per_class"}
 
+    def value(self, name: str) -> float:
+        """One of the twelve, or of a class, as in "cat/ap".
+
+        Raises:
+            ConfigError: there is no such number or class.
+        """
+        check_metric_name(name)
+        class_name, slash, kind = name.rpartition("/")
+        if not slash:
+            return float(getattr(self, name))
+        if class_name not in self.per_class:
+            raise ConfigError(f"there is no {name}: the classes are {', '.join(self.per_class)}")
+        return float(getattr(self.per_class[class_name], kind))
+
+
+def check_metric_name(name: str) -> None:
+    """Refuse what `Metrics.value` cannot know, whatever the classes are.
+
+    Raises:
+        ConfigError: lists what there is.
+    """
+    twelve = [one.name for one in fields(Metrics) if one.name != "per_class"]
+    _, slash, kind = name.rpartition("/")
+    if kind not in (ClassMetrics._fields if slash else twelve):
+        raise ConfigError(
+            f"no metric {name!r}; there are {', '.join(twelve)}, and of each class CLASS/"
+            f"{', CLASS/'.join(ClassMetrics._fields)}"
+        )
+
 
 def coco_metrics(detections: Sequence[Detections], dataset: DetectionDataset) -> Metrics:
     """Compare detections with the ground truth, one entry of `detections` for each sample and in their order.
@@ -65,6 +94,25 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
     Detections of an image or category that the ground truth does not list are a `DataError`. Annotation ids play no
     part: pycocotools takes an object with id 0 for one that is never found.
     """
+    evaluation = evaluated(ground_truth, results)
+    ranks = category_ranks([category["id"] for category in ground_truth["categories"]])
+    arrays = evaluation.eval
+    assert arrays is not None
+    return _summary(
+        np.asarray(arrays["precision"]),
+        np.asarray(arrays["recall"]),
+        [(ranks[category["id"]], category) for category in ground_truth["categories"]],
+    )
+
+
+def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Any:
+    """hotcoco's evaluation of COCO's own forms, accumulated, for what else can be read from it.
+
+    In it, images and categories have their ranks as ids, from 1; annotations and detections their positions, from 1.
+
+    Raises:
+        DataError: see `metrics_from_coco`.
+    """
     from hotcoco import COCO, COCOeval
 
     images = _ranks("image", [image["id"] for image in ground_truth["images"]])
@@ -75,13 +123,12 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
     evaluation = COCOeval(truth, truth.load_res(_result_rows(results, images, categories)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    arrays = evaluation.eval
-    assert arrays is not None
-    return _summary(
-        np.asarray(arrays["precision"]),
-        np.asarray(arrays["recall"]),
-        [(categories[category["id"]] - 1, category) for category in ground_truth["categories"]],
-    )
+    return evaluation
+
+
+def category_ranks(category_ids: Sequence[int]) -> dict[int, int]:
+    """Each category's place in the arrays of `evaluated`, from 0."""
+    return {id_: rank - 1 for id_, rank in _ranks("category", category_ids).items()}
 
 
 def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset) -> list[dict[str, Any]]:

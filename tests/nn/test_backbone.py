@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -136,3 +137,26 @@ def test_trying_a_network_out_changes_nothing_in_it():
     counters = [one for name, one in backbone.named_buffers() if name.endswith("num_batches_tracked")]
     assert counters
     assert not any(counters)
+
+
+def test_the_dilated_resnet_is_torchvisions():
+    """Which is the one that the official weights were trained with."""
+    theirs = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, False, True]).eval()
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("fc.")}
+    for name, tensor in state.items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            tensor.normal_()
+    ours = make_backbone("resnet50.tv_in1k", num_maps=1, dilation=True).eval()
+    ours.body.load_state_dict(state, strict=False)
+    images = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        [found] = ours(images)
+        expected = images
+        for name, part in theirs.named_children():
+            if name in ("avgpool", "fc"):
+                break
+            expected = part(expected)
+    assert found.shape == (1, 2048, 6, 8)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from deformable_detr.errors import BackendError
@@ -98,9 +100,10 @@ def test_what_is_not_needed_is_not_computed(form, monkeypatch):
     asked = []
     call = cpu._call
 
-    def record(what, *arguments, **tensors):
-        asked.append({name for name, tensor in tensors.items() if name.startswith("grad_") and tensor is not None})
-        call(what, *arguments, **tensors)
+    def record(what, value, queries, shapes, points, tensors):
+        given = tensors._asdict().items()
+        asked.append({name for name, tensor in given if name.startswith("grad_") and tensor is not None})
+        call(what, value, queries, shapes, points, tensors)
 
     monkeypatch.setattr(cpu, "_call", record)
     inputs = make(form)
@@ -195,3 +198,48 @@ def test_exports_saves_and_loads():
     torch.export.save(program, file)
     file.seek(0)
     torch.testing.assert_close(torch.export.load(file).module()(*inputs), Attention()(*inputs))
+
+
+@needs_kernel
+@forms
+def test_whoever_watches_pytorch_sees_the_operator(form):
+    """Without a watcher the kernel is called directly."""
+    inputs = make(form, torch.float32)
+    name = f"deformable_detr::{form}"
+
+    def run(value, second, third):
+        return getattr(library, f"{form}_on_cpu")(value, second, third, FLAT, POINTS)
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with Watcher():
+        run(*inputs)
+    assert seen == [name]
+    with torch.autograd.profiler.profile() as profile:
+        run(*inputs)
+    assert [event.name for event in profile.function_events].count(name) == 1
+    for mode in ("real", "symbolic"):
+        graph = make_fx(run, tracing_mode=mode)(*inputs).graph
+        assert [node.target for node in graph.nodes].count(OPS[form]) == 1
+    trained = make(form, torch.float32, requires_grad=True)
+    run(*trained).sum().backward()
+    assert all(tensor.grad is not None for tensor in trained)
+    with torch.no_grad():
+        assert not run(*trained).requires_grad
+
+
+@needs_kernel
+@forms
+def test_the_direct_way_gives_the_same_bits(form, monkeypatch):
+    calls = []
+    monkeypatch.setattr(library, "_is_watched", lambda *tensors: calls.append(len(tensors)) or True)
+    inputs = make(form, torch.float32)
+    through = getattr(library, f"{form}_on_cpu")(*inputs, FLAT, POINTS)
+    monkeypatch.undo()
+    assert calls == [3]
+    assert torch.equal(getattr(library, f"{form}_on_cpu")(*inputs, FLAT, POINTS), through)
+    assert torch.equal(getattr(cpu, form)(*inputs, FLAT, POINTS), through)

@@ -12,7 +12,7 @@ from deformable_detr.ops import (
     multi_scale_deformable_attention,
     multi_scale_deformable_attention_from_projection,
 )
-from deformable_detr.ops.msda import check, check_even, check_projection, choose
+from deformable_detr.ops.msda import choose
 from deformable_detr.ops.reference import locations_and_weights
 
 # Every backend that can run on the CPU; where there was no compiler, the kernel cannot.
@@ -233,50 +233,6 @@ def make_projection(coordinates):
     projection = torch.randn(BATCH, QUERIES, HEADS * 3 * POINTS * 3, generator=generator, dtype=torch.float64)
     offsets = projection[..., : HEADS * 3 * POINTS * 2].view(BATCH, QUERIES, HEADS, 3, POINTS, 2)
     return value, reference, projection, [size for pair in SHAPES for size in pair], offsets
-
-
-def test_disagreeing_tensors_are_named_with_both_numbers():
-    # The checks alone: with the shape hook of the test run, annotations would speak first.
-    value, locations, weights = make_inputs()
-    flat, flat_weights, points = locations.flatten(3, 4), weights.flatten(3, 4), (POINTS,) * 3
-    with pytest.raises(ValueError, match=r"value has 48 positions but spatial_shapes .* need 49"):
-        check(value[:, 1:], SHAPES, points, flat, flat_weights)
-    with pytest.raises(ValueError, match=r"\(2, 5, 3, 8, 2\); value and spatial_shapes need \(2, 5, 3, 12, 2\)"):
-        check(value, SHAPES, points, flat[:, :, :, :8], flat_weights)
-    with pytest.raises(ValueError, match=r"attention_weights have shape \(2, 4, 3, 12\)"):
-        check(value, SHAPES, points, flat, flat_weights[:, :4])
-    with pytest.raises(ValueError, match="value needs axes"):
-        check(value[0], SHAPES, points, flat, flat_weights)
-    with pytest.raises(ValueError, match=r"num_points \(4, 4\) names 2 levels but spatial_shapes .* have 3"):
-        check(value, SHAPES, (4, 4), flat, flat_weights)
-    with pytest.raises(ValueError, match=r"with num_points need axes"):
-        check(value, SHAPES, points, locations, weights)
-    with pytest.raises(ValueError, match="value is on cpu but sampling_locations on meta"):
-        check(value, SHAPES, points, flat.to("meta"), flat_weights)
-    with pytest.raises(ValueError, match="sampling_locations need axes"):
-        check_even(SHAPES, flat, flat_weights)
-    with pytest.raises(ValueError, match=r"sampling_locations have 2 levels but spatial_shapes .* have 3"):
-        check_even(SHAPES, locations[:, :, :, :2], weights)
-    with pytest.raises(ValueError, match=r"attention_weights have shape \(2, 5, 3, 3, 3\)"):
-        check_even(SHAPES, locations, weights[..., :3])
-
-
-def test_disagreeing_projections_are_named_with_both_numbers():
-    value, reference, projection, _, _ = make_projection(coordinates=4)
-    with pytest.raises(ValueError, match=r"3 heads of 12 samples need \(2, queries, 108\)"):
-        check_projection(value, SHAPES, (POINTS,) * 3, reference, projection[..., :-1])
-    with pytest.raises(ValueError, match=r"reference has shape \(2, 5, 2, 4\); .* \(2, 5, 3, 2\) for points"):
-        check_projection(value, SHAPES, (POINTS,) * 3, reference[:, :, :2], projection)
-    with pytest.raises(ValueError, match=r"\(2, 5, 3, 4\) for boxes"):
-        check_projection(value, SHAPES, (POINTS,) * 3, reference[..., :3], projection)
-
-
-@pytest.mark.parametrize("empty", [((0, 9), (7, 5)), ((7, 5), (3, 0)), ((-5, -7),)])
-def test_a_map_without_a_pixel_is_refused(empty):
-    """Its neighbours' pixels, or memory of others, would be taken for its own."""
-    value, locations, weights = torch.randn(2, 35, 3, 6), torch.rand(2, 5, 3, 8, 2), torch.rand(2, 5, 3, 8)
-    with pytest.raises(ValueError, match="every map needs a row and a column"):
-        check(value, empty, (8 // len(empty),) * len(empty), locations, weights)
 
 
 @pytest.mark.compile

@@ -1,5 +1,9 @@
-"""The whole model equals the official one's recorded run: outputs, matching, losses, gradients, detections."""
+"""The whole model equals the official one's recorded run: outputs, matching, losses, gradients, detections.
 
+The recorded weights are put into a checkpoint file as the official code writes it, and come out of it by our reader.
+"""
+
+import argparse
 import json
 import re
 import sys
@@ -9,20 +13,23 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.checkpoint import build_model
 from deformable_detr.criterion import Criterion, CriterionConfig
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.postprocess import to_detections
 from deformable_detr.types import Target
+from deformable_detr.weights.official import read_official
 from deformable_detr.weights.official_keys import from_official_keys
 
 VARIANTS = {"plain": "base", "two_stage": "two_stage"}
+ARGS = argparse.Namespace(num_feature_levels=4, nheads=8, num_queries=300, dilation=False, backbone="resnet50")
 OFFICIAL_TERMS = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
 
 
 class Run:
     """The model with the recorded weights, and what it makes of the recorded images."""
 
-    def __init__(self, folder, variant):
+    def __init__(self, folder, variant, path):
         sys.path.insert(0, str(folder))
         try:
             from formula_weights import inputs, value
@@ -32,14 +39,15 @@ class Run:
         self.gradient_norms = json.loads((folder / f"gradnorm_{variant}.json").read_text())
         shapes = json.loads((folder / f"keys_{variant}.json").read_text())
         shared_heads = variant == "plain"
-        self.official = {
-            key: torch.from_numpy(np.asarray(value(key, shape, shared_heads))) for key, shape in shapes.items()
-        }
-        self.config = DeformableDETRConfig(variant=VARIANTS[variant])
-        self.model = build(self.config, load_backbone_weights=False).eval()
+        official = {key: torch.from_numpy(np.asarray(value(key, shape, shared_heads))) for key, shape in shapes.items()}
+        self.variant = VARIANTS[variant]
+        document = {"model": official, "optimizer": {"state": {}}, "epoch": 49, "args": ARGS}
+        torch.save(document, path, _use_new_zipfile_serialization=False)
+        checkpoint = read_official(path)
+        self.config = checkpoint.model
+        self.model = build_model(checkpoint, path).eval()
         # The record has the gradients of the frozen stages too.
         self.model.requires_grad_(True)
-        self.model.load_state_dict(from_official_keys(self.official, self.config))
         images, targets = inputs()
         self.images = torch.zeros(2, 3, 160, 224)
         self.mask = torch.ones(2, 160, 224, dtype=torch.bool)
@@ -56,15 +64,19 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def run(request):
+def run(request, tmp_path_factory):
     folder = Path(__file__).parents[3] / "shared" / "checks" / "model"
     if not folder.is_dir():
         pytest.skip("no recorded figures beside this checkout")
-    return Run(folder, request.param)
+    return Run(folder, request.param, tmp_path_factory.mktemp("official") / f"{request.param}.pth")
 
 
 def largest_difference(ours, recorded):
     return float((ours.detach().double() - torch.from_numpy(np.asarray(recorded)).double()).abs().max())
+
+
+def test_the_reader_finds_the_published_settings(run):
+    assert run.config == DeformableDETRConfig(variant=run.variant)
 
 
 def test_logits_and_boxes_of_every_layer(run):

@@ -1,6 +1,7 @@
 """`ddetr train`: from command line options to one call of `train` or `resume`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,13 +10,15 @@ import typer
 if TYPE_CHECKING:
     from deformable_detr.recipes import TrainConfig
     from deformable_detr.training import Run
+    from deformable_detr.transfer import Source
 
 
 def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a recipe, or a config.json of an earlier run; small if left out.", metavar="RECIPE"
+            help="Name of a recipe, or a config.json of an earlier run; small if left out, with --weights finetune.",
+            metavar="RECIPE",
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")] = None,
@@ -36,7 +39,24 @@ def train(
     backbone_weights: Annotated[
         str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME."),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep a part as it is: backbone, projections, encoder, queries, decoder, heads or all_but_heads; "
+            "repeatable."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="End after so many epochs without a better result; 0 = never.")
+    ] = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 = only after it.")
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -44,7 +64,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
+            "TensorBoard, where it is installed, if left out.",
+        ),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
@@ -62,27 +90,44 @@ def train(
         "--format": format,
         "--backbone": backbone,
         "--backbone-weights": backbone_weights,
+        "--weights": weights,
+        "--freeze": freeze or None,
+        "--patience": patience,
+        "--save-every": save_every,
         "--skip-bad-images": skip_bad_images or None,
         "--set": set_ or None,
     }
     given = [name for name, value in changes.items() if value is not None]
     if resume is not None and given:
         raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(given)}")
+    if weights is not None and (backbone is not None or backbone_weights is not None):
+        raise typer.BadParameter("--weights brings the whole network; leave out --backbone and --backbone-weights")
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
+    if log is not None and "none" in log and len(log) > 1:
+        raise typer.BadParameter("--log none leaves no room for another --log")
+    services = None if log is None else [name for name in log if name != "none"]
 
-    from deformable_detr import training
+    from deformable_detr import training, transfer
     from deformable_detr.progress import TerminalReporter
 
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
-                resume, epochs=epochs, data=data, device=device, tensorboard=tensorboard, reporter=reporter
+                resume,
+                epochs=epochs,
+                data=data,
+                device=device,
+                log=services,
+                report=report,
+                reporter=reporter,
             )
         else:
             assert data is not None
+            source = None if weights is None else transfer.read_source(weights, reporter=reporter)
             config = chosen_config(
-                recipe or "small",
+                recipe or ("small" if source is None else "finetune"),
+                source=source,
                 epochs=epochs,
                 batch_size=batch_size,
                 lr=lr,
@@ -91,6 +136,9 @@ def train(
                 workers=workers,
                 backbone=backbone,
                 backbone_weights=backbone_weights,
+                freeze=freeze or [],
+                patience=patience,
+                save_every=save_every,
                 skip_bad_images=skip_bad_images,
                 settings=set_ or [],
             )
@@ -99,8 +147,10 @@ def train(
                 data=data,
                 output=output,
                 format=format,
+                weights=None if source is None else transfer.changed(source, config),
                 device=device,
-                tensorboard=tensorboard,
+                log=services,
+                report=report,
                 reporter=reporter,
             )
     _conclude(run)
@@ -118,6 +168,8 @@ def _conclude(run: "Run") -> None:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
         typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
     else:
+        if run.report is not None:
+            typer.echo(f"look at it: {run.report}", err=True)
         typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
     record = {
         "folder": str(run.folder),
@@ -125,10 +177,13 @@ def _conclude(run: "Run") -> None:
         "best_epoch": run.best_epoch,
         "best": run.best,
         "interrupted": run.interrupted,
+        "stopped_early": run.stopped_early,
+        "steps_left_out": run.num_not_finite,
+        "report": None if run.report is None else str(run.report),
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(143 if run.terminated else 130)
 
 
 def chosen_config(
@@ -142,10 +197,16 @@ def chosen_config(
     workers: int | None = None,
     backbone: str | None = None,
     backbone_weights: str | None = None,
+    source: "Source | None" = None,
+    freeze: Sequence[str] = (),
+    patience: int | None = None,
+    save_every: float | None = None,
     skip_bad_images: bool = False,
     settings: list[str],
 ) -> "TrainConfig":
     """A recipe, or the config of an earlier run, with what the command line changes; `settings` come last.
+
+    With weights to start from, what they bring comes first.
 
     Raises:
         ConfigError: no such recipe or file, or a setting that does not exist or has the wrong type.
@@ -155,8 +216,11 @@ def chosen_config(
     from deformable_detr.config import apply_overrides
     from deformable_detr.errors import ConfigError
     from deformable_detr.recipes import find_recipe, with_backbone, with_image_size
+    from deformable_detr.transfer import settle
 
     config = find_recipe(recipe)
+    if source is not None:
+        config = settle(config, source)
     if image_size is not None:
         config = with_image_size(config, image_size)
     if backbone is not None or backbone_weights is not None:
@@ -169,7 +233,10 @@ def chosen_config(
         batch_size=config.batch_size if batch_size is None else batch_size,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
+        patience=config.patience if patience is None else patience,
+        save_every=config.save_every if save_every is None else save_every,
         skip_bad_images=config.skip_bad_images or skip_bad_images,
+        freeze=tuple(freeze) or config.freeze,
     )
     if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
         raise ConfigError("model.num_classes comes from the data and cannot be set")

@@ -1,7 +1,6 @@
 """Multi-scale deformable attention (arXiv 2010.04159, section 4.1): contract, checks, and choice of backend."""
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Literal, NamedTuple
 
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from deformable_detr.errors import BackendError
 from deformable_detr.ops import cpu, grid_sample, library, reference
+from deformable_detr.ops.contract import check_devices, check_given, check_projected
 from deformable_detr.ops.reference import accumulation_dtype
 from deformable_detr.types import SpatialShapes
 
@@ -41,7 +41,7 @@ def _runs_everywhere(*problem: object) -> None:
 # In order of preference: "auto" is the first that can run. The compiled ones are one registered operator, which
 # PyTorch sends to the kernel of the device the tensors are on.
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(library.sample, library.attend, cpu.why_not),
+    "cpu": Backend(library.sample_on_cpu, library.attend_on_cpu, cpu.why_not),
     "triton": Backend(library.sample, library.attend, _why_not_triton),
     "grid_sample": Backend(grid_sample.sample, grid_sample.attend, grid_sample.why_not),
     "reference": Backend(reference.sample, reference.attend, _runs_everywhere),
@@ -83,15 +83,14 @@ def multi_scale_deformable_attention(
         ValueError: tensors that disagree with each other or with `spatial_shapes`.
         BackendError: the named backend cannot run on this input.
     """
+    shapes, points = check_given(
+        value.shape, spatial_shapes, num_points, sampling_locations.shape, attention_weights.shape
+    )
+    check_devices(value, sampling_locations=sampling_locations, attention_weights=attention_weights)
     if num_points is None:
-        check_even(spatial_shapes, sampling_locations, attention_weights)
-        num_points = (sampling_locations.shape[4],) * len(spatial_shapes)
         sampling_locations, attention_weights = sampling_locations.flatten(3, 4), attention_weights.flatten(3, 4)
-    check(value, spatial_shapes, num_points, sampling_locations, attention_weights)
-    chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, sampling_locations.shape[1])]
-    exact = accumulation_dtype(value)
-    shapes = list(chain.from_iterable(spatial_shapes))
-    return chosen.sample(value, sampling_locations.to(exact), attention_weights.to(exact), shapes, num_points)
+    chosen = BACKENDS[choose(backend, value, spatial_shapes, points, sampling_locations.shape[1])]
+    return chosen.sample(value, *_exact(value, sampling_locations, attention_weights), shapes, points)
 
 
 def multi_scale_deformable_attention_from_projection(
@@ -122,13 +121,10 @@ def multi_scale_deformable_attention_from_projection(
         ValueError: tensors that disagree with each other or with `spatial_shapes`.
         BackendError: the named backend cannot run on this input.
     """
-    if isinstance(num_points, int):
-        num_points = (num_points,) * len(spatial_shapes)
-    check_projection(value, spatial_shapes, num_points, reference, projection)
-    chosen = BACKENDS[choose(backend, value, spatial_shapes, num_points, projection.shape[1])]
-    exact = accumulation_dtype(value)
-    shapes = list(chain.from_iterable(spatial_shapes))
-    return chosen.attend(value, reference.to(exact), projection.to(exact), shapes, num_points)
+    shapes, points = check_projected(value.shape, spatial_shapes, num_points, reference.shape, projection.shape)
+    check_devices(value, reference=reference, projection=projection)
+    chosen = BACKENDS[choose(backend, value, spatial_shapes, points, projection.shape[1])]
+    return chosen.attend(value, *_exact(value, reference, projection), shapes, points)
 
 
 def backends(
@@ -142,11 +138,9 @@ def backends(
     num_points: tuple[int, ...] | None = None,
 ) -> dict[str, str | None]:
     """Every backend, in order of preference, with the reason why it cannot run on these tensors, or None if it can."""
-    if num_points is None:
-        check_even(spatial_shapes, sampling_locations, attention_weights)
-        num_points = (sampling_locations.shape[4],) * len(spatial_shapes)
+    _, points = check_given(value.shape, spatial_shapes, num_points, sampling_locations.shape, attention_weights.shape)
     queries = sampling_locations.shape[1]
-    return {name: backend.why_not(value, spatial_shapes, num_points, queries) for name, backend in BACKENDS.items()}
+    return {name: backend.why_not(value, spatial_shapes, points, queries) for name, backend in BACKENDS.items()}
 
 
 def choose(
@@ -155,7 +149,9 @@ def choose(
     """The first backend that can run, or the named one; a `BackendError` says why the named one cannot."""
     problem = (value, spatial_shapes, num_points, num_queries)
     if backend == "auto":
-        return next(name for name, candidate in BACKENDS.items() if candidate.why_not(*problem) is None)
+        for name, candidate in BACKENDS.items():
+            if candidate.why_not(*problem) is None:
+                return name
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)} and auto")
     reason = BACKENDS[backend].why_not(*problem)
@@ -164,86 +160,8 @@ def choose(
     return backend
 
 
-def check_even(spatial_shapes: SpatialShapes, locations: Tensor, weights: Tensor) -> None:
-    """The form with an axis of levels and one of points; what it shares with the other is checked in `check`."""
-    if locations.dim() != 6 or locations.shape[-1] != 2:
-        raise ValueError(
-            "sampling_locations need axes (batch, queries, heads, levels, points, 2), or num_points where levels "
-            f"differ in their number; not shape {tuple(locations.shape)}"
-        )
-    if locations.shape[3] != len(spatial_shapes):
-        raise ValueError(
-            f"sampling_locations have {locations.shape[3]} levels but spatial_shapes {tuple(spatial_shapes)} have "
-            f"{len(spatial_shapes)}"
-        )
-    if weights.shape != locations.shape[:-1]:
-        raise ValueError(
-            f"attention_weights have shape {tuple(weights.shape)}; sampling_locations need "
-            f"{tuple(locations.shape[:-1])}"
-        )
-
-
-def check(
-    value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], locations: Tensor, weights: Tensor
-) -> None:
-    """Do the tensors agree? Levels and points are one axis here."""
-    _check_value(value, spatial_shapes, num_points)
-    if locations.dim() != 5 or locations.shape[-1] != 2:
-        raise ValueError(
-            "sampling_locations with num_points need axes (batch, queries, heads, samples, 2), not shape "
-            f"{tuple(locations.shape)}"
-        )
-    expected = (value.shape[0], locations.shape[1], value.shape[2], sum(num_points), 2)
-    if tuple(locations.shape) != expected:
-        raise ValueError(
-            f"sampling_locations have (batch, queries, heads, levels * points, 2) = {tuple(locations.shape)}; value "
-            f"and spatial_shapes need {expected}"
-        )
-    if tuple(weights.shape) != expected[:-1]:
-        raise ValueError(
-            f"attention_weights have shape {tuple(weights.shape)}; sampling_locations need {expected[:-1]}"
-        )
-    _check_devices(value, sampling_locations=locations, attention_weights=weights)
-
-
-def check_projection(
-    value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], reference: Tensor, projection: Tensor
-) -> None:
-    """Do value, reference and projection agree?"""
-    _check_value(value, spatial_shapes, num_points)
-    batch, _, heads, _ = value.shape
-    if projection.dim() != 3 or projection.shape[0] != batch or projection.shape[2] != heads * sum(num_points) * 3:
-        raise ValueError(
-            f"projection has shape {tuple(projection.shape)}; {heads} heads of {sum(num_points)} samples need "
-            f"({batch}, queries, {heads * sum(num_points) * 3})"
-        )
-    expected = (batch, projection.shape[1], len(spatial_shapes))
-    if reference.dim() != 4 or tuple(reference.shape[:3]) != expected or reference.shape[3] not in (2, 4):
-        raise ValueError(
-            f"reference has shape {tuple(reference.shape)}; projection and spatial_shapes need {(*expected, 2)} for "
-            f"points or {(*expected, 4)} for boxes"
-        )
-    _check_devices(value, reference=reference, projection=projection)
-
-
-def _check_value(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...]) -> None:
-    if value.dim() != 4:
-        raise ValueError(f"value needs axes (batch, positions, heads, head_dim), not shape {tuple(value.shape)}")
-    if any(height < 1 or width < 1 for height, width in spatial_shapes):
-        raise ValueError(f"every map needs a row and a column; spatial_shapes are {tuple(spatial_shapes)}")
-    positions = sum(height * width for height, width in spatial_shapes)
-    if value.shape[1] != positions:
-        raise ValueError(
-            f"value has {value.shape[1]} positions but spatial_shapes {tuple(spatial_shapes)} need {positions}"
-        )
-    if len(num_points) != len(spatial_shapes):
-        raise ValueError(
-            f"num_points {tuple(num_points)} names {len(num_points)} levels but spatial_shapes "
-            f"{tuple(spatial_shapes)} have {len(spatial_shapes)}"
-        )
-
-
-def _check_devices(value: Tensor, **others: Tensor) -> None:
-    for name, tensor in others.items():
-        if tensor.device != value.device:
-            raise ValueError(f"value is on {value.device} but {name} on {tensor.device}; move one of them")
+def _exact(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
+    exact = accumulation_dtype(value)
+    if second.dtype == exact and third.dtype == exact:  # asking is ten times faster than a conversion to what it is
+        return second, third
+    return second.to(exact), third.to(exact)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.heads import HEAD, PROPOSAL_HEADS, with_copies
 
 # Ours -> official; the first that matches counts. "#" stands for a layer's number.
 _RENAMED = (
@@ -37,8 +38,6 @@ _RENAMED = (
     ("query_source.position_proj.", "transformer.pos_trans."),
     ("query_source.position_norm.", "transformer.pos_trans_norm."),
 )
-_HEADS = {"class_head": "class_embed", "box_head": "bbox_embed"}
-_OFFICIAL_HEAD = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.+)")
 _ALIAS = "transformer.decoder."
 # The running count of batch norm exists on neither side that matters: frozen norms have none.
 _COUNTERS = "num_batches_tracked"
@@ -55,16 +54,7 @@ def to_official_keys(weights: Mapping[str, Tensor], config: DeformableDETRConfig
     for name, tensor in weights.items():
         if not name.endswith(_COUNTERS):
             official[_official_name(name, config)] = tensor
-    for name, tensor in list(official.items()):
-        head = _OFFICIAL_HEAD.fullmatch(name)
-        if head is None:
-            continue
-        kind, _, rest = head.groups()
-        if config.variant == "base":
-            official |= {f"{kind}.{layer}.{rest}": tensor for layer in range(config.decoder_layers)}
-        elif kind == "bbox_embed" or config.variant == "two_stage":
-            official[_ALIAS + name] = tensor
-    return official
+    return with_copies(official, config, _ALIAS)
 
 
 def from_official_keys(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
@@ -80,7 +70,7 @@ def from_official_keys(official: Mapping[str, Tensor], config: DeformableDETRCon
     weights: dict[str, Tensor] = {}
     for name, tensor in official.items():
         plain = name.removeprefix(_ALIAS)
-        head = _OFFICIAL_HEAD.fullmatch(plain)
+        head = HEAD.fullmatch(plain)
         if name != plain and head is not None:
             _check_equal(official, plain, name)
             continue
@@ -98,10 +88,9 @@ def _check_equal(official: Mapping[str, Tensor], first: str, second: str) -> Non
 
 
 def _official_name(name: str, config: DeformableDETRConfig) -> str:
-    for ours, theirs in _HEADS.items():
-        prefix = f"query_source.{ours}."
-        if name.startswith(prefix):
-            return f"{theirs}.{config.decoder_layers}.{name.removeprefix(prefix)}"
+    for theirs, ours in PROPOSAL_HEADS.items():
+        if name.startswith(ours + "."):
+            return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
     for ours, theirs in _RENAMED:
         renamed = _rename(name, ours, theirs)
         if renamed is not None:
@@ -110,10 +99,9 @@ def _official_name(name: str, config: DeformableDETRConfig) -> str:
 
 
 def _our_name(name: str, config: DeformableDETRConfig) -> str:
-    head = _OFFICIAL_HEAD.fullmatch(name)
+    head = HEAD.fullmatch(name)
     if head is not None and int(head[2]) == config.decoder_layers:
-        ours = {theirs: ours for ours, theirs in _HEADS.items()}[head[1]]
-        return f"query_source.{ours}.{head[3]}"
+        return f"{PROPOSAL_HEADS[head[1]]}.{head[3]}"
     for ours, theirs in _RENAMED:
         # The official layers hold the feed-forward's two matrices themselves.
         if ours.endswith(".ffn.") and ".linear" not in name:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deformable_detr.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.heads import HEAD, PROPOSAL_HEADS, with_copies
 
 # Ours -> theirs; the first that matches counts, both ways. "#" stands for a number.
 _RENAMED = (
@@ -54,8 +55,11 @@ _IN_FILES = (
     (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
     (re.compile(r"(coder\.layers\.\d+)\.fc"), r"\1.mlp.fc"),
 )
-_HEAD = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.+)")
-_OUR_PROPOSAL_HEADS = {"class_embed": "query_source.class_head", "bbox_embed": "query_source.box_head"}
+_TO_FILES = (
+    (re.compile(r"^model\.backbone\."), "model.backbone.conv_encoder."),
+    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"(coder\.layers\.\d+)\.mlp\.fc"), r"\1.fc"),
+)
 _ALIAS = "model.decoder."
 # Self-attention's three matrices are one tensor here and three there.
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
@@ -88,16 +92,7 @@ def to_transformers_keys(
                 theirs[f"model.decoder.layers.{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece.clone()
         elif not name.endswith(_COUNTERS):
             theirs[_their_name(name, config, backbone)] = tensor
-    for name, tensor in list(theirs.items()):
-        head = _HEAD.fullmatch(name)
-        if head is None:
-            continue
-        kind, _, rest = head.groups()
-        if config.variant == "base":
-            theirs |= {f"{kind}.{layer}.{rest}": tensor for layer in range(config.decoder_layers)}
-        elif kind == "bbox_embed" or config.variant == "two_stage":
-            theirs[_ALIAS + name] = tensor
-    return theirs
+    return with_copies(theirs, config, _ALIAS)
 
 
 def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
@@ -117,6 +112,7 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     parts: dict[str, dict[str, Tensor]] = {}
+    foreign: list[str] = []
     for name, tensor in theirs.items():
         plain = _model_name(name)
         part = _THEIR_PARTS.fullmatch(plain)
@@ -125,11 +121,17 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
             continue
         if name.endswith(_COUNTERS):
             continue
-        ours = _our_name(name, plain, config)
+        ours = _our_name(plain, config)
+        if ours is None:
+            foreign.append(name)
+            continue
         if ours in weights and not torch.equal(weights[ours], tensor):
             raise CheckpointError(f"{name} should be a copy of {origin[ours]}, and is not; is this of another variant?")
         weights.setdefault(ours, tensor)
         origin.setdefault(ours, name)
+    if foreign:
+        others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
+        raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
     for ours, pieces in parts.items():
         missing = [part for part in _PARTS if part not in pieces]
         if missing:
@@ -142,8 +144,15 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
     return weights
 
 
+def file_key(name: str) -> str:
+    """What their files, of all versions, call a parameter of their models."""
+    for pattern, replacement in _TO_FILES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
 def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
-    for theirs, ours in _OUR_PROPOSAL_HEADS.items():
+    for theirs, ours in PROPOSAL_HEADS.items():
         if name.startswith(ours + "."):
             return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
     if name.startswith(_OUR_BACKBONE):
@@ -170,15 +179,15 @@ def _model_name(name: str) -> str:
     for pattern, replacement in _IN_FILES:
         name = pattern.sub(replacement, name)
     without = name.removeprefix(_ALIAS)
-    return without if _HEAD.fullmatch(without) else name
+    return without if HEAD.fullmatch(without) else name
 
 
-def _our_name(name: str, plain: str, config: DeformableDETRConfig) -> str:
-    head = _HEAD.fullmatch(plain)
+def _our_name(plain: str, config: DeformableDETRConfig) -> str | None:
+    head = HEAD.fullmatch(plain)
     if head is not None:
         kind, layer, rest = head.groups()
         if int(layer) == config.decoder_layers:
-            return f"{_OUR_PROPOSAL_HEADS[kind]}.{rest}"
+            return f"{PROPOSAL_HEADS[kind]}.{rest}"
         if config.variant == "base":
             plain = f"{kind}.0.{rest}"
     inner = plain.removeprefix(_THEIR_BACKBONE)
@@ -189,7 +198,7 @@ def _our_name(name: str, plain: str, config: DeformableDETRConfig) -> str:
         renamed = _rename(inner if native else plain, theirs, ours, shift=1)
         if renamed is not None:
             return _OUR_BACKBONE * native + renamed
-    raise CheckpointError(f"{name!r} is not a parameter of Deformable DETR in transformers")
+    return None
 
 
 def _rename(name: str, old: str, new: str, shift: int = 0) -> str | None:

@@ -211,9 +211,10 @@ static INLINE void N(prepare)(const plan *plan, int64_t first, int64_t count, co
     }
 }
 
-/* Sum over samples of weight times row, for `groups` vectors of channels; fetches the next row's pixels meanwhile. */
+/* Sum over samples of weight times row, for `groups` vectors of channels; fetches the next row's pixels meanwhile: into
+ * the second cache where pixels are `far`, since it waits for several times as many at once as the first. */
 static INLINE void N(gather)(const void *value, const void *next_value, int kind, int64_t channel, int64_t count,
-                             const int groups, corners at, corners next, int64_t samples, void *output) {
+                             const int groups, corners at, corners next, int64_t samples, int far, void *output) {
     const int64_t size = kind == KIND_REAL ? sizeof(real) : 2;
     const char *base = (const char *)value + channel * size, *ahead = (const char *)next_value + channel * size;
     vec one[4], two[4]; /* two sums, so that additions do not wait for each other */
@@ -221,7 +222,10 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
     for (int64_t s = 0; s < samples; s++) {
         for (int c = 0; c < 4; c++)
             for (int line = 0; line < groups * LANES * size; line += 64)
-                __builtin_prefetch(ahead + next.offset[4 * s + c] + line);
+                if (far)
+                    __builtin_prefetch(ahead + next.offset[4 * s + c] + line, 0, 2);
+                else
+                    __builtin_prefetch(ahead + next.offset[4 * s + c] + line);
         for (int c = 0; c < 4; c++) {
             const char *row = base + at.offset[4 * s + c];
             const real weight = at.weight[4 * s + c];
@@ -239,17 +243,17 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
 
 /* All channels of a row. The last vector overlaps the one before where the head is no multiple of LANES. */
 static INLINE void N(gather_row)(const void *value, const void *next_value, int kind, int64_t dim, corners at,
-                                 corners next, int64_t samples, void *output) {
+                                 corners next, int64_t samples, int far, void *output) {
     int64_t c = 0;
     for (; dim - c >= 4 * LANES; c += 4 * LANES)
-        N(gather)(value, next_value, kind, c, LANES, 4, at, next, samples, output);
+        N(gather)(value, next_value, kind, c, LANES, 4, at, next, samples, far, output);
     for (; dim - c >= 2 * LANES; c += 2 * LANES)
-        N(gather)(value, next_value, kind, c, LANES, 2, at, next, samples, output);
-    for (; dim - c >= LANES; c += LANES) N(gather)(value, next_value, kind, c, LANES, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, c, LANES, 2, at, next, samples, far, output);
+    for (; dim - c >= LANES; c += LANES) N(gather)(value, next_value, kind, c, LANES, 1, at, next, samples, far, output);
     if (c < dim && dim >= LANES)
-        N(gather)(value, next_value, kind, dim - LANES, LANES, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, dim - LANES, LANES, 1, at, next, samples, far, output);
     else if (c < dim)
-        N(gather)(value, next_value, kind, 0, dim, 1, at, next, samples, output);
+        N(gather)(value, next_value, kind, 0, dim, 1, at, next, samples, far, output);
 }
 
 /* exp(x) for x <= 0, relative error below 2e-7; NaN stays NaN. */

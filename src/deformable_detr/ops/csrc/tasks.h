@@ -73,10 +73,13 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
                 for (int64_t s = 0; s < 2 * samples; s += 64 / sizeof(real)) __builtin_prefetch(places + s);
                 for (int64_t s = 0; s < samples; s += 64 / sizeof(real)) __builtin_prefetch(shares + s);
             }
-            if (samples != padded) { /* the last vector would read beyond the row */
-                memcpy(own->xy, xy, 2 * samples * sizeof(real));
-                xy = own->xy;
-                if (!projection) weight = memcpy(own->weights, weight, samples * sizeof(real));
+            /* The last vector reads beyond the row, which only at the end of the memory is not its neighbour's. */
+            const int64_t rows_left = call->batch * call->queries * heads - (row * heads + head);
+            if (!projection && rows_left * samples < padded) {
+                xy = memcpy(own->xy, xy, 2 * samples * sizeof(real));
+                weight = memcpy(own->weights, weight, samples * sizeof(real));
+            } else if (projection && rows_left * samples * 3 < 2 * padded) {
+                xy = memcpy(own->xy, xy, 2 * samples * sizeof(real));
             }
             N(prepare)(plan, 0, padded, xy, weight, scale, aim, aim + padded, aim + 2 * padded, aim + 3 * padded, next);
         } else {
@@ -84,7 +87,7 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
         }
         if (i > 0)
             N(gather_row)(value + head_before * head_step, value + head * head_step, kind, dim, now, next, samples,
-                          output);
+                          !job->dense, output);
         head_before = head;
         output = (char *)call->output + (row * heads + head) * dim * size;
         now = next;
