@@ -256,6 +256,8 @@ PROPOSAL_PARTS = ["bbox_embed.3", "class_embed.3", "model.enc_output", "model.en
         ("ours", "two_stage", []),
         ("ours", "base", []),
         ("transformers", "base", []),
+        ("transformers", "refine", ["bbox_embed.0", "bbox_embed.1"]),
+        ("transformers_auxiliary", "refine", []),
         ("transformers_auxiliary", "two_stage", PROPOSAL_PARTS),
         (
             "transformers",
