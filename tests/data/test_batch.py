@@ -11,6 +11,7 @@ from deformable_detr.data import batch as b
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.data.transforms import Augmentation, Preprocessing, resized_wh, training_transform
 from deformable_detr.errors import DataError
+from deformable_detr.ranks import Ranks
 from deformable_detr.types import Target
 
 SIZES_WH = [(40, 25), (31, 47), (40, 25), (50, 22), (33, 33), (31, 47), (40, 25)]
@@ -239,3 +240,13 @@ def test_impossible_counts(dataset, batch_size, num_workers):
 def test_a_data_set_can_be_sent_to_workers_that_do_not_inherit_it(dataset):
     source = b.make_loader(dataset, PREPROCESSING, batch_size=2, augmentation=AUGMENTATION, seed=3).source
     assert torch.equal(pickle.loads(pickle.dumps(source))[5].image, source[5].image)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_every_batch_in_its_order(size):
+    alone = b.ShuffledBatches(17, 5, seed=3, drop_last=True)
+    shares = [b.ShuffledBatches(17, 5, seed=3, drop_last=True, ranks=Ranks(rank, size)) for rank in range(size)]
+    assert [len(one) for one in shares] == [len(alone)] * size
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert [index for part in parts for index in part] == whole
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1

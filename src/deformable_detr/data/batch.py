@@ -31,6 +31,7 @@ from deformable_detr.data.transforms import (
     training_transform,
 )
 from deformable_detr.errors import DataError
+from deformable_detr.ranks import ALONE, Ranks
 from deformable_detr.types import Batch, Target
 
 
@@ -97,6 +98,12 @@ def _cut(batch: Batch, where: slice) -> Batch:
         sample_indices=batch.sample_indices[where],
         original_sizes_wh=batch.original_sizes_wh[where],
     )
+
+
+def stand_in() -> Batch:
+    """A black image of no sample, for a process that has nothing to learn from while the others have."""
+    nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    return Batch(torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool), [nothing], [], [])
 
 
 def _collate_readable(results: Sequence[Item | BadImage]) -> Collated:
@@ -194,18 +201,19 @@ def equal_size_batches(sizes_wh: Sequence[tuple[int, int]], batch_size: int) -> 
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """The batches of the current epoch, from `epoch_order`.
+    """The batches of the current epoch, from `epoch_order`; of several processes, this one's share of each.
 
     `drop_last` leaves out an incomplete last batch, unless it is the only one.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, drop_last: bool) -> None:
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, drop_last: bool, ranks: Ranks = ALONE) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
         self.start = 0
         """The batch of the epoch to begin with."""
+        self.ranks = ranks
         self.drop_last = drop_last and num_samples >= batch_size
 
     def __len__(self) -> int:
@@ -215,12 +223,14 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.num_samples, self.seed, self.epoch)
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield list(self.ranks.share_of(order[batch * self.batch_size : (batch + 1) * self.batch_size]))
 
 
 @dataclass(eq=False)
 class BatchLoader:
     """Iterate for one epoch of batches; `set_epoch` first. A batch of which no image can be read is left out.
+
+    Several processes step together, so there such a share of a batch comes as `stand_in()` instead.
 
     An unreadable image raises `DataError` with one clear line, from whichever process it comes; with
     `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
@@ -230,6 +240,8 @@ class BatchLoader:
     source: TransformedDataset
     batches: ShuffledBatches | list[list[int]]
     skip_bad_images: bool
+    keep_step: bool = False
+    """Whether other processes count on a batch from this one at every step."""
     skipped: dict[int, str] = field(default_factory=dict)
     """Position in the data set of each image left out so far, and why."""
     consumed: int = 0
@@ -269,6 +281,8 @@ class BatchLoader:
                 self.skipped[bad_image.sample_index] = bad_image.message
             if collated.batch is not None:
                 yield collated.batch
+            elif self.keep_step:
+                yield stand_in()
 
 
 def make_loader(
@@ -282,6 +296,7 @@ def make_loader(
     skip_bad_images: bool = False,
     cache_bytes: int = 0,
     pin_memory: bool = False,
+    ranks: Ranks = ALONE,
 ) -> BatchLoader:
     """Batches for training if there is an `augmentation`, else for evaluation.
 
@@ -299,6 +314,8 @@ def make_loader(
         skip_bad_images: Leave out and note what cannot be read, instead of raising `DataError`.
         cache_bytes: Bound on the decoded images kept in memory, per worker; 0 keeps none.
         pin_memory: Page-locked memory, for faster copies to a CUDA device.
+        ranks: Of several processes each gets its share: of every batch in training, every so-many-th batch in
+            evaluation. `batch_size` is that of all in training, and of each in evaluation.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}; they need at least 1 and 0")
@@ -313,10 +330,10 @@ def make_loader(
                 for sample in dataset.samples
             ],
             batch_size,
-        )
+        )[ranks.rank :: ranks.size]
     else:
         transform = training_transform(augmentation)
-        batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True)
+        batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True, ranks=ranks)
     num_workers = min(num_workers, _usable_processors())
     source = TransformedDataset(dataset, transform, preprocessing, seed=seed, cache_bytes=cache_bytes)
     open_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
@@ -331,7 +348,7 @@ def make_loader(
         # Its own: else every epoch would take a number from the global one, which decides on dropout.
         generator=torch.Generator().manual_seed(seed),
     )
-    return BatchLoader(open_workers, source, batches, skip_bad_images)
+    return BatchLoader(open_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
 
 
 def _usable_processors() -> int:
