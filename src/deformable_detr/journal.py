@@ -18,9 +18,10 @@ class Journal:
     was evaluated.
     """
 
-    def __init__(self, folder: RunFolder, *, tensorboard: bool) -> None:
+    def __init__(self, folder: RunFolder | None, *, tensorboard: bool) -> None:
+        """Without a folder it writes nothing: of several processes one does."""
         self._folder = folder
-        self._board = _board(folder) if tensorboard else None
+        self._board = _board(folder) if tensorboard and folder is not None else None
 
     def __enter__(self) -> "Journal":
         return self
@@ -40,6 +41,8 @@ class Journal:
         self._write("epoch", record)
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
+        if self._folder is None:
+            return
         self._folder.log({"kind": kind, "time": round(time.time(), 3), **record})
         if self._board is not None:
             for name, value in _flat(record, kind).items():

@@ -78,8 +78,30 @@ class Ranks(NamedTuple):
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first process through the block before the others: what is wrong with it is then said once."""
+        if self.together and not self.is_first:
+            try:
+                dist.barrier()
+            except RuntimeError:
+                sys.exit(1)  # the first one has failed and said why
+        yield
+        if self.together and self.is_first:
+            dist.barrier()
+
 
 ALONE = Ranks()
+
+
+def started_by_torchrun() -> bool:
+    """Whether the environment says that this process is one of several."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks; known before `joined` and after it."""
+    return not started_by_torchrun() or os.environ["RANK"] == "0"
 
 
 @contextmanager
@@ -93,10 +115,10 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         ConfigError: the environment is torchrun's only in part.
         TrainingError: the others cannot be reached.
     """
-    present = [name for name in _WANTED if name in os.environ]
-    if "WORLD_SIZE" not in present or "RANK" not in present:
+    if not started_by_torchrun():
         yield ALONE
         return
+    present = [name for name in _WANTED if name in os.environ]
     if len(present) < len(_WANTED):
         missing = ", ".join(name for name in _WANTED if name not in present)
         raise ConfigError(f"WORLD_SIZE is set, but not {missing}; start several processes with torchrun or --devices")
@@ -136,12 +158,13 @@ def start(devices: int, arguments: Sequence[str]) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=devices,
+        run_id=f"ddetr-{os.getpid()}",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
     )
-    command = [sys.executable, "-c", "from deformable_detr.cli.main import run; run()", *arguments]
+    command = [sys.executable, "-m", "deformable_detr.cli", *arguments]
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:

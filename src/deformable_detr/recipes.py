@@ -15,6 +15,7 @@ from deformable_detr.freezing import FREEZABLE
 from deformable_detr.metrics import check_metric_name
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig
+from deformable_detr.precision import PrecisionName
 from deformable_detr.run_folder import read_json
 
 _FITTED_STEPS = 3000
@@ -57,6 +58,8 @@ class TrainConfig:
     """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
     accumulate: int = 1
     """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    precision: PrecisionName = "auto"
+    """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
     ema_decay: float = 0.9997
     """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
     best_by: str = "ap"
