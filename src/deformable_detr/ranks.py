@@ -147,6 +147,7 @@ def start(devices: int, arguments: Sequence[str]) -> int:
 
     Each gets its share of the processor's cores. When one fails the others are stopped, and its exit code is returned.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -167,6 +168,8 @@ def start(devices: int, arguments: Sequence[str]) -> int:
     command = [sys.executable, "-m", "deformable_detr.cli", *arguments]
     try:
         elastic_launch(config, command[0])(*command[1:])
+    except SignalException as stopped:  # it has passed the signal on, and waited
+        return 128 + int(stopped.sigval)
     except ChildFailedError as error:
         code: int = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
