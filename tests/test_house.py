@@ -24,6 +24,9 @@ TESTED_TOGETHER = {
     Path("ops/triton_kernels.py"): "test_triton.py",
     Path("ops/triton_sampling.py"): "test_triton.py",
 }
+# Where anything may go wrong and must not end a training: what foreign services raise, and the page at its very end.
+# Both say what it was.
+CATCH_ALL = [Path("report/writing.py"), Path("services.py")]
 FORBIDDEN_ROOMS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "lib"}
 # A path of somebody's machine. Written so that it does not find itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home|Users|mnt|opt)/[\w.-]+")
@@ -99,14 +102,18 @@ def handlers(tree):
 
 
 def test_nothing_catches_everything_or_prints():
+    catching = []
     for module in MODULES:
         tree = tree_of(module)
         for handler in handlers(tree):
             caught = ast.unparse(handler.type) if handler.type is not None else "everything"
-            assert caught not in ("everything", "Exception", "BaseException"), f"{module}:{handler.lineno}"
+            if caught == "Exception":
+                catching.append(module)
+            assert caught not in ("everything", "BaseException"), f"{module}:{handler.lineno}"
         for node in ast.walk(tree):
             prints = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
             assert not prints, f"{module}:{node.lineno} prints"
+    assert catching == CATCH_ALL
 
 
 def configs(config_class):

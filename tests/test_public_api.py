@@ -33,6 +33,7 @@ PUBLIC_NAMES = {
     "resume",
     "small",
     "train",
+    "write_report",
 }
 HEAVY = {
     "torch",
@@ -45,6 +46,8 @@ HEAVY = {
     "hotcoco",
     "pycocotools",
     "tensorboard",
+    "wandb",
+    "mlflow",
 }
 SOURCE = Path(deformable_detr.__file__)
 

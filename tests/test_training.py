@@ -1,7 +1,9 @@
+import csv
 import json
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -338,3 +340,49 @@ def test_weights_that_do_not_fit_leave_no_run_behind(tiny_config, scenes, weight
     with pytest.raises(ConfigError, match="nothing is left to train"):
         train(everything, data=same, weights=weights, output=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_figures_go_to_tensorboard_where_it_is_installed_and_its_absence_is_said_once(
+    tiny_config, scenes, tmp_path, monkeypatch
+):
+    config = replace(tiny_config, epochs=1)
+    for installed in (True, False):
+        monkeypatch.setattr("deformable_detr.services._is_installed", lambda name, there=installed: there)
+        notes, folder = Lines(), tmp_path / str(installed)
+        train(config, data=scenes, output=folder, device="cpu", report=False, reporter=notes)
+        assert (folder / "tensorboard").exists() == installed
+        assert sum("TensorBoard is not installed" in line for line in notes.lines) == (0 if installed else 1)
+    notes = Lines()
+    train(config, data=scenes, output=tmp_path / "none", log=[], device="cpu", report=False, reporter=notes)
+    assert not any("TensorBoard" in line for line in notes.lines)
+
+
+def test_a_service_that_is_missing_or_fails(tiny_config, scenes, tmp_path, monkeypatch):
+    config = replace(tiny_config, epochs=1)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train(config, data=scenes, output=tmp_path / "run", log=["wandb"], device="cpu")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # there, and its import fails
+    notes = Lines()
+    run = train(config, data=scenes, output=tmp_path / "run", log=["wandb"], device="cpu", report=False, reporter=notes)
+    assert run.epochs_completed == 1
+    assert sum("Weights & Biases failed" in line for line in notes.lines) == 1
+
+
+def test_metrics_csv_of_a_resumed_run_is_that_of_the_whole(tiny_config, scenes, tmp_path, monkeypatch):
+    whole = train(tiny_config, data=scenes, output=tmp_path / "whole", device="cpu", report=False)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu")
+    assert not (tmp_path / "part" / "report.html").exists()  # who pressed Ctrl-C does not want to wait
+    rest = resume(tmp_path / "part", device="cpu")
+    assert rest.report == tmp_path / "part" / "report.html"
+    tables = []
+    for run in (whole, rest):
+        with (run.folder / "metrics.csv").open(newline="") as file:
+            tables.append([{k: v for k, v in row.items() if k.startswith(("epoch", "step", "lr", "val/"))}
+                           for row in csv.DictReader(file)])  # fmt: skip
+    assert tables[0] == tables[1]
+    assert [row["epoch"] for row in tables[0]] == ["1", "2"]

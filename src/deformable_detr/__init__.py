@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         finetune,
         small,
     )
+    from deformable_detr.report import write_report
     from deformable_detr.training import Run, resume, train
     from deformable_detr.types import Detections
 
@@ -51,6 +52,7 @@ _HOMES = {
     "resume": "training",
     "small": "recipes",
     "train": "training",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "resume",
     "small",
     "train",
+    "write_report",
 ]
 
 

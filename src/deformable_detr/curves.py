@@ -1,12 +1,12 @@
 """A run at a glance: loss, average precision and learning rate over the epochs, from metrics.jsonl."""
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deformable_detr.errors import DataError, OutputError
+from deformable_detr.run_folder import read_records
 
 _MOST_CLASSES = 12
 
@@ -21,11 +21,7 @@ def draw_curves(metrics: str | Path, output: str | Path) -> Path:
         OutputError: the picture cannot be written.
     """
     metrics, output = Path(metrics), Path(output)
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{metrics}: cannot read the run's figures: {error}") from error
-    rows = list(_rows(lines))
+    rows = list(read_records(metrics))
     steps, epochs = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "epoch"))
     if not steps and not epochs:
         raise DataError(f"{metrics}: there are no figures in it yet")
@@ -38,16 +34,6 @@ def draw_curves(metrics: str | Path, output: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"{output}: cannot write the curves: {error.strerror or error}") from error
     return output
-
-
-def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def _figure(steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> Any:

@@ -165,7 +165,7 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             f"- `contact_sheet.jpg`, `pictures/`: unseen scenes; found boxes with scores of {_THRESHOLD} and more in",
             "  colour, the truth in dashed white",
             "- `curves.png`: loss and AP over the epochs",
-            "- `run/`: the run folder, as `ddetr train` leaves it",
+            "- `run/`: the run folder, as `ddetr train` leaves it; `run/report.html` shows the run on one page",
             "",
             "Next:",
             "",

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
+from deformable_detr.data.dataset import (
+    MEDIUM_AREA,
+    SMALL_AREA,
+    DetectionDataset,
+    Problem,
+    Sample,
+    align_classes,
+)
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
 from deformable_detr.data.open import FormatName, list_splits, open_dataset, recognise_format
 from deformable_detr.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-SMALL_AREA = 32**2
-"""Objects of less area, in square pixels, are small to COCO's evaluation."""
-MEDIUM_AREA = 96**2
-"""Objects of less area that are not small are medium; the others are large."""
 
 _MAIN_SPLITS = ("train", "val", "test")
 

@@ -94,6 +94,25 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
     Detections of an image or category that the ground truth does not list are a `DataError`. Annotation ids play no
     part: pycocotools takes an object with id 0 for one that is never found.
     """
+    evaluation = evaluated(ground_truth, results)
+    ranks = category_ranks([category["id"] for category in ground_truth["categories"]])
+    arrays = evaluation.eval
+    assert arrays is not None
+    return _summary(
+        np.asarray(arrays["precision"]),
+        np.asarray(arrays["recall"]),
+        [(ranks[category["id"]], category) for category in ground_truth["categories"]],
+    )
+
+
+def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Any:
+    """hotcoco's evaluation of COCO's own forms, accumulated, for what else can be read from it.
+
+    In it, images and categories have their ranks as ids, from 1; annotations and detections their positions, from 1.
+
+    Raises:
+        DataError: see `metrics_from_coco`.
+    """
     from hotcoco import COCO, COCOeval
 
     images = _ranks("image", [image["id"] for image in ground_truth["images"]])
@@ -104,13 +123,12 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
     evaluation = COCOeval(truth, truth.load_res(_result_rows(results, images, categories)), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    arrays = evaluation.eval
-    assert arrays is not None
-    return _summary(
-        np.asarray(arrays["precision"]),
-        np.asarray(arrays["recall"]),
-        [(categories[category["id"]] - 1, category) for category in ground_truth["categories"]],
-    )
+    return evaluation
+
+
+def category_ranks(category_ids: Sequence[int]) -> dict[int, int]:
+    """Each category's place in the arrays of `evaluated`, from 0."""
+    return {id_: rank - 1 for id_, rank in _ranks("category", category_ids).items()}
 
 
 def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset) -> list[dict[str, Any]]:

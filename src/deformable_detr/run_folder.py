@@ -1,15 +1,15 @@
-"""A run's folder: config.json, data.json, metrics.jsonl and checkpoints, none of them ever half-written."""
+"""A run's folder: settings, figures, checkpoints and a report, none of them ever half-written."""
 
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.errors import ConfigError, OutputError
+from deformable_detr.errors import ConfigError, DataError, OutputError
 
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
@@ -38,6 +38,21 @@ class RunFolder(NamedTuple):
     def metrics(self) -> Path:
         """One line of JSON per logged step and per epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """The epochs once more, as a table."""
+        return self.path / "metrics.csv"
+
+    @property
+    def services(self) -> Path:
+        """What services such as Weights & Biases call this run."""
+        return self.path / "services.json"
+
+    @property
+    def report(self) -> Path:
+        """The run as a page to look at."""
+        return self.path / "report.html"
 
     @property
     def last(self) -> Path:
@@ -99,6 +114,15 @@ class RunFolder(NamedTuple):
         except OSError as error:
             raise OutputError(f"cannot write {self.metrics}: {error.strerror}") from error
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The lines of the metrics, if there are any; those that are no JSON, as a crash may leave one, are left out.
+
+        Raises:
+            DataError: the file is there and cannot be read.
+        """
+        if self.metrics.exists():
+            yield from read_records(self.metrics)
+
     def take_back(self) -> None:
         """Remove what a run wrote before its first step, and the folder, if it failed before it had learnt anything."""
         if self.metrics.exists():
@@ -117,15 +141,31 @@ class RunFolder(NamedTuple):
         """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record.get("epoch", 0) <= epoch):
-                kept.append(line + "\n")
+        kept = [
+            json.dumps(record) + "\n"
+            for record in self.records()
+            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record.get("epoch", 0) <= epoch)
+        ]
         write_atomically(self.metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl; those that are no JSON objects are left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read the run's figures: {error}") from error
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 def create_run_folder(path: Path) -> RunFolder:

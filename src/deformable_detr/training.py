@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from deformable_detr.detector import choose_device
 from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
 from deformable_detr.freezing import count
 from deformable_detr.interrupt import Terminated, terminable, uninterrupted
-from deformable_detr.journal import Journal, check_tensorboard
+from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.ranks import joined
 from deformable_detr.recipes import TrainConfig, fit_to_data
+from deformable_detr.report import try_to_report
 from deformable_detr.run_folder import (
     RunFolder,
     create_run_folder,
@@ -29,6 +31,7 @@ from deformable_detr.run_folder import (
     read_json,
     write_json,
 )
+from deformable_detr.services import ServiceName, chosen_services
 from deformable_detr.session import Session, check_same_classes, check_share, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
 from deformable_detr.transfer import Origin, Source, Transfer, plan, read_source, settle
@@ -58,6 +61,8 @@ class Run:
     """Whether `patience` ended it; it counts as complete."""
     num_not_finite: int = 0
     """Steps left out because loss or gradient was not finite."""
+    report: Path | None = None
+    """The page that shows it; None if there is none."""
 
 
 def train(
@@ -69,7 +74,8 @@ def train(
     format: FormatName | None = None,
     weights: str | Path | Source | None = None,
     device: str = "auto",
-    tensorboard: bool = False,
+    log: Sequence[str] | None = None,
+    report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
@@ -85,24 +91,26 @@ def train(
         weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
             structure is theirs, whatever `config.model` says; classes of the same name go on where they were.
         device: "auto" is a CUDA device if there is one, else the CPU.
-        tensorboard: write its event files into the run folder, too.
+        log: where the figures go besides metrics.jsonl and metrics.csv: "tensorboard", "wandb", "mlflow"; TensorBoard
+            where it is installed if left out, nowhere if empty.
+        report: write report.html at the end, which takes another look at the validation images.
         reporter: is told how it goes.
 
     Raises:
         DataError: the data set or an image in it cannot be used.
-        ConfigError: the settings contradict the data or each other.
+        ConfigError: the settings contradict the data or each other, or a service to log to is not installed.
         CheckpointError: the weights cannot be had.
         BackendError: the device is not here.
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
     """
-    check_tensorboard(tensorboard)
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
         device = ranks.device(device)
+        services = _services(log, reporter)
         with ranks.first_alone():
             choose_device(device)  # an error here is better than one after a folder and a download
-            source = None if weights is None else read_source(weights)
+            source = None if weights is None else read_source(weights, reporter=reporter)
             config = settle(config, source)
             opened = _open(config, data, val_data, format)
             transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
@@ -132,7 +140,7 @@ def train(
                 folder.take_back()
             raise
         try:
-            return _run(session, tensorboard, reporter)
+            return _run(session, services, report, reporter)
         except DeformableDetrError:
             if session.position.step == 0 and ranks.is_first:
                 folder.take_back()
@@ -159,7 +167,8 @@ def resume(
     data: str | Path | DetectionDataset | None = None,
     val_data: DetectionDataset | None = None,
     device: str = "auto",
-    tensorboard: bool = False,
+    log: Sequence[str] | None = None,
+    report: bool = True,
     reporter: Reporter | None = None,
 ) -> Run:
     """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
@@ -173,7 +182,8 @@ def resume(
         data: where the data set is now; where it was if left out.
         val_data: as for `train`.
         device: as for `train`.
-        tensorboard: as for `train`.
+        log: as for `train`.
+        report: as for `train`.
         reporter: is told how it goes.
 
     Raises:
@@ -184,10 +194,10 @@ def resume(
         DataError: see `train`.
         TrainingError: see `train`.
     """
-    check_tensorboard(tensorboard)
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
         device = ranks.device(device)
+        services = _services(log, reporter)
         with ranks.first_alone():
             folder = open_run_folder(Path(run))
             path, saved = _newest_whole(folder, reporter)
@@ -221,7 +231,14 @@ def resume(
         for note in notes:
             reporter.say(note)
         reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
-        return _run(session, tensorboard, reporter)
+        return _run(session, services, report, reporter)
+
+
+def _services(log: Sequence[str] | None, reporter: Reporter) -> tuple[ServiceName, ...]:
+    services = chosen_services(log)
+    if log is None and not services:
+        reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
+    return services
 
 
 def _newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
@@ -280,14 +297,15 @@ def _short(source: str) -> str:
     return " ".join(Path(word).name for word in re.split(r"[,:;] ", source)[0].split())
 
 
-def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
+def _run(session: Session, services: Sequence[ServiceName], report: bool, reporter: Reporter) -> Run:
     """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
     position, config = session.position, session.config
     assert config.epochs is not None
     _introduce(session, reporter)
     ended_by: KeyboardInterrupt | None = None
     written = session.folder if session.ranks.is_first else None
-    with Journal(written, tensorboard=tensorboard) as journal, terminable(), explained_worker_deaths():
+    journal = Journal(written, services=services, settings=to_dict(config), say=reporter.say)
+    with journal, terminable(), explained_worker_deaths():
         try:
             while position.epoch < config.epochs and not position.stopped_early:
                 run_epoch(session, journal, reporter)
@@ -302,6 +320,9 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
     skipped = {path: why for part in session.ranks.gathered(session.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
+    page = None
+    if report and ended_by is None and session.ranks.is_first:
+        page = try_to_report(session.folder, session.data, device=str(session.detector.device), reporter=reporter)
     return Run(
         folder=session.folder.path,
         config=config,
@@ -313,6 +334,7 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
         terminated=isinstance(ended_by, Terminated),
         stopped_early=position.stopped_early,
         num_not_finite=position.num_not_finite,
+        report=page,
     )
 
 

@@ -150,3 +150,15 @@ def test_options_change_the_config_and_settings_come_last():
 def test_a_setting_of_the_data_cannot_be_set():
     with pytest.raises(ConfigError, match="comes from the data"):
         chosen_config("small", settings=[" model.num_classes =3"])
+
+
+def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    start = ("train", recipe, "--data", scenes, "--output", tmp_path / "run")
+    result = ddetr(*start, "--log", "wandb")
+    assert (result.code, "Weights & Biases is not installed; `pip install wandb`" in result.err) == (1, True)
+    result = ddetr(*start, "--log", "visdom")
+    assert (result.code, "cannot log to 'visdom'" in result.err) == (1, True)
+    result = ddetr(*start, "--log", "none", "--log", "mlflow")
+    assert (result.code, "--log none leaves no room" in result.err) == (2, True)
+    assert not (tmp_path / "run").exists()

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from deformable_detr.cli.check_data import check_data
+from deformable_detr.cli.convert import convert
 from deformable_detr.cli.demo import demo
 from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
+from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
 from deformable_detr.errors import DeformableDetrError
 from deformable_detr.version import __version__
@@ -25,7 +27,9 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("predict")(predict)
+app.command("convert")(convert)
 app.command("check-data")(check_data)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -49,7 +49,8 @@ def train(
         str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Start from a whole detector, with its structure: a checkpoint of any kind.")
+        str | None,
+        typer.Option(help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME."),
     ] = None,
     freeze: Annotated[
         list[str] | None,
@@ -72,7 +73,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
+            "TensorBoard, where it is installed, if left out.",
+        ),
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
@@ -105,6 +114,9 @@ def train(
         raise typer.BadParameter("--weights brings the whole network; leave out --backbone and --backbone-weights")
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
+    if log is not None and "none" in log and len(log) > 1:
+        raise typer.BadParameter("--log none leaves no room for another --log")
+    services = None if log is None else [name for name in log if name != "none"]
 
     from deformable_detr import ranks, training, transfer
     from deformable_detr.progress import TerminalReporter
@@ -115,11 +127,17 @@ def train(
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
-                resume, epochs=epochs, data=data, device=device, tensorboard=tensorboard, reporter=reporter
+                resume,
+                epochs=epochs,
+                data=data,
+                device=device,
+                log=services,
+                report=report,
+                reporter=reporter,
             )
         else:
             assert data is not None
-            source = None if weights is None else transfer.read_source(weights)
+            source = None if weights is None else transfer.read_source(weights, reporter=reporter)
             config = chosen_config(
                 recipe or ("small" if source is None else "finetune"),
                 source=source,
@@ -145,7 +163,8 @@ def train(
                 format=format,
                 weights=None if source is None else transfer.changed(source, config),
                 device=device,
-                tensorboard=tensorboard,
+                log=services,
+                report=report,
                 reporter=reporter,
             )
     _conclude(run)
@@ -167,6 +186,8 @@ def _conclude(run: "Run") -> None:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
         typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
     else:
+        if run.report is not None:
+            typer.echo(f"look at it: {run.report}", err=True)
         typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
     record = {
         "folder": str(run.folder),
@@ -176,6 +197,7 @@ def _conclude(run: "Run") -> None:
         "interrupted": run.interrupted,
         "stopped_early": run.stopped_early,
         "steps_left_out": run.num_not_finite,
+        "report": None if run.report is None else str(run.report),
     }
     typer.echo(json.dumps(record))
     if code:

@@ -10,6 +10,11 @@ from jaxtyping import Bool, Float, Int
 
 from deformable_detr.errors import DataError
 
+SMALL_AREA = 32**2
+"""Objects of less area, in square pixels, are small to COCO's evaluation."""
+MEDIUM_AREA = 96**2
+"""Objects of less area that are not small are medium; the others are large."""
+
 ProblemKind = Literal[
     "missing_image",
     "orphan_image",

@@ -1,0 +1,113 @@
+"""How a run went: what its metrics.jsonl says, as lines to draw."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from deformable_detr.report.charts import Series
+
+_STAGE = re.compile(r"decoder\.(\d+)/")
+
+
+class History(NamedTuple):
+    """Steps and epochs of a run."""
+
+    steps: list[dict[str, Any]]
+    epochs: list[dict[str, Any]]
+
+    @property
+    def judged(self) -> list[dict[str, Any]]:
+        """The epochs that were evaluated."""
+        return [row for row in self.epochs if row.get("val")]
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation of the epochs that were completed."""
+        return math.fsum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
+
+    def best(self) -> dict[str, Any] | None:
+        """The epoch with the highest AP, of equals the latest, as best.safetensors is chosen."""
+        return max(reversed(self.judged), key=lambda row: row["val"]["ap"], default=None)
+
+    def loss(self) -> list[Series]:
+        """Averages of the epochs, and the logged steps."""
+        averages = [row for row in self.epochs if row.get("train")]
+        places, steps = _places(self.steps), [row.get("loss") for row in self.steps]
+        return [
+            Series("average of the epoch", _epochs(averages), _numbers(row["train"].get("loss") for row in averages)),
+            Series("logged steps", places, _numbers(steps), faint=True),
+        ]
+
+    def terms(self) -> dict[str, list[Series]]:
+        """Loss terms before weighting, averages of the epochs: those of the last decoder layer and of other stages."""
+        rows = [row for row in self.epochs if row.get("train")]
+        names = list(dict.fromkeys(name for row in rows for name in row["train"] if "/" in name))
+        layers = [int(match.group(1)) for name in names if (match := _STAGE.match(name))]
+        stages: dict[str, list[Series]] = {}
+        for name in names:
+            stage, term = name.split("/", 1)
+            if _STAGE.match(name) and stage != f"decoder.{max(layers)}":
+                continue
+            values = _numbers(row["train"].get(name) for row in rows)
+            stages.setdefault(stage, []).append(Series(term, _epochs(rows), values))
+        return stages
+
+    def precision(self) -> list[Series]:
+        """AP, AP50 and AP75 on the validation images, in percent."""
+        names = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
+        judged = self.judged
+        return [
+            Series(label, _epochs(judged), _percent(row["val"].get(name) for row in judged))
+            for name, label in names.items()
+        ]
+
+    def class_precision(self) -> list[Series]:
+        """AP of each class on the validation images, in percent."""
+        judged = self.judged
+        names = list(dict.fromkeys(name for row in judged for name in row.get("val_per_class", {})))
+        return [
+            Series(
+                name,
+                _epochs(judged),
+                _percent(row.get("val_per_class", {}).get(name, {}).get("ap") for row in judged),
+            )
+            for name in names
+        ]
+
+    def learning_rate(self) -> list[Series]:
+        """Of the logged steps."""
+        return [Series("learning rate", _places(self.steps), _numbers(row.get("lr") for row in self.steps))]
+
+
+def history_of(records: Iterable[dict[str, Any]]) -> History:
+    """Sort the lines of a metrics.jsonl; lines of other kinds, and those without a place in the run, are left out."""
+    placed = [row for row in records if isinstance(row.get("epoch"), int) and isinstance(row.get("step"), int)]
+    return History(
+        [row for row in placed if row.get("kind") == "step"], [row for row in placed if row.get("kind") == "epoch"]
+    )
+
+
+def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:
+    return [float(row["epoch"]) for row in rows]
+
+
+def _places(steps: Sequence[dict[str, Any]]) -> list[float]:
+    """Steps as fractions of epochs: an epoch's average stands at its end."""
+    last: dict[int, int] = {}
+    for row in steps:
+        last[row["epoch"]] = max(row["step"], last.get(row["epoch"], 0))
+    places = []
+    for row in steps:
+        before = last.get(row["epoch"] - 1, 0)
+        places.append(row["epoch"] - 1 + (row["step"] - before) / max(1, last[row["epoch"]] - before))
+    return places
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _percent(values: Iterable[float | None]) -> list[float]:
+    """What is undefined, COCO's -1 too, leaves a gap."""
+    return [math.nan if value is None or value < 0 else 100 * value for value in values]

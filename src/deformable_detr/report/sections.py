@@ -1,0 +1,337 @@
+"""What stands in the report: each function turns one kind of finding into a part of the page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from deformable_detr.evaluation import EvaluationReport
+from deformable_detr.progress import percent
+from deformable_detr.report.analysis import THRESHOLDS, Analysis, Curves
+from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
+from deformable_detr.report.examples import Example, Examples
+from deformable_detr.report.history import History
+from deformable_detr.report.matching import OVERLAP
+from deformable_detr.report.page import (
+    Section,
+    cards,
+    command,
+    folded,
+    grid,
+    matrix_table,
+    paragraph,
+    pictures,
+    table,
+)
+from deformable_detr.report.statistics import SIDE_NAMES, SplitStatistics
+
+_MOST_LINES = 8
+_LARGEST_TABLE = 12
+_MOST_OPEN = 12
+_MOST_CONFUSIONS = 20
+_NOTHING = "nothing"
+
+_TWELVE = {
+    "ap": "mean over overlaps 0.50, 0.55 ... 0.95",
+    "ap50": "at overlap 0.50",
+    "ap75": "at overlap 0.75",
+    "ap_small": "objects below 32 x 32 px",
+    "ap_medium": "objects below 96 x 96 px",
+    "ap_large": "objects from 96 x 96 px",
+    "ar_1": "one detection per class and image",
+    "ar_10": "ten",
+    "ar_100": "a hundred",
+    "ar_small": "a hundred, small objects",
+    "ar_medium": "a hundred, medium objects",
+    "ar_large": "a hundred, large objects",
+}
+
+
+def at_a_glance(facts: Sequence[tuple[str, str]]) -> Section:
+    """The figures most people want."""
+    return Section("overview", "At a glance", cards(facts))
+
+
+def training(history: History) -> Section:
+    """Loss, its terms, AP and learning rate over the epochs."""
+    charts = [line_chart("Training loss", history.loss(), x_label="epoch")]
+    charts.append(
+        line_chart("AP on the validation images", history.precision(), x_label="epoch", y_label="%", y_range=(0, 100))
+    )
+    classes = history.class_precision()
+    if 1 < len(classes) <= _MOST_LINES:
+        charts.append(line_chart("AP of each class", classes, x_label="epoch", y_label="%", y_range=(0, 100)))
+    for stage, terms in history.terms().items():
+        where = "proposals" if stage == "proposals" else f"last decoder layer ({stage})"
+        charts.append(line_chart(f"Loss terms before weighting: {where}", terms, x_label="epoch"))
+    charts.append(line_chart("Learning rate", history.learning_rate(), x_label="epoch"))
+    return Section("training", "Training", grid(charts))
+
+
+def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
+    """COCO's twelve numbers, by class and by size."""
+    twelve = [(name.upper().replace("_", " "), percent(value), _TWELVE[name]) for name, value in _numbers(report)]
+    rows = []
+    for one, (name, own) in zip(analysis.classes, report.metrics.per_class.items(), strict=True):
+        values = [percent(value) for value in (own.ap, own.ap50, own.ap75, own.ar)]
+        rows.append([name, *values, str(one.num_objects)])
+    sizes = [
+        [size.name, percent(size.ap), percent(size.ar), f"{size.found} ({_share(size.found, size.objects)})",
+         str(size.objects)]
+        for size in analysis.sizes
+    ]  # fmt: skip
+    by_class = table(
+        "By class, percent; a dash where there is nothing to find",
+        ("class", "AP", "AP50", "AP75", "AR", "objects"),
+        rows,
+        bars=[max(0.0, own.ap) for own in report.metrics.per_class.values()],
+    )
+    by_size = table(
+        f"By size, percent; found is at the threshold of {analysis.threshold:.2f} and an overlap of {OVERLAP}",
+        ("size", "AP", "AR", "found", "objects"),
+        sizes,
+        bars=[max(0.0, size.ap) for size in analysis.sizes],
+    )
+    numbers = table("COCO's twelve numbers, percent", ("", "%", "what it is"), twelve)
+    shown = grid([numbers, f"<div>{by_size}{by_class}</div>"], columns=2)
+    return Section("accuracy", "Accuracy", shown)
+
+
+def thresholds(analysis: Analysis) -> Section:
+    """Precision, recall and F1 of every class, and where to cut."""
+    if not analysis.overall.num_objects:
+        return Section("thresholds", "Precision, recall and thresholds", "")
+    judged = [one for one in analysis.classes if one.num_objects]
+    rows = [_threshold_row(one) for one in judged]
+    own = ["".join(_class_charts(one)) for one in judged] if len(judged) > 1 else []
+    shown, hidden = own[:_MOST_OPEN], own[_MOST_OPEN:]
+    text = (
+        f"A detection is right if it overlaps an object of its class by {OVERLAP} or more that no better-scored one "
+        "found. F1 is the harmonic mean of precision (the share of detections that are right) and recall (the share of "
+        "objects that are found). "
+    )
+    if analysis.overall.f1.max() > 0:
+        text += f"Over all classes it is highest at {analysis.threshold:.2f}:"
+        use = command(f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}")
+    else:
+        text += (
+            f"Nothing is found at any threshold; what is counted on this page is counted at {analysis.threshold:.2f}."
+        )
+        use = ""
+    return Section(
+        "thresholds",
+        "Precision, recall and thresholds",
+        paragraph(text)
+        + use
+        + grid(_class_charts(analysis.overall), columns=2)
+        + table(
+            "The best threshold of each class",
+            ("class", "F1", "threshold", "precision", "recall", "objects"),
+            rows,
+            bars=[float(one.f1.max()) for one in judged],
+        )
+        + ("<h3>Class by class</h3>" if own else "")
+        + grid(shown, columns=2)
+        + folded(f"{len(hidden)} more classes", grid(hidden, columns=2)),
+    )
+
+
+def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
+    """What is taken for what. Up to a dozen classes as a table, more as a picture and a list."""
+    matrix = analysis.confusion
+    if not matrix.sum():
+        return Section("confusion", "Confusion", "")
+    labels = [*names, _NOTHING]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    text = (
+        f"Rows: what is there. Columns: what was found, with a score of {analysis.threshold:.2f} or more and an "
+        f"overlap of {OVERLAP}, whatever its class. The last column is what was missed, the last row what was found "
+        "where nothing is, or once more. Shares are of the row."
+    )
+    if len(labels) <= _LARGEST_TABLE + 1:
+        drawn = matrix_table("Counts and shares", "is ↓ found →", labels, matrix.tolist(), shares.tolist())
+    else:
+        tips = "{row} found as {column}: {share} of the row"
+        drawn = heat_map("Confusion matrix", shares, labels, labels, tips)
+    return Section("confusion", "Confusion", paragraph(text) + drawn + _most_confused(matrix, labels))
+
+
+def errors(analysis: Analysis) -> Section:
+    """What AP is lost to."""
+    rows = [
+        [one.name, "-" if one.lost is None else f"{100 * one.lost:.1f}", str(one.at_threshold), one.meaning]
+        for one in analysis.errors
+    ]
+    if not rows:
+        return Section("errors", "Kinds of errors", "")
+    text = (
+        "By TIDE (Bolya et al. 2020): how many points AP50 would gain if all errors of one kind were mended and all "
+        f"others stayed; so they do not add up. Counts are at the threshold of {analysis.threshold:.2f}."
+    )
+    most = max(one.lost or 0.0 for one in analysis.errors)
+    bars = [(one.lost or 0.0) / most if most > 0 else 0.0 for one in analysis.errors]
+    shown = table("Kinds of errors", ("kind", "points", "count", "meaning"), rows, bars=bars)
+    return Section("errors", "Kinds of errors", paragraph(text) + shown)
+
+
+def calibration(analysis: Analysis) -> Section:
+    """Whether a score of 0.7 is right seven times in ten."""
+    one = analysis.calibration
+    if not sum(one.counts) or not analysis.overall.num_objects:
+        return Section("calibration", "Calibration", "")
+    text = (
+        "Of the detections with a score of about 0.7, seven in ten should be right; points below the diagonal are too "
+        f"sure of themselves. The expected calibration error is {100 * one.error:.1f} % over all detections, and "
+        f"{100 * one.confident_error:.1f} % over those with a score of 0.1 or more. Most detections have scores near 0 "
+        "and are rightly not believed, which makes the first look better."
+    )
+    chart = line_chart(
+        "Reliability",
+        [
+            Series("detections", one.scores, one.shares),
+            Series("perfect", [0, 1], [0, 1], faint=True),
+        ],
+        x_label="score",
+        y_label="share that is right",
+        x_range=(0, 1),
+        y_range=(0, 1),
+    )
+    rows = [
+        [f"{low / 10:.1f} to {(low + 1) / 10:.1f}", str(count), _mean(score), _mean(share)]
+        for low, (count, score, share) in enumerate(zip(one.counts, one.scores, one.shares, strict=True))
+    ]
+    numbers = table("Detections by score", ("score", "detections", "mean score", "share right"), rows)
+    return Section("calibration", "Calibration", paragraph(text) + grid([chart, numbers], columns=2))
+
+
+def mistakes(examples: Examples, threshold: float) -> Section:
+    """The worst of them as pictures."""
+    notes = "".join(paragraph(f"Not shown: {why}") for why in examples.unreadable[:3])
+    parts = []
+    if examples.false_positives:
+        text = (
+            f"The highest scores that are wrong, from {threshold:.2f} on. Solid: what was found. Dashed: what is there."
+        )
+        parts.append(f"<h3>Found, but not there</h3>{paragraph(text)}{_gallery(examples.false_positives)}")
+    if examples.misses:
+        text = f"Found by nothing with a score of {threshold:.2f}. Dashed: the object. Solid: what overlaps it."
+        parts.append(f"<h3>There, but not found</h3>{paragraph(text)}{_gallery(examples.misses)}")
+    return Section("mistakes", "The worst mistakes", "".join(parts) + notes)
+
+
+def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
+    """Images and objects that the run learnt from and was judged by."""
+    if not splits:
+        return Section("data", "Data", "")
+    facts = [
+        ["images", *(str(one.images) for one in splits.values())],
+        ["without objects", *(str(one.images_without_objects) for one in splits.values())],
+        ["width, px", *(f"{one.smallest_wh[0]} to {one.largest_wh[0]}" for one in splits.values())],
+        ["height, px", *(f"{one.smallest_wh[1]} to {one.largest_wh[1]}" for one in splits.values())],
+        ["objects", *(str(one.objects) for one in splits.values())],
+        ["crowd regions", *(str(one.crowd_regions) for one in splits.values())],
+        *(
+            [f"{size} objects", *(f"{one.by_size[size]} ({_share(one.by_size[size], one.objects)})"
+                                  for one in splits.values())]
+            for size in ("small", "medium", "large")
+        ),
+        ["objects per image", *(" / ".join(f"{n:g}" for n in one.objects_per_image) for one in splits.values())],
+    ]  # fmt: skip
+    first = next(iter(splits.values()))
+    most = max(1, *first.per_class.values())
+    classes = [[name, *(str(one.per_class.get(name, 0)) for one in splits.values())] for name in first.per_class]
+    chart = column_chart(
+        "Sizes of boxes",
+        SIDE_NAMES,
+        [Series(name, (), [100 * n / max(1, one.objects) for n in one.sides]) for name, one in splits.items()],
+        x_label="square root of width x height, px",
+        y_label="% of objects",
+    )
+    headings = ("", *splits)
+    return Section(
+        "data",
+        "Data",
+        paragraph(f"Judged by {origin}. Objects per image: fewest, median, most. Crowd regions are no objects here.")
+        + grid([table("Images and objects", headings, facts), chart], columns=2)
+        + table(
+            "Objects of each class",
+            ("class", *splits),
+            classes,
+            bars=[first.per_class[name] / most for name in first.per_class],
+        ),
+    )
+
+
+def configuration(settings: Mapping[str, Any], versions: Sequence[tuple[str, str]]) -> Section:
+    """Every setting of the run, and what it was made with."""
+    rows = [[name, _plain(value)] for name, value in settings.items()]
+    known = table("Made with", ("", ""), [list(one) for one in versions]) if versions else ""
+    listed = folded(f"{len(rows)} settings", table("config.json", ("setting", "value"), rows)) if rows else ""
+    return Section("configuration", "Configuration", known + listed)
+
+
+def _numbers(report: EvaluationReport) -> list[tuple[str, float]]:
+    return list(report.metrics.twelve().items())
+
+
+def _threshold_row(one: Curves) -> list[str]:
+    if one.f1.max() == 0:
+        return [one.name, "0.00", "-", "-", "-", str(one.num_objects)]
+    shares = (float(one.precision[one.best]), float(one.recall[one.best]))
+    return [one.name, f"{one.f1.max():.2f}", f"{one.threshold:.2f}", *map(_mean, shares), str(one.num_objects)]
+
+
+def _class_charts(one: Curves) -> list[str]:
+    over_recall = line_chart(
+        f"{one.name}: precision over recall",
+        [Series("precision", one.recalls.tolist(), one.precision_at.tolist())],
+        x_label="recall",
+        y_label="precision",
+        x_range=(0, 1),
+        y_range=(0, 1),
+    )
+    places = THRESHOLDS.tolist()
+    over_threshold = line_chart(
+        f"{one.name}: over the threshold",
+        [
+            Series("F1", places, one.f1.tolist()),
+            Series("precision", places, one.precision.tolist()),
+            Series("recall", places, one.recall.tolist()),
+        ],
+        x_label="score threshold",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        mark=(one.threshold, f"F1 {one.f1.max():.2f} at {one.threshold:.2f}") if one.f1.max() > 0 else None,
+    )
+    return [over_recall, over_threshold]
+
+
+def _most_confused(matrix: Int[np.ndarray, "truth found"], labels: Sequence[str]) -> str:
+    """Class taken for class, the most frequent first; what is missed or invented stands in the matrix."""
+    inner = matrix[:-1, :-1] * (1 - np.eye(len(matrix) - 1, dtype=np.int64))
+    order = np.argsort(-inner, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    rows = []
+    for row, column in zip(*(place.tolist() for place in np.unravel_index(order, inner.shape)), strict=True):
+        if inner[row, column]:
+            share = _share(int(inner[row, column]), int(matrix[row].sum()))
+            rows.append([labels[row], labels[column], str(inner[row, column]), share])
+    if not rows:
+        return paragraph("No class was taken for another.")
+    return table("The most frequent confusions of two classes", ("is", "found as", "count", "of the class"), rows)
+
+
+def _gallery(examples: Sequence[Example]) -> str:
+    return pictures([(one.title, one.explanation, one.image_name, one.picture, one.size_wh) for one in examples])
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def _mean(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,96 @@
+import pytest
+
+from deformable_detr.report import sections
+from deformable_detr.report.analysis import analyse
+from deformable_detr.report.examples import Example, Examples
+from deformable_detr.report.history import history_of
+from deformable_detr.report.statistics import statistics_of
+from tests.report.cases import dataset, detections, random_case, sample
+from tests.report.test_analysis import evaluation
+from tests.report.test_history import rows
+from tests.report.test_page import Tree
+
+
+def words(section):
+    return [word for word in Tree(section.content).words if word.strip()]
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 12, 13, 80])
+def test_any_number_of_classes(num_classes):
+    found, data = random_case(0, num_classes=num_classes, num_images=12)
+    report = evaluation(found, data)
+    analysis = analyse(report)
+    for section in (
+        sections.accuracy(report, analysis),
+        sections.thresholds(analysis),
+        sections.confusion(analysis, list(report.metrics.per_class)),
+        sections.errors(analysis),
+        sections.calibration(analysis),
+        sections.data({"training": statistics_of(data), "validation": statistics_of(data)}, "itself"),
+    ):
+        assert "nan" not in words(section), section.title
+        assert len(section.content) < 700_000
+    text = sections.confusion(analysis, list(report.metrics.per_class)).content
+    assert ("<svg" in text) == (num_classes > 12)
+
+
+def test_the_figures_are_those_of_the_analysis():
+    found, data = random_case(2)
+    report = evaluation(found, data)
+    analysis = analyse(report)
+    shown = words(sections.accuracy(report, analysis))
+    for name, own in report.metrics.per_class.items():
+        place = shown.index(name)
+        assert shown[place + 1 : place + 3] == [f"{100 * own.ap:.1f}", f"{100 * own.ap50:.1f}"]
+    shown = words(sections.thresholds(analysis))
+    assert f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}" in shown
+    one = analysis.classes[1]
+    place = shown.index(one.name)
+    assert shown[place + 1 : place + 3] == [f"{one.f1.max():.2f}", f"{one.threshold:.2f}"]
+    shown = words(sections.confusion(analysis, list(report.metrics.per_class)))
+    assert {str(count) for count in analysis.confusion.ravel() if count} <= set(shown)
+
+
+def test_what_is_confused_most_is_listed_first():
+    # Three dogs and a cat taken for emus, one emu for a dog.
+    truth = [sample([[10, 10, 60, 60]], [c], image_id=n, first_id=n) for n, c in enumerate([1, 1, 1, 0, 2, 2], start=1)]
+    found = [detections([[10, 10, 60, 60]], [0.9], [c]) for c in (2, 2, 2, 2, 1, 2)]
+    section = sections.confusion(analyse(evaluation(found, dataset(*truth))), ["cat", "dog", "emu"])
+    shown = words(section)
+    after = shown[shown.index("of the class") + 1 :]
+    assert after == ["dog", "emu", "3", "100 %", "cat", "emu", "1", "100 %", "emu", "dog", "1", "50 %"]
+
+
+def test_without_objects_there_is_nothing_to_show():
+    data = dataset(sample([], []))
+    report = evaluation([detections([[0, 0, 9, 9]], [0.5], [0])], data)
+    analysis = analyse(report)
+    assert sections.thresholds(analysis).content == ""
+    assert sections.errors(analysis).content == ""
+    assert sections.calibration(analysis).content == ""
+    assert "-" in words(sections.accuracy(report, analysis))
+    none = analyse(evaluation([detections([], [], [])], data))
+    assert sections.confusion(none, ["cat", "dog", "emu"]).content == ""
+    assert sections.data({}, "").content == ""
+
+
+def test_the_course_of_a_training():
+    content = sections.training(history_of(rows())).content
+    titles = ("Training loss", "AP on the validation images", "AP of each class", "last decoder layer (decoder.1)")
+    for title in (*titles, "proposals", "Learning rate"):
+        assert title in content
+    assert sections.training(history_of([])).content == ""
+
+
+def test_mistakes_that_cannot_be_shown_are_said():
+    one = Example("cat 0.9", "nothing is there", "a.jpg", "data:image/jpeg;base64,AA==", (30, 20))
+    shown = words(sections.mistakes(Examples([one], [], ["b.jpg: gone"]), 0.42))
+    assert {"Found, but not there", "cat 0.9", "Not shown: b.jpg: gone"} <= set(shown)
+    assert "There, but not found" not in shown
+    assert sections.mistakes(Examples([], [], []), 0.5).content == ""
+
+
+def test_settings_and_facts():
+    shown = words(sections.configuration({"model.dropout": 0.1, "mean": [1, 2]}, [("torch", "2.11")]))
+    assert {"model.dropout", "0.1", "1, 2", "2.11", "2 settings"} <= set(shown)
+    assert words(sections.at_a_glance([("AP, %", "55.5")])) == ["AP, %", "55.5"]
