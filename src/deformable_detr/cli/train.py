@@ -26,6 +26,9 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How images are varied: paper, light, strong or aerial.", metavar="NAME")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
@@ -57,6 +60,7 @@ def train(
         "--batch-size": batch_size,
         "--lr": lr,
         "--image-size": image_size,
+        "--augment": augment,
         "--seed": seed,
         "--workers": workers,
         "--format": format,
@@ -87,6 +91,7 @@ def train(
                 batch_size=batch_size,
                 lr=lr,
                 image_size=image_size,
+                augment=augment,
                 seed=seed,
                 workers=workers,
                 backbone=backbone,
@@ -138,6 +143,7 @@ def chosen_config(
     batch_size: int | None = None,
     lr: float | None = None,
     image_size: int | None = None,
+    augment: str | None = None,
     seed: int | None = None,
     workers: int | None = None,
     backbone: str | None = None,
@@ -154,11 +160,13 @@ def chosen_config(
 
     from deformable_detr.config import apply_overrides
     from deformable_detr.errors import ConfigError
-    from deformable_detr.recipes import find_recipe, with_backbone, with_image_size
+    from deformable_detr.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
 
     config = find_recipe(recipe)
     if image_size is not None:
         config = with_image_size(config, image_size)
+    if augment is not None:
+        config = with_augmentation(config, augment)
     if backbone is not None or backbone_weights is not None:
         config = with_backbone(config, name=backbone, weights=backbone_weights)
     if lr is not None:
