@@ -100,7 +100,10 @@ class Augmentation:
     photometric: float = 0.0
     """Probability of each of the stronger changes of brightness, contrast, saturation and hue, see `distort`."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest factor on the size of everything: large-scale jitter. Above 1 a window is cut out."""
+    """Smallest and largest factor on the size of everything: large-scale jitter.
+
+    Above 1 a window is cut out, but not of a mosaic or of what was zoomed out.
+    """
     zoom_out: float = 0.0
     """Probability of the image becoming 1 to `zoom_out_most` times smaller, on a plain ground; not done to a mosaic."""
     zoom_out_most: float = 4.0
@@ -108,7 +111,7 @@ class Augmentation:
     """Probability of a window that overlaps some object by a random IoU, see `geometry.iou_crop`."""
     mosaic: float = 0.0
     """Probability of four images in one."""
-    mosaic_scale: tuple[float, float] = (0.4, 1.0)
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
     """Smallest and largest factor on an image that would just fit the mosaic."""
     mixup: float = 0.0
     """Probability of another image shining through."""
@@ -181,7 +184,7 @@ def augment(
 ) -> Example:
     """One random variation of a training image, at its final size. See `Augmentation`."""
     # What is off takes no number from the generator, so that a new setting changes nothing for those who leave it off.
-    example = _mixed(example, generator, draw, augmentation)
+    example, has_ground = _mixed(example, generator, draw, augmentation)
     if happens(augmentation.hflip, generator):
         example = hflip(example)
     if happens(augmentation.vflip, generator):
@@ -196,7 +199,7 @@ def augment(
         example = random_crop(
             example, augmentation.crop_min, augmentation.crop_max, generator, augmentation.min_visible
         )
-    example = without_thin(_at_final_size(example, generator, augmentation), augmentation.min_side)
+    example = without_thin(_at_final_size(example, generator, augmentation, has_ground), augmentation.min_side)
     if augmentation.color_jitter > 0:
         example = color_jitter(example, augmentation.color_jitter, generator)
     if augmentation.photometric > 0:
@@ -204,23 +207,31 @@ def augment(
     return example
 
 
-def _mixed(example: Example, generator: torch.Generator, draw: Draw | None, augmentation: Augmentation) -> Example:
+def _mixed(
+    example: Example, generator: torch.Generator, draw: Draw | None, augmentation: Augmentation
+) -> tuple[Example, bool]:
+    """And whether there is plain ground beside the image now."""
+    has_ground = False
     size_wh = resized_wh(example.image.size, max(augmentation.short_sides), augmentation.max_side)
     if draw is not None and min(size_wh) > 1 and augmentation.mosaic > 0 and happens(augmentation.mosaic, generator):
         four = [example, *(draw(generator) for _ in range(3))]
         example = mosaic(four, size_wh, augmentation.mosaic_scale, generator, augmentation.min_visible)
+        has_ground = True
     elif augmentation.zoom_out > 0 and happens(augmentation.zoom_out, generator):
         example = zoom_out(example, uniform_factor(1.0, augmentation.zoom_out_most, generator), generator)
+        has_ground = True
     if draw is not None and augmentation.mixup > 0 and happens(augmentation.mixup, generator):
         example = mixup(resize(example, size_wh), draw(generator), generator)
-    return example
+    return example, has_ground
 
 
-def _at_final_size(example: Example, generator: torch.Generator, augmentation: Augmentation) -> Example:
+def _at_final_size(
+    example: Example, generator: torch.Generator, augmentation: Augmentation, has_ground: bool
+) -> Example:
     factor = 1.0
     if augmentation.scale_jitter != (1.0, 1.0):
         factor = uniform_factor(*augmentation.scale_jitter, generator)
-        if factor > 1:
+        if factor > 1 and not has_ground:  # else the window might show nothing but ground
             example = zoom_in(example, factor, generator, augmentation.min_visible)
     short_side = _one_of(augmentation.short_sides, generator)
     width, height = resized_wh(example.image.size, short_side, augmentation.max_side)
