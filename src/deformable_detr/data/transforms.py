@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ Draw = Callable[[torch.Generator], Example]
 """Another example of the data set, any of them."""
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Takes every random decision from the generator, so that one seed gives one result."""
 
