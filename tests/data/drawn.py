@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.geometry import Example
 
 WIDTH, HEIGHT = 57, 38
+SIZES_WH = [(40, 25), (31, 47), (40, 25), (50, 22), (33, 33), (31, 47), (40, 25)]
 BOXES = [[3.0, 5.0, 20.0, 11.0], [0.0, 0.0, 57.0, 38.0], [40.5, 30.25, 41.0, 37.5]]
 
 
@@ -34,6 +36,12 @@ def marked(width: int, height: int, left: int, top: int, right: int, bottom: int
 def white_box(image: Image.Image) -> list[float]:
     rows, columns = np.nonzero(np.asarray(image)[..., 0] > 127)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def broken(dataset: DetectionDataset, *positions: int) -> DetectionDataset:
+    for position in positions:
+        dataset.samples[position].path.write_bytes(b"not an image")
+    return dataset
 
 
 class Scene(NamedTuple):
