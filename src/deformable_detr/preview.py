@@ -92,7 +92,7 @@ def save_preview(
 
 def _drawn(item: Item, classes: tuple[str, ...], preprocessing: Preprocessing) -> Image.Image:
     picture = to_picture(item.image, preprocessing)
-    boxes = scaled(cxcywh_to_xyxy(item.target.boxes), picture.width, picture.height)
+    boxes = scaled(cxcywh_to_xyxy(item.target.boxes), float(picture.width), float(picture.height))
     # As large as it will be shown, so that lines and letters are not scaled with it.
     scale = _CELL_PX / max(picture.size)
     return draw_objects(picture, boxes.tolist(), item.target.labels.tolist(), classes, scale=scale)

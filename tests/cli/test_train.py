@@ -99,3 +99,12 @@ def test_options_change_the_config_and_settings_come_last():
 def test_a_setting_of_the_data_cannot_be_set():
     with pytest.raises(ConfigError, match="comes from the data"):
         chosen_config("small", settings=[" model.num_classes =3"])
+
+
+def test_an_augmentation_by_name_follows_the_image_size_and_settings_come_last():
+    config = chosen_config("small", image_size=160, augment="strong", settings=["augmentation.mosaic=0.25"])
+    assert max(config.augmentation.short_sides) == 160
+    assert (config.augmentation.mosaic, config.augmentation.mixup) == (0.25, 0.15)
+    assert chosen_config("small", augment="paper", settings=[]) == small()
+    with pytest.raises(ConfigError, match="no augmentation called 'weak'"):
+        chosen_config("small", augment="weak", settings=[])
