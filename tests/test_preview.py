@@ -48,7 +48,14 @@ def test_boxes_and_colours_are_those_of_the_image(dataset, tiny_config):
         expected = np.asarray(image.convert("RGB").resize(picture.size), dtype=float)
     assert np.abs(np.asarray(picture, dtype=float) - expected).mean() < 8
     drawn = training_pictures(empty, replace(tiny_config, augmentation=plain), 1)[0]
-    assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(picture, dtype=float)).mean() > 2
+    changed = (np.asarray(drawn) != np.asarray(picture)).any(axis=2)
+    boxes = empty.samples[0].boxes_xyxy * (picture.width / sample.size_wh[0])
+    for left, top, right, bottom in boxes.round().astype(int).clip(0, 399):
+        x, y = (left + right) // 2, (top + bottom) // 2
+        assert changed[y, left - 2 : left + 3].any()
+        assert changed[y, right - 3 : right + 2].any()
+        assert changed[top - 2 : top + 3, x].any()
+        assert changed[bottom - 3 : bottom + 2, x].any()
 
 
 @pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
