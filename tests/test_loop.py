@@ -80,7 +80,7 @@ def test_weights_change_and_the_model_learns_in_training_mode(session):
 
 
 def test_worse_weights_do_not_replace_the_best(session):
-    session.position.best, session.position.best_epoch = {"ap": 2.0}, 7
+    session.position.best, session.position.best_epoch, session.position.best_value = {"ap": 2.0}, 7, 2.0
     notes = Notes()
     run(session, notes)
     assert (session.position.best, session.position.best_epoch) == ({"ap": 2.0}, 7)
@@ -98,10 +98,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_terms(session):
         list(map(run, run_twice))
 
 
-def test_the_message_names_step_epoch_and_terms(session):
-    error = loop._not_finite(session, "loss", {"a/class": 1.0, "a/giou": math.nan})
-    assert str(error).startswith("step 1, epoch 1: the loss is not finite; loss terms: a/giou nan;")
-    error = loop._not_finite(session, "gradient", {"a/class": 1.0})
+def test_the_message_names_step_epoch_terms_and_images(session):
+    batch = next(iter(session.loader))
+    paths = ", ".join(str(session.data.train.samples[index].path) for index in batch.sample_indices)
+    error = loop._not_finite(session, batch, "loss", {"a/class": 1.0, "a/giou": math.nan})
+    assert str(error).startswith(
+        f"step 1, epoch 1: the loss is not finite; loss terms: a/giou nan; images: {paths}; a smaller --lr"
+    )
+    error = loop._not_finite(session, batch, "gradient", {"a/class": 1.0})
     assert "step 1, epoch 1: the gradient is not finite; loss terms: a/class 1;" in str(error)
 
 

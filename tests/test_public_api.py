@@ -27,6 +27,7 @@ PUBLIC_NAMES = {
     "deformable_detr_r50_single_scale_dc5",
     "deformable_detr_r50_two_stage",
     "evaluate",
+    "finetune",
     "load",
     "open_dataset",
     "resume",

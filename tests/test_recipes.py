@@ -13,6 +13,7 @@ from deformable_detr.recipes import (
     RECIPES,
     TrainConfig,
     find_recipe,
+    finetune,
     fit_to_data,
     fitted_epochs,
     small,
@@ -128,3 +129,17 @@ def test_another_augmentation_is_brought_to_the_size_of_the_images():
 def test_impossible_caches(size):
     with pytest.raises(ConfigError, match="image_cache_gb"):
         TrainConfig(image_cache_gb=size)
+
+
+def test_what_weights_bring_needs_weights_and_parts_must_exist():
+    with pytest.raises(ConfigError, match="size_of_weights is true, but start is 'backbone'"):
+        TrainConfig(size_of_weights=True)
+    with pytest.raises(ConfigError, match="freeze holds 'spine'; there are backbone, projections, encoder"):
+        TrainConfig(freeze=("encoder", "spine"))
+    assert not with_image_size(finetune(), 300).size_of_weights
+
+
+def test_finetune_is_gentler_than_small():
+    assert finetune().epochs is None
+    assert learning_rate(finetune().optimizer, 4) < learning_rate(small().optimizer, 4) / 2
+    assert finetune().optimizer.warmup_steps > 0

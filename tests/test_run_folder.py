@@ -61,11 +61,12 @@ def test_a_run_without_anything_to_show_is_taken_back_and_no_other(tmp_path):
     for folder in (failed, learnt):
         folder.config.touch()
         folder.data.touch()
+        folder.transfer.touch()
     learnt.log({"step": 10})
     failed.take_back()
     learnt.take_back()
     assert not failed.path.exists()
-    assert len(list(learnt.path.iterdir())) == 3
+    assert len(list(learnt.path.iterdir())) == 4
 
 
 def test_a_line_that_cannot_be_written_is_an_error_of_ours(tmp_path):
@@ -76,12 +77,12 @@ def test_a_line_that_cannot_be_written_is_an_error_of_ours(tmp_path):
 
 def test_lines_of_steps_to_be_taken_again_are_forgotten(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.forget_after(3)  # nothing there yet
+    folder.forget_after(3, 0)  # nothing there yet
     for step in (1, 2, 3, 4):
         folder.log({"step": step})
     with folder.metrics.open("a") as file:
         file.write('{"step": 5, "lo')
-    folder.forget_after(2)
+    folder.forget_after(2, 0)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
 
 

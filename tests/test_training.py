@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import deformable_detr
 from deformable_detr import loop
-from deformable_detr.checkpoint import load
+from deformable_detr.checkpoint import load, save
 from deformable_detr.config import from_dict
 from deformable_detr.data.open import open_dataset
 from deformable_detr.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
@@ -259,3 +259,82 @@ def test_a_run_on_a_gpu_can_be_resumed_and_used_on_the_cpu(tiny_config, scenes, 
         for device in ("cuda", "cpu")
     ]
     assert reports[0].metrics.twelve() == pytest.approx(reports[1].metrics.twelve(), abs=0.02)
+
+
+@pytest.fixture
+def weights(tiny_config, scenes, tmp_path):
+    """Of a run of one epoch that knew other classes, in a structure that differs from `tiny_config`'s."""
+    model = replace(tiny_config.model, hidden_dim=64, ffn_dim=40)
+    data = open_dataset(scenes, split="train")
+    data = replace(data, classes=("Disc", "hexagon", "star"))
+    config = replace(tiny_config, name="before", epochs=1, model=model)
+    run = train(config, data=data, val_data=data, output=tmp_path / "before", device="cpu")
+    best = load(run.folder / "best.safetensors")
+    save(replace(best, licence="CC-BY-4.0"), tmp_path / "before.safetensors")
+    return tmp_path / "before.safetensors"
+
+
+def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bit(
+    tiny_config, scenes, weights, tmp_path, monkeypatch
+):
+    notes = Lines()
+    config = replace(tiny_config, freeze=("backbone", "encoder"))
+    whole = train(config, data=scenes, weights=weights, output=tmp_path / "whole", device="cpu", reporter=notes)
+    assert whole.config.model == replace(load(weights).model, num_classes=3)
+    assert (whole.config.start, whole.config.preprocessing.short_side) == ("weights", 48)
+    said = "\n".join(notes.lines)
+    assert "by class: 2 kept (disc <- Disc, star), 1 fresh (square), 1 not needed (hexagon)" in said
+    assert "all weights from before.safetensors (before, COCO _annotations.coco.json), " in said
+    assert "million frozen (backbone, encoder), on cpu" in said
+    record = json.loads((tmp_path / "whole" / "transfer.json").read_text())
+    assert record["classes"] == {"disc": "Disc", "square": None, "star": "star"}
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 3)
+        assert train(config, data=scenes, weights=weights, output=tmp_path / "part", device="cpu").interrupted
+    weights.rename(tmp_path / "elsewhere.safetensors")  # not needed any more
+    resume(tmp_path / "part", device="cpu")
+    for name in ("last", "best"):
+        first, second = (load(tmp_path / run / f"{name}.safetensors") for run in ("whole", "part"))
+        assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
+        assert first.licence == second.licence == "CC-BY-4.0"
+        assert first.provenance == second.provenance
+        assert first.provenance["weights"] == "before.safetensors (before, COCO _annotations.coco.json)"
+    start = load(tmp_path / "elsewhere.safetensors").weights
+    end = load(tmp_path / "part" / "last.safetensors").weights
+    frozen = [name for name in end if name.startswith(("encoder.", "pyramid.backbone."))]
+    assert all(torch.equal(end[name], start[name]) for name in frozen)
+    assert not torch.equal(end["decoder.box_heads.0.layers.0.weight"], start["decoder.box_heads.0.layers.0.weight"])
+    assert str(tmp_path).encode() not in (tmp_path / "part" / "last.safetensors").read_bytes()
+
+
+def test_frozen_parts_leave_the_optimizer_and_its_checkpoint(tiny_config, scenes, weights, tmp_path):
+    config = replace(tiny_config, epochs=1, freeze=("all_but_heads",))
+    run = train(config, data=scenes, weights=weights, output=tmp_path / "run", device="cpu")
+    tensors = load(run.folder / "last.safetensors", training=True).training.tensors
+    moments = [name for name in tensors if name.startswith("exp_avg/")]
+    assert moments
+    assert all("class_head" in name or "box_head" in name for name in moments)
+
+
+def test_replaying_a_run_that_started_from_weights_asks_for_them(tiny_config, scenes, weights, tmp_path):
+    config = replace(tiny_config, epochs=1)
+    run = train(config, data=scenes, weights=weights, output=tmp_path / "run", device="cpu")
+    replay = from_dict(TrainConfig, json.loads((run.folder / "config.json").read_text()))
+    with pytest.raises(ConfigError, match="tiny starts from the weights of a whole detector; name them"):
+        train(replay, data=scenes, output=tmp_path / "again", device="cpu")
+    assert not (tmp_path / "again").exists()
+    again = train(replay, data=scenes, weights=weights, output=tmp_path / "again", device="cpu")
+    assert again.best == run.best
+
+
+def test_weights_that_do_not_fit_leave_no_run_behind(tiny_config, scenes, weights, tmp_path):
+    loaded = load(weights)
+    short = {name: tensor for name, tensor in loaded.weights.items() if not name.startswith("encoder.")}
+    save(replace(loaded, weights=short), tmp_path / "short.safetensors")
+    with pytest.raises(CheckpointError, match=r"short\.safetensors does not fit the model: .* missing: encoder\."):
+        train(tiny_config, data=scenes, weights=tmp_path / "short.safetensors", output=tmp_path / "run", device="cpu")
+    everything = replace(tiny_config, freeze=("all_but_heads", "heads"))
+    same = replace(open_dataset(scenes, split="train"), classes=("Disc", "hexagon", "star"))
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        train(everything, data=same, weights=weights, output=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         deformable_detr_r50_single_scale,
         deformable_detr_r50_single_scale_dc5,
         deformable_detr_r50_two_stage,
+        finetune,
         small,
     )
     from deformable_detr.training import Run, resume, train
@@ -44,6 +45,7 @@ _HOMES = {
     "deformable_detr_r50_single_scale_dc5": "recipes",
     "deformable_detr_r50_two_stage": "recipes",
     "evaluate": "evaluation",
+    "finetune": "recipes",
     "load": "detector",
     "open_dataset": "data.open",
     "resume": "training",
@@ -68,6 +70,7 @@ __all__ = [
     "deformable_detr_r50_single_scale_dc5",
     "deformable_detr_r50_two_stage",
     "evaluate",
+    "finetune",
     "load",
     "open_dataset",
     "resume",

@@ -5,7 +5,7 @@ preprocessing, metrics and provenance. A file to resume from also holds the opti
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_atomically(path, writer(checkpoint))
+
+
+def writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
+    """What writes the file to a path it is given, from a copy of the tensors made now."""
     tensors = dict(checkpoint.weights)
     header = to_header(checkpoint)
     if checkpoint.training is not None:
@@ -71,7 +76,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: _write(owned, temporary, {_ENTRY: json.dumps(header)}))
+    return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
@@ -193,6 +198,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     """Put weights into a network of exactly this shape; `source` is for messages.
 
     Raises:
+        CheckpointError: see `check_fit`.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether weights are those of exactly this network, which may be without memory; `source` is for messages.
+
+    Raises:
         CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.
     """
     own = model.state_dict()
@@ -207,7 +222,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(weights))
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -59,6 +59,10 @@ class Detector:
         self.category_ids = tuple(category_ids)
         self.preprocessing = preprocessing
 
+    def around(self, model: DeformableDETR) -> "Detector":
+        """The same with another network, such as one with averaged weights, on the same device."""
+        return Detector(model, self.classes, self.category_ids, self.preprocessing, device=str(self.device))
+
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> "Detector":
         """The detector in a checkpoint file; model, classes and preprocessing come from the file.

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from deformable_detr.data.batch import make_loader
+from deformable_detr.data.batch import explained_worker_deaths, make_loader
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.detector import Detector
 from deformable_detr.errors import CheckpointError, DataError
@@ -65,11 +65,12 @@ def evaluate(
         skip_bad_images=skip_bad_images,
     )
     found: dict[int, Detections] = {}
-    for batch in loader:
-        detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=_MAX_DETECTIONS)
-        found.update(zip(batch.sample_indices, detections, strict=True))
-        speed = len(found) / (time.monotonic() - started)
-        reporter.update("evaluating", len(found), len(dataset), f"{speed:.1f} images/s")
+    with explained_worker_deaths():
+        for batch in loader:
+            detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=_MAX_DETECTIONS)
+            found.update(zip(batch.sample_indices, detections, strict=True))
+            speed = len(found) / (time.monotonic() - started)
+            reporter.update("evaluating", len(found), len(dataset), f"{speed:.1f} images/s")
     if not found:
         raise DataError(f"{dataset.source}: none of the {len(dataset)} images could be read")
     seen = dataset.subset(sorted(found))

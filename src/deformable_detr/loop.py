@@ -2,19 +2,24 @@
 
 import math
 import time
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from deformable_detr.data.batch import split
 from deformable_detr.errors import DataError, TrainingError
 from deformable_detr.evaluation import EvaluationReport, evaluate
+from deformable_detr.freezing import to_training_mode
 from deformable_detr.interrupt import uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.optimizer import clip_gradients, schedule, set_learning_rate
 from deformable_detr.progress import Reporter, duration, memory_in_use, percent
-from deformable_detr.session import Session
+from deformable_detr.session import Position, Session
 from deformable_detr.types import Batch, Target
+
+_MOST_LEFT_OUT = 10
+_NAMED_IMAGES = 8
 
 
 class _Step(NamedTuple):
@@ -26,19 +31,24 @@ class _Step(NamedTuple):
     """Before clipping."""
 
 
-class _Averages:
-    """Of the steps of one epoch, and how fast they went."""
+class _NotFinite(TrainingError):
+    """Loss or gradient of a step is not finite; the weights are those of before."""
 
-    def __init__(self) -> None:
+
+class _Averages:
+    """Of the steps of one epoch, those before an interruption included, and how fast the others went."""
+
+    def __init__(self, position: Position) -> None:
         self.num_steps = 0
-        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._position = position
         self._started = time.monotonic()
 
     def add(self, step: _Step) -> None:
-        self.num_steps += 1
+        sums = self._position.sums
         scalars = {"loss": step.loss, "class_error": step.class_error, "grad_norm": step.grad_norm}
         for name, value in (scalars | step.terms).items():
-            self._sums[name] += value
+            sums[name] = sums.get(name, 0.0) + value
+        self._position.num_summed += 1
 
     @property
     def seconds(self) -> float:
@@ -46,10 +56,10 @@ class _Averages:
 
     @property
     def seconds_per_step(self) -> float:
-        return self.seconds / self.num_steps
+        return self.seconds / max(1, self.num_steps)
 
     def by_name(self) -> dict[str, float]:
-        return {name: total / self.num_steps for name, total in self._sums.items()}
+        return {name: total / self._position.num_summed for name, total in self._position.sums.items()}
 
 
 def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
@@ -61,7 +71,8 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
         TrainingError: the loss is not finite, or memory does not suffice.
         DataError: an image cannot be read.
     """
-    config, number = session.config, session.position.epoch + 1
+    config, position = session.config, session.position
+    number = position.epoch + 1
     averages = _take_steps(session, journal, reporter)
     report = None
     if number % config.eval_every == 0 or number == config.epochs:
@@ -69,7 +80,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
         with uninterrupted():
             session.save_last()
         report = evaluate(
-            session.detector,
+            session.judged,
             session.data.val,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
@@ -78,77 +89,125 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
         )
     with uninterrupted():
         is_best = _complete_epoch(session, report)
-        journal.epoch(_epoch_record(session, averages, report))
-    reporter.say(_epoch_line(session, averages, report, is_best))
+        record, line = _epoch_record(session, averages, report), _epoch_line(session, averages, report, is_best)
+        # The line before the checkpoint: what says that an epoch is complete comes last.
+        journal.epoch(record)
+        position.begin_epoch()
+        session.save_last()
+    reporter.say(line)
+    if position.stopped_early:
+        reporter.say(
+            f"stopped early: no better {config.best_by} in the {position.epoch - position.improved_epoch} epochs "
+            f"since epoch {position.improved_epoch}; --epochs goes on"
+        )
 
 
 def _take_steps(session: Session, journal: Journal, reporter: Reporter) -> _Averages:
     config, position, loader = session.config, session.position, session.loader
-    session.model.train()
-    loader.set_epoch(position.epoch)
-    skip = position.step_in_epoch
-    batches = iter(loader if skip < len(loader) else ())
-    for _ in range(skip):
-        next(batches, None)  # read again and not used, so that resuming goes on at the very step
-    averages = _Averages()
-    for batch in batches:
+    to_training_mode(session.model, config.freeze)
+    loader.set_epoch(position.epoch, start=position.batches_in_epoch)
+    averages = _Averages(position)
+    saved = time.monotonic()
+    for batch in loader if position.batches_in_epoch < len(loader) else ():
         with uninterrupted():
             set_learning_rate(session.optimizer, schedule(config.optimizer, position.step, session.total_steps))
-            step = _take_step(session, batch)
+            step = _step_or_skip(session, batch, reporter)
             position.step += 1
             position.step_in_epoch += 1
-            averages.add(step)
-            record = _step_record(session, step, averages)
-            if position.step % config.log_every == 0:
-                journal.step(record)
-        reporter.update(
-            f"epoch {position.epoch + 1}/{config.epochs}",
-            position.step_in_epoch,
-            len(loader),
-            _details(session, record, averages),
-        )
+            position.batches_in_epoch = loader.consumed
+            averages.num_steps += 1
+            details = ""
+            if step is not None:
+                averages.add(step)
+                record = _step_record(session, step, averages)
+                details = _details(session, record, averages)
+                if position.step % config.log_every == 0:
+                    journal.step(record)
+            if config.save_every and time.monotonic() - saved >= 60 * config.save_every:
+                session.save_last()
+                saved = time.monotonic()
+        stage = f"epoch {position.epoch + 1}/{config.epochs}"
+        reporter.update(stage, position.step_in_epoch, len(loader), details)
+    position.batches_in_epoch = len(loader)
     if position.step_in_epoch == 0:
         first = next(iter(session.skipped.values()))
         raise DataError(f"none of the {len(session.data.train)} training images could be read; the first: {first}")
     return averages
 
 
+def _step_or_skip(session: Session, batch: Batch, reporter: Reporter) -> _Step | None:
+    """One step; None if it was left out because it was not finite and the settings say so."""
+    position = session.position
+    if session.config.on_non_finite == "stop":
+        return _take_step(session, batch)
+    # Batch norm has its statistics from the forward pass, before anything can be seen to be wrong.
+    buffers = [(buffer, buffer.clone()) for buffer in session.model.buffers()]
+    try:
+        step = _take_step(session, batch)
+    except _NotFinite as error:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        position.num_not_finite += 1
+        position.not_finite_in_a_row += 1
+        if position.not_finite_in_a_row >= _MOST_LEFT_OUT:
+            raise TrainingError(f"{position.not_finite_in_a_row} steps in a row left out; the last: {error}") from error
+        reporter.say(f"left out: {error}")
+        return None
+    position.not_finite_in_a_row = 0
+    return step
+
+
 def _take_step(session: Session, batch: Batch) -> _Step:
     device = session.detector.device
+    # A step's images may go through in parts; its sums are divided by all of its objects.
+    num_boxes = float(sum(len(one.labels) for one in batch.targets))
+    session.optimizer.zero_grad(set_to_none=True)
+    figures: Tensor | float = 0.0
     try:
-        output = session.model(
-            batch.images.to(device, non_blocking=True), batch.padding_mask.to(device, non_blocking=True)
-        )
-        targets = [Target(one.labels.to(device), one.boxes.to(device)) for one in batch.targets]
-        losses = session.criterion(output, targets)
+        for part in split(batch, session.config.accumulate):
+            output = session.model(
+                part.images.to(device, non_blocking=True), part.padding_mask.to(device, non_blocking=True)
+            )
+            targets = [Target(one.labels.to(device), one.boxes.to(device)) for one in part.targets]
+            losses = session.criterion(output, targets, num_boxes=num_boxes)
+            share = sum(len(one.labels) for one in part.targets) / max(num_boxes, 1)
+            figures = figures + torch.stack([losses.total.detach(), losses.class_error * share, *losses.terms.values()])
+            losses.total.backward()
         # One copy from the device for all figures of the step.
-        figures = torch.stack([losses.total.detach(), losses.class_error, *losses.terms.values()]).tolist()
-        loss, class_error, terms = figures[0], figures[1], dict(zip(losses.terms, figures[2:], strict=True))
-        session.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        assert isinstance(figures, Tensor)
+        loss, class_error, *values = figures.tolist()
+        terms = dict(zip(losses.terms, values, strict=True))
     except TrainingError as error:
-        raise TrainingError(f"{_place(session)}: {error}") from error
+        raise _NotFinite(f"{_place(session)}: {error}; {_images(session, batch)}") from error
     except torch.OutOfMemoryError as error:
         height, width = batch.images.shape[2:]
         raise TrainingError(
             f"not enough memory on {device} for {len(batch.images)} images of {width} x {height}; "
-            "use a smaller --batch-size (the learning rate follows) or --image-size"
+            "use --set accumulate=2 or more, a smaller --batch-size (the learning rate follows) or --image-size"
         ) from error
     if not math.isfinite(loss):
-        raise _not_finite(session, "loss", terms)
+        raise _not_finite(session, batch, "loss", terms)
     grad_norm = clip_gradients(session.model, session.config.optimizer.clip_norm)
     if not math.isfinite(grad_norm):
-        raise _not_finite(session, "gradient", terms)
+        raise _not_finite(session, batch, "gradient", terms)
     session.optimizer.step()
+    if session.average is not None:
+        session.average.update()
     return _Step(loss, terms, class_error, grad_norm)
 
 
-def _not_finite(session: Session, what: str, terms: dict[str, float]) -> TrainingError:
+def _not_finite(session: Session, batch: Batch, what: str, terms: dict[str, float]) -> _NotFinite:
     bad = {name: term for name, term in terms.items() if not math.isfinite(term)} or terms
     listed = ", ".join(f"{name} {term:.3g}" for name, term in bad.items())
-    return TrainingError(
-        f"{_place(session)}: the {what} is not finite; loss terms: {listed}; a smaller --lr usually cures it"
+    return _NotFinite(
+        f"{_place(session)}: the {what} is not finite; loss terms: {listed}; {_images(session, batch)}; "
+        "a smaller --lr usually cures it"
     )
+
+
+def _images(session: Session, batch: Batch) -> str:
+    paths = [str(session.data.train.samples[index].path) for index in batch.sample_indices]
+    return f"images: {', '.join(paths[:_NAMED_IMAGES])}{', ...' if len(paths) > _NAMED_IMAGES else ''}"
 
 
 def _place(session: Session) -> str:
@@ -156,17 +215,22 @@ def _place(session: Session) -> str:
 
 
 def _complete_epoch(session: Session, report: EvaluationReport | None) -> bool:
-    """Count it and write the checkpoints; returns whether these weights are the best so far."""
-    position = session.position
-    # Of equals the later: where AP says nothing, as without objects to judge by, more steps are worth more.
-    is_best = report is not None and (not position.best or report.metrics.ap >= position.best["ap"])
+    """Count it, and keep the weights if they are the best so far, which is what it returns."""
+    position, config = session.position, session.config
     position.epoch += 1
-    position.step_in_epoch = 0
-    position.evaluation_seconds = report.seconds if report is not None else position.evaluation_seconds
-    if report is not None and is_best:
-        position.best_epoch, position.best = position.epoch, report.metrics.twelve()
+    if report is None:
+        return False
+    position.evaluation_seconds = report.seconds
+    value, before = report.metrics.value(config.best_by), position.best_value
+    # Of equals the later: where the metric says nothing, as without objects to judge by, more steps are worth more.
+    is_best = before is None or value >= before
+    if before is None or value > before or value < 0:
+        position.improved_epoch = position.epoch
+    if is_best:
+        position.best_epoch, position.best, position.best_value = position.epoch, report.metrics.twelve(), value
         session.save_best(report.metrics)
-    session.save_last()
+    waited = position.epoch - position.improved_epoch
+    position.stopped_early = 0 < config.patience <= waited and position.epoch < (config.epochs or 0)
     return is_best
 
 
@@ -191,6 +255,7 @@ def _epoch_record(session: Session, averages: _Averages, report: EvaluationRepor
         "epoch": session.position.epoch,
         "step": session.position.step,
         "train": averages.by_name(),
+        "not_finite": session.position.num_not_finite,
         "train_seconds": averages.seconds - (report.seconds if report else 0.0),
     }
     if report is not None:
@@ -202,7 +267,7 @@ def _epoch_record(session: Session, averages: _Averages, report: EvaluationRepor
 
 def _epoch_line(session: Session, averages: _Averages, report: EvaluationReport | None, is_best: bool) -> str:
     line = f"epoch {session.position.epoch}/{session.config.epochs}"
-    if averages.num_steps:
+    if session.position.num_summed:
         line += f"  loss {averages.by_name()['loss']:.2f}"
     if report is not None:
         line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"

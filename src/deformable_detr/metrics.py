@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.errors import DataError
+from deformable_detr.errors import ConfigError, DataError
 from deformable_detr.types import Detections
 
 
@@ -48,6 +48,35 @@ class Metrics:
     def twelve(self) -> dict[str, float]:
         """The twelve numbers by name, in COCO's order."""
         return {name: value for name, value in asdict(self).items() if name != "per_class"}
+
+    def value(self, name: str) -> float:
+        """One of the twelve, or of a class, as in "cat/ap".
+
+        Raises:
+            ConfigError: there is no such number or class.
+        """
+        check_metric_name(name)
+        class_name, slash, kind = name.rpartition("/")
+        if not slash:
+            return float(getattr(self, name))
+        if class_name not in self.per_class:
+            raise ConfigError(f"there is no {name}: the classes are {', '.join(self.per_class)}")
+        return float(getattr(self.per_class[class_name], kind))
+
+
+def check_metric_name(name: str) -> None:
+    """Refuse what `Metrics.value` cannot know, whatever the classes are.
+
+    Raises:
+        ConfigError: lists what there is.
+    """
+    twelve = [one.name for one in fields(Metrics) if one.name != "per_class"]
+    _, slash, kind = name.rpartition("/")
+    if kind not in (ClassMetrics._fields if slash else twelve):
+        raise ConfigError(
+            f"no metric {name!r}; there are {', '.join(twelve)}, and of each class CLASS/"
+            f"{', CLASS/'.join(ClassMetrics._fields)}"
+        )
 
 
 def coco_metrics(detections: Sequence[Detections], dataset: DetectionDataset) -> Metrics:

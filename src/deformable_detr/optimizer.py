@@ -1,8 +1,8 @@
-"""AdamW with the paper's three parameter groups, its step schedule and gradient clipping (arXiv 2010.04159, A.2)."""
+"""AdamW with the paper's parameter groups, schedules and gradient clipping (arXiv 2010.04159, A.2)."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,6 +10,14 @@ from torch import nn
 from deformable_detr.errors import ConfigError
 
 _OFFSETS = ("sampling_offsets", "reference_points")
+_HEADS = ("class_head", "box_head")
+_FACTORS = (
+    "backbone_lr_factor",
+    "offsets_lr_factor",
+    "encoder_lr_factor",
+    "decoder_lr_factor",
+    "heads_lr_factor",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +31,28 @@ class OptimizerConfig:
     backbone_lr_factor: float = 0.1
     """Learning rate of the backbone, as a share of the others'."""
     offsets_lr_factor: float = 0.1
-    """Likewise of sampling offsets and reference points."""
+    """Likewise of sampling offsets and reference points; the factor of the part they are in counts, too."""
+    encoder_lr_factor: float = 1.0
+    decoder_lr_factor: float = 1.0
+    """Of the decoder's layers."""
+    heads_lr_factor: float = 1.0
+    """Of what gives classes and boxes, in the decoder and in the first stage."""
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     """Largest 2-norm of all gradients together; 0 = no clipping."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from nearly nothing."""
+    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
+    """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
+    paper. "cosine": down along half a cosine to `final_factor`. "flat_cosine": all of it, then so from `drop_at` on."""
     drop_at: float = 0.8
-    """Share of all steps after which the learning rate falls to a tenth, 40 of 50 epochs in the paper; 1 = never."""
+    """Share of all steps after which the learning rate falls, 40 of 50 epochs in the paper; 1 = never."""
+    final_factor: float = 0.01
+    """Share of the learning rate that is left at the last step of a cosine."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        for name in ("lr", "backbone_lr_factor", "offsets_lr_factor", "weight_decay", "clip_norm"):
+        for name in ("lr", "weight_decay", "clip_norm", *_FACTORS):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"optimizer.{name} is {value}; it must be a number of at least 0")
@@ -46,6 +64,8 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0")
         if not 0 < self.drop_at <= 1:
             raise ConfigError(f"optimizer.drop_at is {self.drop_at}; it must be above 0 and at most 1")
+        if not 0 <= self.final_factor <= 1:
+            raise ConfigError(f"optimizer.final_factor is {self.final_factor}; it must be in 0..1")
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -61,6 +81,8 @@ def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
 def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:
     """AdamW over three groups: the backbone, the sampling offsets and reference points, and the rest.
 
+    Where encoder, decoder or heads have factors of their own, there are more; the first follows `lr` as it is.
+
     Frozen parameters are in none. Weight decay is on everything, biases and norms included, as in the paper.
 
     Args:
@@ -68,30 +90,46 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torc
         config: factors of the groups and weight decay.
         lr: what `learning_rate` gave.
     """
-    groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "offsets": []}
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {("rest", 1.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_group(name)].append(parameter)
-    factors = {"rest": 1.0, "backbone": config.backbone_lr_factor, "offsets": config.offsets_lr_factor}
+            groups.setdefault(_group(name, config), []).append(parameter)
+    order = ("rest", "backbone", "offsets")
     settings: list[dict[str, Any]] = [
-        {"params": parameters, "lr": lr * factors[name], "peak_lr": lr * factors[name]}
-        for name, parameters in groups.items()
+        {"params": parameters, "lr": lr * factor, "peak_lr": lr * factor}
+        for (_, factor), parameters in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
         if parameters
     ]
     # Fused: one pass over each parameter instead of a dozen.
     return torch.optim.AdamW(settings, weight_decay=config.weight_decay, fused=True)
 
 
-def _group(name: str) -> str:
+def _group(name: str, config: OptimizerConfig) -> tuple[str, float]:
+    """Which of the paper's groups a parameter is in, and its share of the learning rate."""
     if "backbone" in name.split("."):
-        return "backbone"
-    return "offsets" if any(part in name for part in _OFFSETS) else "rest"
+        return "backbone", config.backbone_lr_factor
+    factor = 1.0
+    if any(part in name for part in _HEADS):
+        factor = config.heads_lr_factor
+    elif name.startswith("encoder."):
+        factor = config.encoder_lr_factor
+    elif name.startswith("decoder."):
+        factor = config.decoder_lr_factor
+    if any(part in name for part in _OFFSETS):
+        return "offsets", config.offsets_lr_factor * factor
+    return "rest", factor
 
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then 1, then 0.1."""
+    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.schedule` says."""
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return warmup * (0.1 if step >= round(config.drop_at * total_steps) else 1.0)
+    begin = config.warmup_steps if config.schedule == "cosine" else round(config.drop_at * total_steps)
+    if step < begin:
+        return warmup
+    if config.schedule == "step":
+        return warmup * 0.1
+    way = min(1.0, (step - begin) / max(1, total_steps - 1 - begin))
+    return warmup * (config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * way)) / 2)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from deformable_detr.config import from_dict
 from deformable_detr.criterion import CriterionConfig
 from deformable_detr.data.presets import find_preset
 from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import ConfigError
+from deformable_detr.freezing import FREEZABLE
+from deformable_detr.metrics import check_metric_name
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.run_folder import read_json
@@ -48,20 +51,55 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
     skip_bad_images: bool = False
     """Leave out, and count, images that are missing or cannot be read, instead of stopping."""
+    start: Literal["backbone", "weights"] = "backbone"
+    """What has learnt something before the first step: at most the backbone, or a whole detector, of which `train`
+    must then be given the `weights`. They bring the network's structure, whatever `model` says."""
+    size_of_weights: bool = False
+    """Images of the size that the weights have been trained for; `with_image_size` ends it."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
+    accumulate: int = 1
+    """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    ema_decay: float = 0.9997
+    """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
+    best_by: str = "ap"
+    """Which metric decides on best.safetensors: one of COCO's twelve, such as "ap50", or a class's own, "cat/ap"."""
+    patience: int = 0
+    """Epochs without a better `best_by` after which the run ends; 0 = it never ends early."""
+    save_every: float = 10.0
+    """Minutes after which last.safetensors is written within an epoch, too; 0 = between epochs only."""
+    keep_last: int = 2
+    """Checkpoints to go on from that are kept: last.safetensors and those before it."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite; ten left out in a row stop the run all the same."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        for name in ("epochs", "batch_size", "eval_every", "log_every"):
+        for name in ("epochs", "batch_size", "eval_every", "log_every", "accumulate", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("num_workers", "seed"):
+        for name in ("num_workers", "seed", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not 0 <= self.image_cache_gb < math.inf:
             raise ConfigError(f"image_cache_gb is {self.image_cache_gb}; it must be a number of GB, at least 0")
         if not 0 < self.val_share < 1:
             raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
+        if self.size_of_weights and self.start != "weights":
+            raise ConfigError(f"size_of_weights is true, but start is {self.start!r}; it needs 'weights'")
+        unknown = [name for name in self.freeze if name not in FREEZABLE]
+        if unknown:
+            raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(FREEZABLE)}")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; a part needs at least one image"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if not 0 <= self.save_every < math.inf:
+            raise ConfigError(f"save_every is {self.save_every}; it must be a number of minutes, at least 0")
+        check_metric_name(self.best_by)
 
 
 def deformable_detr_r50() -> TrainConfig:
@@ -156,6 +194,25 @@ def small() -> TrainConfig:
     )
 
 
+def finetune() -> TrainConfig:
+    """What `ddetr train --weights W` does alone: go on from a whole detector, gently, in its structure and image size.
+
+    ddetr train --data /data/photos --weights best.safetensors
+    Cost: a step costs what it does in training those weights; `--freeze backbone` saves some of it.
+    Expected: classes that the weights know keep most of their AP from the first epoch on, new ones take a few epochs
+    (blood cells: 44 and 49 AP50 of 50 and 51 after one epoch; benchmarks/results/2026-11-23_transfer_bccd.jsonl).
+    """
+    return TrainConfig(
+        name="finetune",
+        # A quarter of what `small` starts with; what is learnt already would not survive more.
+        optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=100),
+        epochs=None,
+        batch_size=4,
+        start="weights",
+        size_of_weights=True,
+    )
+
+
 def demo() -> TrainConfig:
     """A tiny model from random weights for the drawn scenes of `ddetr demo`.
 
@@ -205,6 +262,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         small,
+        finetune,
         deformable_detr_r50,
         deformable_detr_r50_refine,
         deformable_detr_r50_two_stage,
@@ -235,6 +293,7 @@ def fit_to_data(config: TrainConfig, *, num_images: int, num_classes: int) -> Tr
         config,
         model=replace(config.model, num_classes=num_classes),
         batch_size=batch_size,
+        accumulate=min(config.accumulate, batch_size),
         epochs=config.epochs or fitted_epochs(num_images, batch_size),
     )
 
@@ -254,6 +313,7 @@ def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
         config,
         preprocessing=replace(config.preprocessing, short_side=short_side, max_side=max_side),
         augmentation=config.augmentation.scaled(short_side),
+        size_of_weights=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, data.json, metrics.jsonl and two checkpoints, none of them ever half-written."""
+"""A run's folder: config.json, data.json, metrics.jsonl and checkpoints, none of them ever half-written."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deformable_detr.errors import ConfigError, OutputError
+
+_PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
 
 class RunFolder(NamedTuple):
@@ -28,6 +30,11 @@ class RunFolder(NamedTuple):
         return self.path / "data.json"
 
     @property
+    def transfer(self) -> Path:
+        """What came from the weights that the run started from, if it did."""
+        return self.path / "transfer.json"
+
+    @property
     def metrics(self) -> Path:
         """One line of JSON per logged step and per epoch."""
         return self.path / "metrics.jsonl"
@@ -39,8 +46,46 @@ class RunFolder(NamedTuple):
 
     @property
     def best(self) -> Path:
-        """The weights with the highest AP so far, of equals the latest; smaller, for use."""
+        """The best weights so far, of equals the latest; smaller, for use."""
         return self.path / "best.safetensors"
+
+    def previous(self, number: int) -> Path:
+        """What `last` was so many saves ago, from 1."""
+        return self.path / f"last-{number}.safetensors"
+
+    def resumable(self) -> list[Path]:
+        """The checkpoints there are to go on from, newest first."""
+        older = [(int(found[1]), path) for path in self.path.iterdir() if (found := _PREVIOUS.fullmatch(path.name))]
+        return [path for path in (self.last, *(path for _, path in sorted(older))) if path.is_file()]
+
+    def replace_last(self, write: Callable[[Path], object], *, keep: int) -> None:
+        """Let `write` make a new `last`, and keep the one before as `previous(1)` and so on, `keep` files in all.
+
+        At every moment one of them is whole: nothing moves before the new file is on the disk.
+
+        Raises:
+            OutputError: the disk is full, or the folder is gone or cannot be written; nothing has moved then.
+        """
+        _sync(self.metrics)  # a crash of the machine must not leave a checkpoint newer than its lines
+        write_atomically(self.path / f"new-{self.last.name}", write)
+        try:
+            for path in self.resumable()[keep:]:
+                path.unlink()
+            for number in range(keep - 1, 0, -1):
+                newer = self.previous(number - 1) if number > 1 else self.last
+                if newer.exists():
+                    os.replace(newer, self.previous(number))
+            os.replace(self.path / f"new-{self.last.name}", self.last)
+            _sync(self.path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.last}: {error.strerror}") from error
+
+    def make_last(self, path: Path) -> None:
+        """Go on from an older checkpoint: it takes the place of the newest, and files that a crash left half go."""
+        if path != self.last:
+            os.replace(path, self.last)
+        for rest in (*self.path.glob(".*.tmp"), *self.path.glob(f"new-{self.last.name}")):
+            rest.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics.
@@ -55,16 +100,21 @@ class RunFolder(NamedTuple):
             raise OutputError(f"cannot write {self.metrics}: {error.strerror}") from error
 
     def take_back(self) -> None:
-        """Remove the settings, and the folder, of a run that failed before it had anything to show."""
-        if self.last.exists() or self.metrics.exists():
+        """Remove what a run wrote before its first step, and the folder, if it failed before it had learnt anything."""
+        if self.metrics.exists():
             return
-        self.config.unlink(missing_ok=True)
-        self.data.unlink(missing_ok=True)
+        for path in (self.config, self.data, self.transfer, self.last):
+            path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds something else, or is not ours to remove
             self.path.rmdir()
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will take again, and a line cut off by a crash."""
+    def forget_after(self, step: int, epoch: int) -> None:
+        """Drop the lines that a resumed run will write again, and a line cut off by a crash.
+
+        Args:
+            step: the last that has been taken.
+            epoch: the last that is complete: its evaluation may lie after its last step.
+        """
         if not self.metrics.exists():
             return
         kept = []
@@ -73,7 +123,7 @@ class RunFolder(NamedTuple):
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record.get("step", 0) <= step:
+            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record.get("epoch", 0) <= epoch):
                 kept.append(line + "\n")
         write_atomically(self.metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
 
@@ -108,8 +158,9 @@ def open_run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not path.is_dir():
         raise OutputError(f"no such run folder: {path}")
-    if not folder.last.is_file():
-        raise OutputError(f"{path} is not a run that can be resumed: it has no {folder.last.name}")
+    if not folder.resumable():
+        way_out = "; it was stopped before its first step: remove it and start again" if folder.config.is_file() else ""
+        raise OutputError(f"{path} is not a run that can be resumed: it has no {folder.last.name}{way_out}")
     try:
         with tempfile.NamedTemporaryFile(dir=path):
             pass
@@ -142,10 +193,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is gone, or became read-only: said above
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk, where the system can say."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 from deformable_detr import checkpoint as checkpoints
+from deformable_detr.averaging import Average
 from deformable_detr.checkpoint import Checkpoint, TrainingState
 from deformable_detr.criterion import Criterion
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.detector import Detector
-from deformable_detr.errors import CheckpointError, ConfigError
+from deformable_detr.errors import CheckpointError, ConfigError, TrainingError
+from deformable_detr.freezing import freeze
 from deformable_detr.metrics import Metrics
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.optimizer import learning_rate, make_optimizer
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import RunFolder
 from deformable_detr.splits import TrainingData
+from deformable_detr.transfer import Origin, Transfer, fill
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_TRAINED = "trained/"
 
 
 @dataclass
@@ -35,26 +39,57 @@ class Position:
     """Steps taken since the start."""
     step_in_epoch: int = 0
     """Steps taken in the epoch under way; all of them while it is being evaluated."""
+    batches_in_epoch: int = 0
+    """Batches asked for in the epoch under way: one for each step, and those of which no image could be read."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Over the steps of the epoch under way, of each figure of a step."""
+    num_summed: int = 0
+    """Steps in those sums."""
+    num_not_finite: int = 0
+    """Steps left out so far because loss or gradient was not finite."""
+    not_finite_in_a_row: int = 0
+    stopped_early: bool = False
+    """Whether `patience` has ended the run."""
+    improved_epoch: int = 0
+    """The last epoch that was better than all before."""
     evaluation_seconds: float = 0.0
     """What the last evaluation took."""
     best_epoch: int | None = None
     best: dict[str, float] = field(default_factory=dict)
     """Metrics of best.safetensors."""
+    best_value: float | None = None
+    """Of these the one that `best_by` names."""
+
+    def begin_epoch(self) -> None:
+        """Nothing has been done in this epoch yet."""
+        self.step_in_epoch = self.batches_in_epoch = self.num_summed = 0
+        self.sums = {}
 
 
 class Session(NamedTuple):
-    """A run under way. Only `position`, the weights and the optimizer change."""
+    """A run under way. Only `position`, the weights, their average and the optimizer change."""
 
     config: TrainConfig
     folder: RunFolder
     data: TrainingData
     detector: Detector
-    """Around the model that is being trained; evaluation goes through it."""
+    """Around the model that is being trained."""
     criterion: Criterion
     optimizer: torch.optim.AdamW
     loader: BatchLoader
     position: Position
     data_name: str
+    origin: Origin
+    """Of the weights the run started from."""
+    average: Average | None = None
+    """Of the weights, which is what is evaluated and kept for use."""
+
+    @property
+    def judged(self) -> Detector:
+        """What is evaluated and kept for use: around the averaged weights if there are any."""
+        if self.average is None:
+            return self.detector
+        return self.detector.around(self.average.model)
 
     @property
     def model(self) -> DeformableDETR:
@@ -80,35 +115,62 @@ class Session(NamedTuple):
         return {str(self.data.train.samples[index].path): why for index, why in self.loader.skipped.items()}
 
     def save_last(self) -> None:
-        """Write the weights and all that is needed to go on from here."""
-        progress = {"position": asdict(self.position), "steps_per_epoch": len(self.loader)}
+        """Write the weights and all that is needed to go on from here; the checkpoints before move one place down.
+
+        Raises:
+            TrainingError: a weight is not finite; what was saved before stays.
+            OutputError: the disk is full, or the folder cannot be written; likewise.
+        """
+        progress: dict[str, Any] = {"position": asdict(self.position), "steps_per_epoch": len(self.loader)}
         tensors = _optimizer_tensors(self.model, self.optimizer) | _generator_states(self.detector.device)
-        checkpoints.save(self._checkpoint({}, TrainingState(progress=progress, tensors=tensors)), self.folder.last)
+        if self.average is not None:
+            # The averaged ones are the file's weights, for use; those that take the steps are for going on.
+            progress["average_updates"] = self.average.updates
+            tensors |= {_TRAINED + name: tensor for name, tensor in self.model.state_dict().items()}
+        saved = self._checkpoint({}, TrainingState(progress=progress, tensors=tensors))
+        self.folder.replace_last(checkpoints.writer(saved), keep=self.config.keep_last)
 
     def save_best(self, metrics: Metrics) -> None:
-        """Write the weights, for use, with what was measured."""
+        """Write the weights, for use, with what was measured.
+
+        Raises:
+            TrainingError: a weight is not finite.
+            OutputError: the disk is full, or the folder cannot be written.
+        """
         checkpoints.save(self._checkpoint(metrics.twelve(), None), self.folder.best)
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Go back to where `save_last` was called."""
+    def restore(self, saved: Checkpoint) -> list[str]:
+        """Go back to where `save_last` was called; returns what is not as it was, for people."""
         assert saved.training is not None
-        checkpoints.load_weights(self.model, saved.weights, str(self.folder.last))
-        progress = saved.training.progress
-        try:
-            position = Position(**progress["position"])
-        except TypeError as error:
-            raise CheckpointError(f"{self.folder.last} does not say where the run was: {error}") from error
+        notes, progress, tensors = [], saved.training.progress, saved.training.tensors
+        trained = {name.removeprefix(_TRAINED): one for name, one in tensors.items() if name.startswith(_TRAINED)}
+        checkpoints.load_weights(self.model, trained or saved.weights, str(self.folder.last))
+        position = _position(progress, self.folder.last, self.config.best_by)
         if progress["steps_per_epoch"] != len(self.loader):
             # Other images or another batch size: a place inside the epoch means nothing any more.
-            position = replace(position, step_in_epoch=0, step=position.epoch * len(self.loader))
+            position.begin_epoch()
+            position.step = position.epoch * len(self.loader)
+            notes.append(
+                f"an epoch now has {len(self.loader)} steps instead of {progress['steps_per_epoch']}: "
+                f"epoch {position.epoch + 1} begins anew"
+            )
         vars(self.position).update(vars(position))
-        _restore_optimizer(self.model, self.optimizer, saved.training.tensors)
-        _restore_generators(saved.training.tensors, self.detector.device)
+        if self.average is not None and "average_updates" in progress:
+            checkpoints.load_weights(self.average.model, saved.weights, str(self.folder.last))
+            self.average.updates = progress["average_updates"]
+        elif self.average is not None:
+            self.average.begin()
+            notes.append("the checkpoint has no averaged weights: averaging begins here; ema_decay=0 goes without")
+        _restore_optimizer(self.model, self.optimizer, tensors)
+        _restore_generators(tensors, self.detector.device)
+        return notes
 
     def _checkpoint(self, metrics: dict[str, float], training: TrainingState | None) -> Checkpoint:
+        weights = self.judged.model.state_dict()
+        _check_finite(self.model.state_dict(), self.position)
         weights_source = Path(self.config.model.backbone_weights).name  # no path of this machine
         return Checkpoint(
-            weights=self.model.state_dict(),
+            weights=weights,
             model=replace(self.config.model, backbone_weights=weights_source),
             classes=self.detector.classes,
             category_ids=self.detector.category_ids,
@@ -119,13 +181,21 @@ class Session(NamedTuple):
                 "data": self.data_name,
                 "epoch": str(self.position.epoch),
                 "date": time.strftime("%Y-%m-%d"),
+                **({"weights": self.origin.weights} if self.origin.weights else {}),
             },
+            licence=self.origin.licence,
             training=training,
         )
 
 
 def start_session(
-    config: TrainConfig, folder: RunFolder, data: TrainingData, data_name: str, *, device: str, weights: bool
+    config: TrainConfig,
+    folder: RunFolder,
+    data: TrainingData,
+    data_name: str,
+    *,
+    device: str,
+    weights: bool | Transfer,
 ) -> Session:
     """Build all parts of a run whose config already fits its data. Seeds torch's global generator.
 
@@ -135,15 +205,18 @@ def start_session(
         data: what it learns from.
         data_name: for provenance.
         device: see `choose_device`.
-        weights: load the backbone's weights; False where a checkpoint will bring all weights.
+        weights: load the backbone's weights, or those of a whole detector; False where `restore` will bring them.
 
     Raises:
-        ConfigError: the model cannot be built.
-        CheckpointError: the backbone's weights cannot be had.
+        ConfigError: the model cannot be built, or all of it is to be frozen.
+        CheckpointError: the backbone's weights cannot be had, or those of a detector do not fit.
         BackendError: the device is not here.
     """
     torch.manual_seed(config.seed)
-    model = build(config.model, load_backbone_weights=weights)
+    model = build(config.model, load_backbone_weights=weights is True)
+    if isinstance(weights, Transfer):
+        fill(model, weights)
+    freeze(model, config.freeze)
     detector = Detector(model, data.train.classes, data.train.category_ids, config.preprocessing, device=device)
     loader = make_loader(
         data.train,
@@ -167,6 +240,8 @@ def start_session(
         loader=loader,
         position=Position(),
         data_name=data_name,
+        origin=weights.origin if isinstance(weights, Transfer) else Origin(),
+        average=Average(model, config.ema_decay) if config.ema_decay else None,
     )
 
 
@@ -181,6 +256,31 @@ def check_same_classes(saved: Checkpoint, train: DetectionDataset, path: Path) -
             f"{path} has {len(saved.classes)} classes ({', '.join(saved.classes)}), "
             f"the data set has {len(train.classes)} ({', '.join(train.classes)}); "
             "a run can only go on with the classes it began with"
+        )
+
+
+def _position(progress: dict[str, Any], path: Path, best_by: str) -> Position:
+    # Runs of earlier versions have left out no batch, and were judged by AP.
+    saved = dict(progress["position"])
+    saved.setdefault("batches_in_epoch", saved.get("step_in_epoch", 0))
+    saved.setdefault("best_value", saved.get("best", {}).get(best_by))
+    saved.setdefault("improved_epoch", saved.get("best_epoch") or 0)
+    try:
+        return Position(**saved)
+    except TypeError as error:
+        raise CheckpointError(f"{path} does not say where the run was: {error}") from error
+
+
+def _check_finite(weights: dict[str, Tensor], position: Position) -> None:
+    """Never let weights that are lost replace some that are not."""
+    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
+    # The largest number of each, not its square, which might be beyond what the type holds.
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(floating.values()), torch.inf)])
+    if not largest.isfinite().all():
+        name = list(floating)[int((~largest.isfinite()).nonzero()[0])]
+        raise TrainingError(
+            f"step {position.step}, epoch {position.epoch + 1}: the weights are not finite, {name} is the first; "
+            "they are not saved, and the checkpoints before stay; a smaller --lr usually cures it"
         )
 
 

@@ -1,24 +1,36 @@
 """Training: a run from the first step, or from where an earlier one stopped."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr import checkpoint as checkpoints
+from deformable_detr.checkpoint import Checkpoint
 from deformable_detr.config import from_dict, to_dict
+from deformable_detr.data.batch import explained_worker_deaths
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
-from deformable_detr.errors import ConfigError, DeformableDetrError
-from deformable_detr.interrupt import uninterrupted
+from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
+from deformable_detr.freezing import count
+from deformable_detr.interrupt import Terminated, terminable, uninterrupted
 from deformable_detr.journal import Journal, check_tensorboard
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.recipes import TrainConfig, fit_to_data
-from deformable_detr.run_folder import create_run_folder, new_run_path, open_run_folder, read_json, write_json
+from deformable_detr.run_folder import (
+    RunFolder,
+    create_run_folder,
+    new_run_path,
+    open_run_folder,
+    read_json,
+    write_json,
+)
 from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
+from deformable_detr.transfer import Origin, Source, plan, read_source, settle
 
 _RUNS = Path("runs")
 
@@ -38,7 +50,13 @@ class Run:
     skipped: dict[str, str]
     """Path of each training image that could not be read, and why."""
     interrupted: bool
-    """Whether Ctrl-C ended it; `resume` goes on."""
+    """Whether Ctrl-C or SIGTERM ended it; `resume` goes on."""
+    terminated: bool = False
+    """Whether it was SIGTERM."""
+    stopped_early: bool = False
+    """Whether `patience` ended it; it counts as complete."""
+    num_not_finite: int = 0
+    """Steps left out because loss or gradient was not finite."""
 
 
 def train(
@@ -48,13 +66,14 @@ def train(
     val_data: DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
+    weights: str | Path | Source | None = None,
     device: str = "auto",
     tensorboard: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
 
-    Ctrl-C ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
+    Ctrl-C or SIGTERM ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
 
     Args:
         config: a recipe, perhaps changed with `dataclasses.replace`.
@@ -62,6 +81,8 @@ def train(
         val_data: what to judge by, if `data` is already open; a share of `data` is held out if left out.
         output: the run folder, which must be empty or not exist; runs/<recipe>-<data>-<number> if left out.
         format: of the data set; recognised by itself if left out.
+        weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
+            structure is theirs, whatever `config.model` says; classes of the same name go on where they were.
         device: "auto" is a CUDA device if there is one, else the CPU.
         tensorboard: write its event files into the run folder, too.
         reporter: is told how it goes.
@@ -69,7 +90,7 @@ def train(
     Raises:
         DataError: the data set or an image in it cannot be used.
         ConfigError: the settings contradict the data or each other.
-        CheckpointError: the backbone's weights cannot be had.
+        CheckpointError: the weights cannot be had.
         BackendError: the device is not here.
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
@@ -77,23 +98,36 @@ def train(
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
     choose_device(device)  # an error here is better than one after a folder and a download
+    source = None if weights is None else read_source(weights)
+    config = settle(config, source)
     opened = _open(config, data, val_data, format)
+    transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
     wanted = config.batch_size
     config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
     if config.batch_size < wanted:
         reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
-    name = opened.train.source.split(":")[0] if isinstance(data, DetectionDataset) else _name(Path(data))
+    name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
     folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
-    if config.model.backbone_weights == "hub":
+    if transfer is None and config.model.backbone_weights == "hub":
         reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
     try:
-        session = start_session(config, folder, opened, name, device=device, weights=True)
+        session = start_session(config, folder, opened, name, device=device, weights=transfer or True)
+        if transfer is not None:
+            write_json(folder.transfer, transfer.record())
+            reporter.say(transfer.describe())
         write_json(folder.config, to_dict(config))
         where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
         write_json(folder.data, {"path": where, "format": format})
-        return _run(session, tensorboard, reporter)
+        _check_metric(config, opened)
+        session.save_last()  # from now on, whatever ends the run, it can be resumed
     except DeformableDetrError:
         folder.take_back()
+        raise
+    try:
+        return _run(session, tensorboard, reporter)
+    except DeformableDetrError:
+        if session.position.step == 0:
+            folder.take_back()
         raise
 
 
@@ -109,7 +143,8 @@ def resume(
 ) -> Run:
     """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
 
-    The learning rate follows its schedule for the new number of epochs.
+    If last.safetensors is damaged, the newest whole checkpoint before it takes its place, and `reporter` is told. The
+    learning rate follows its schedule for the new number of epochs.
 
     Args:
         run: the run folder.
@@ -131,23 +166,62 @@ def resume(
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
     folder = open_run_folder(Path(run))
-    saved = checkpoints.load(folder.last, training=True)
+    path, saved = _newest_whole(folder, reporter)
     assert saved.training is not None
     config = from_dict(TrainConfig, read_json(folder.config))
-    config = with_epochs(config, epochs, saved.training.progress["position"]["epoch"])
+    before = saved.training.progress["position"]
+    config = with_epochs(config, epochs, before["epoch"])
+    if before.get("stopped_early") and epochs is None:
+        raise ConfigError(
+            f"the run stopped early after epoch {before['epoch']}; to go on, ask for more than that with --epochs"
+        )
     origin = read_json(folder.data)
     if data is None and origin.get("path") is None:
         raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
     opened = _open(config, data or origin["path"], val_data, origin.get("format"))
-    check_same_classes(saved, opened.train, folder.last)
+    check_same_classes(saved, opened.train, path)
     name = saved.provenance.get("data", "")
     session = start_session(config, folder, opened, name, device=device, weights=False)
-    session.restore(saved)
-    write_json(folder.config, to_dict(config))
-    folder.forget_after(session.position.step)
+    session = session._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
+    notes = session.restore(saved)
     position = session.position
+    if position.stopped_early:  # and asked to go on: with all its patience
+        position.stopped_early, position.improved_epoch = False, position.epoch
+    folder.make_last(path)
+    write_json(folder.config, to_dict(config))
+    folder.forget_after(position.step, position.epoch)
+    for note in notes:
+        reporter.say(note)
     reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
     return _run(session, tensorboard, reporter)
+
+
+def _newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
+    """Where the newest checkpoint lies that can be read, and its content."""
+    failures: list[CheckpointError] = []
+    for path in folder.resumable():
+        try:
+            saved = checkpoints.load(path, training=True)
+        except CheckpointError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            reporter.say(f"{failure}")
+        if path != folder.last:
+            reporter.say(f"going on from {path.name}, the checkpoint before")
+        return path, saved
+    raise failures[0]
+
+
+def _check_metric(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse to wait for a metric of a class that there is not.
+
+    Raises:
+        ConfigError: names the classes.
+    """
+    class_name, slash, _ = config.best_by.rpartition("/")
+    if slash and class_name not in data.train.classes:
+        raise ConfigError(f"best_by is {config.best_by!r}, but the classes are {', '.join(data.train.classes)}")
 
 
 def _open(
@@ -173,20 +247,29 @@ def _name(path: Path) -> str:
     return path.resolve().stem
 
 
+def _short(source: str) -> str:
+    """How a data set describes itself, up to the first mark, without the paths of this machine."""
+    return " ".join(Path(word).name for word in re.split(r"[,:;] ", source)[0].split())
+
+
 def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
-    """All epochs that are left. Ctrl-C is answered between steps and leaves a run that can go on."""
+    """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
     position, config = session.position, session.config
     assert config.epochs is not None
     _introduce(session, reporter)
-    interrupted = False
-    with Journal(session.folder, tensorboard=tensorboard) as journal:
+    ended_by: KeyboardInterrupt | None = None
+    with Journal(session.folder, tensorboard=tensorboard) as journal, terminable(), explained_worker_deaths():
         try:
-            while position.epoch < config.epochs:
+            while position.epoch < config.epochs and not position.stopped_early:
                 run_epoch(session, journal, reporter)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as interrupt:
+            ended_by = interrupt
             with uninterrupted():
                 session.save_last()
+        except DeformableDetrError:
+            if position.step > 0:
+                reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {session.folder.path}")
+            raise
     for why in session.skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     return Run(
@@ -196,7 +279,10 @@ def _run(session: Session, tensorboard: bool, reporter: Reporter) -> Run:
         best_epoch=position.best_epoch,
         best=position.best,
         skipped=session.skipped,
-        interrupted=interrupted,
+        interrupted=ended_by is not None,
+        terminated=isinstance(ended_by, Terminated),
+        stopped_early=position.stopped_early,
+        num_not_finite=position.num_not_finite,
     )
 
 
@@ -213,10 +299,14 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
         reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
-    parameters = sum(parameter.numel() for parameter in session.model.parameters()) / 1e6
+    parameters = count(session.model)
+    backbone = f"backbone {model.backbone} (weights: {model.backbone_weights})"
+    if session.origin.weights:
+        backbone = f"backbone {model.backbone}, all weights from {session.origin.weights}"
+    frozen = f" ({', '.join(config.freeze)})" if config.freeze else ""
     reporter.say(
-        f"model: {model.variant}, backbone {model.backbone} (weights: {model.backbone_weights}), "
-        f"{parameters:.1f} million parameters, on {session.detector.device}"
+        f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
+        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device}"
     )
     in_force = learning_rate(config.optimizer, config.batch_size)
     origin = ""

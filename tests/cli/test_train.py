@@ -52,6 +52,54 @@ def test_usage_errors(ddetr, scenes, tmp_path):
     assert ddetr("train", "--data", scenes, "--format", "tfrecord").code == 2
 
 
+def test_starting_from_weights(ddetr, weights, scenes, tmp_path):
+    """Without a recipe it is `finetune`, in the structure and the image size of the weights."""
+    output = ("--output", tmp_path / "run", "--device", "cpu")
+    result = ddetr("train", "--data", scenes, "--weights", weights, "--epochs", 1, "--workers", 0, *output)
+    assert result.code == 0, result.err
+    assert "3 kept (disc, square, star), none fresh, none not needed" in result.err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["name"], config["model"]["hidden_dim"], config["preprocessing"]["short_side"]) == (
+        "finetune",
+        32,
+        48,
+    )
+    refused = ddetr("train", "--resume", tmp_path / "run", "--weights", weights, "--freeze", "encoder")
+    assert (refused.code, "--weights" in refused.err, "--freeze" in refused.err) == (2, True, True)
+    replay = ddetr("train", tmp_path / "run" / "config.json", "--data", scenes, "--output", tmp_path / "again")
+    assert (replay.code, "name them with --weights" in replay.err) == (1, True)
+
+
+def test_a_recipe_and_settings_go_on_top_of_weights(ddetr, recipe, weights, scenes, tmp_path):
+    changes = ("--image-size", 40, "--set", "model.dropout=0.4", "--set", "preprocessing.mean=[0.5, 0.5, 0.5]")
+    freeze = ("--freeze", "backbone", "--freeze", "encoder", "--epochs", 1, "--device", "cpu")
+    where = ("--data", scenes, "--weights", weights, "--output", tmp_path / "run")
+    result = ddetr("train", recipe, *where, *changes, *freeze)
+    assert result.code == 0, result.err
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["name"], config["freeze"], config["model"]["dropout"]) == ("tiny", ["backbone", "encoder"], 0.4)
+    assert (config["preprocessing"]["short_side"], config["preprocessing"]["mean"]) == (40, [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "model.hidden_dim=64"], 1, "model.hidden_dim is set to 64, and weights.safetensors has 32"),
+        (["--set", "model.variant=base"], 1, "model.variant is set to 'base', and weights.safetensors has 'two_stage'"),
+        (["--set", "model.num_classes=4"], 1, "model.num_classes comes from the data"),
+        (["--backbone", "resnet18"], 2, "--weights brings the whole network"),
+        (["--backbone-weights", "none"], 2, "--weights brings the whole network"),
+        (["--freeze", "spine"], 1, "freeze holds 'spine'; there are backbone, projections"),
+        (["--freeze", "all_but_heads", "--freeze", "heads"], 1, "nothing is left to train"),
+    ],
+)
+def test_what_contradicts_the_weights_is_refused(ddetr, weights, scenes, tmp_path, arguments, code, message):
+    result = ddetr("train", "--data", scenes, "--weights", weights, "--output", tmp_path / "run", *arguments)
+    assert (result.code, result.out) == (code, "")
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -63,6 +111,9 @@ def test_usage_errors(ddetr, scenes, tmp_path):
         (["--device", "cuda:77"], "device 'cuda:77' is not here"),
         (["--backbone-weights", "nope.pth"], "no such file of backbone weights: nope.pth"),
         (["--lr", "0"], "optimizer.lr is 0"),
+        (["finetune"], "finetune starts from the weights of a whole detector; name them with --weights"),
+        (["--weights", "nope.safetensors"], "no such checkpoint file: nope.safetensors"),
+        (["--freeze", "encoder"], "freeze holds encoder, which would keep random values"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_code_1(ddetr, scenes, tmp_path, monkeypatch, arguments, message):

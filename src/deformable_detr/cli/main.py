@@ -48,7 +48,10 @@ def _options(
 
 
 def run() -> None:
-    """What the command `ddetr` calls. Exit codes: 0 done, 1 an error a user can act on, 2 wrong usage, 130 Ctrl-C."""
+    """What the command `ddetr` calls.
+
+    Exit codes: 0 done, 1 an error a user can act on, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Where there is no network it reports every attempt, twice; the error at the end says it once.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)

@@ -1,6 +1,7 @@
 """`ddetr train`: from command line options to one call of `train` or `resume`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,13 +10,15 @@ import typer
 if TYPE_CHECKING:
     from deformable_detr.recipes import TrainConfig
     from deformable_detr.training import Run
+    from deformable_detr.transfer import Source
 
 
 def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a recipe, or a config.json of an earlier run; small if left out.", metavar="RECIPE"
+            help="Name of a recipe, or a config.json of an earlier run; small if left out, with --weights finetune.",
+            metavar="RECIPE",
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")] = None,
@@ -39,7 +42,23 @@ def train(
     backbone_weights: Annotated[
         str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Start from a whole detector, with its structure: a checkpoint of any kind.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep a part as it is: backbone, projections, encoder, queries, decoder, heads or all_but_heads; "
+            "repeatable."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, help="End after so many epochs without a better result; 0 = never.")
+    ] = None,
+    save_every: Annotated[
+        float | None, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 = only after it.")
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -66,16 +85,22 @@ def train(
         "--format": format,
         "--backbone": backbone,
         "--backbone-weights": backbone_weights,
+        "--weights": weights,
+        "--freeze": freeze or None,
+        "--patience": patience,
+        "--save-every": save_every,
         "--skip-bad-images": skip_bad_images or None,
         "--set": set_ or None,
     }
     given = [name for name, value in changes.items() if value is not None]
     if resume is not None and given:
         raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(given)}")
+    if weights is not None and (backbone is not None or backbone_weights is not None):
+        raise typer.BadParameter("--weights brings the whole network; leave out --backbone and --backbone-weights")
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
 
-    from deformable_detr import training
+    from deformable_detr import training, transfer
     from deformable_detr.progress import TerminalReporter
 
     with TerminalReporter() as reporter:
@@ -85,8 +110,10 @@ def train(
             )
         else:
             assert data is not None
+            source = None if weights is None else transfer.read_source(weights)
             config = chosen_config(
-                recipe or "small",
+                recipe or ("small" if source is None else "finetune"),
+                source=source,
                 epochs=epochs,
                 batch_size=batch_size,
                 lr=lr,
@@ -96,6 +123,9 @@ def train(
                 workers=workers,
                 backbone=backbone,
                 backbone_weights=backbone_weights,
+                freeze=freeze or [],
+                patience=patience,
+                save_every=save_every,
                 skip_bad_images=skip_bad_images,
                 settings=set_ or [],
             )
@@ -104,6 +134,7 @@ def train(
                 data=data,
                 output=output,
                 format=format,
+                weights=None if source is None else transfer.changed(source, config),
                 device=device,
                 tensorboard=tensorboard,
                 reporter=reporter,
@@ -130,10 +161,12 @@ def _conclude(run: "Run") -> None:
         "best_epoch": run.best_epoch,
         "best": run.best,
         "interrupted": run.interrupted,
+        "stopped_early": run.stopped_early,
+        "steps_left_out": run.num_not_finite,
     }
     typer.echo(json.dumps(record))
     if run.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(143 if run.terminated else 130)
 
 
 def chosen_config(
@@ -148,10 +181,16 @@ def chosen_config(
     workers: int | None = None,
     backbone: str | None = None,
     backbone_weights: str | None = None,
+    source: "Source | None" = None,
+    freeze: Sequence[str] = (),
+    patience: int | None = None,
+    save_every: float | None = None,
     skip_bad_images: bool = False,
     settings: list[str],
 ) -> "TrainConfig":
     """A recipe, or the config of an earlier run, with what the command line changes; `settings` come last.
+
+    With weights to start from, what they bring comes first.
 
     Raises:
         ConfigError: no such recipe or file, or a setting that does not exist or has the wrong type.
@@ -161,8 +200,11 @@ def chosen_config(
     from deformable_detr.config import apply_overrides
     from deformable_detr.errors import ConfigError
     from deformable_detr.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
+    from deformable_detr.transfer import settle
 
     config = find_recipe(recipe)
+    if source is not None:
+        config = settle(config, source)
     if image_size is not None:
         config = with_image_size(config, image_size)
     if augment is not None:
@@ -177,7 +219,10 @@ def chosen_config(
         batch_size=config.batch_size if batch_size is None else batch_size,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
+        patience=config.patience if patience is None else patience,
+        save_every=config.save_every if save_every is None else save_every,
         skip_bad_images=config.skip_bad_images or skip_bad_images,
+        freeze=tuple(freeze) or config.freeze,
     )
     if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
         raise ConfigError("model.num_classes comes from the data and cannot be set")

@@ -4,8 +4,10 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -42,6 +44,28 @@ def collate(items: Sequence[Item]) -> Batch:
         targets=[item.target for item in items],
         sample_indices=[item.sample_index for item in items],
         original_sizes_wh=[item.original_wh for item in items],
+    )
+
+
+def split(batch: Batch, count: int) -> list[Batch]:
+    """The batch in so many parts of consecutive images, or as many as it has images, each padded as on its own."""
+    num_images = len(batch.images)
+    count = min(count, num_images)
+    if count == 1:
+        return [batch]
+    bounds = [num_images * part // count for part in range(count + 1)]
+    return [_cut(batch, slice(start, end)) for start, end in pairwise(bounds)]
+
+
+def _cut(batch: Batch, where: slice) -> Batch:
+    image = ~batch.padding_mask[where]
+    height, width = int(image.any(2).sum(1).max()), int(image.any(1).sum(1).max())
+    return Batch(
+        images=batch.images[where, :, :height, :width],
+        padding_mask=batch.padding_mask[where, :height, :width],
+        targets=batch.targets[where],
+        sample_indices=batch.sample_indices[where],
+        original_sizes_wh=batch.original_sizes_wh[where],
     )
 
 
@@ -85,6 +109,8 @@ class ShuffledBatches(Sampler[list[int]]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self.start = 0
+        """The batch of the epoch to begin with."""
         self.drop_last = drop_last and num_samples >= batch_size
 
     def __len__(self) -> int:
@@ -93,7 +119,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.num_samples, self.seed, self.epoch)
-        for batch in range(len(self)):
+        for batch in range(self.start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
@@ -111,16 +137,22 @@ class BatchLoader:
     skip_bad_images: bool
     skipped: dict[int, str] = field(default_factory=dict)
     """Position in the data set of each image left out so far, and why."""
+    consumed: int = 0
+    """Batches of this epoch that have been asked for, also those of which no image could be read."""
     _workers: DataLoader[Item | BadImage] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the random decisions of this epoch, for the iterations that begin after this."""
+    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
+        """Choose the order and the random decisions of this epoch, for the iterations that begin after this.
+
+        Training may begin at batch `start`; no image before it is read.
+        """
         self.source.set_epoch(epoch)
+        self.consumed = start
         if isinstance(self.batches, ShuffledBatches):
-            self.batches.epoch = epoch
+            self.batches.epoch, self.batches.start = epoch, start
 
     def close(self) -> None:
         """Let the worker processes go; a later iteration starts new ones."""
@@ -131,6 +163,7 @@ class BatchLoader:
             self._workers = self.open_workers()
         results = iter(self._workers)
         while (collated := next(results, None)) is not None:
+            self.consumed += 1
             for bad_image in collated.bad_images:
                 if not self.skip_bad_images:
                     # The traceback would keep the workers in a cycle, and torch waits for seconds for workers that
@@ -222,5 +255,26 @@ def _usable_processors() -> int:
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; only the main process should answer it.
+    # Ctrl-C reaches the whole process group, and so does a cluster's SIGTERM; only the main process should answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def explained_worker_deaths() -> Iterator[None]:
+    """Turn what torch raises when a process that reads images dies into one clear line.
+
+    It may come at any moment, from a signal handler, and not only while a batch is waited for.
+
+    Raises:
+        DataError: such a process died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"a process that reads images ended unexpectedly: {' '.join(str(error).split())} "
+            "The usual cause is too little memory; ask for fewer with --workers"
+        ) from error

@@ -8,6 +8,7 @@ from deformable_detr.boxes import inverse_sigmoid
 from deformable_detr.nn.deformable_attention import DeformableAttention
 from deformable_detr.nn.dropout import Dropout
 from deformable_detr.nn.ffn import MLP, FeedForward
+from deformable_detr.nn.full_precision import in_float32
 from deformable_detr.types import Memory, Predictions, Queries
 
 
@@ -73,8 +74,8 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             content = layer(content, queries.position, _in_each_level(reference, memory.valid_ratios), memory)
             head = index if self.refine else 0
-            boxes = _shift(reference, self.box_heads[head](content))
-            predictions.append(Predictions(self.class_heads[head](content), boxes))
+            boxes = _shift(reference, in_float32(self.box_heads[head], content))
+            predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))
             if self.refine:
                 # Each head learns from its own layer's loss alone.
                 reference = boxes.detach()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deformable_detr.nn.encoder import pixel_centres
 from deformable_detr.nn.ffn import MLP
+from deformable_detr.nn.full_precision import in_float32
 from deformable_detr.nn.position import embed_boxes
 from deformable_detr.types import Memory, Predictions, Queries, SpatialShapes
 
@@ -36,7 +37,7 @@ class LearnedQueries(nn.Module):
         """Queries with 2-d references; no proposals."""
         batch = memory.tokens.shape[0]
         position, content = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
-        return Queries(content, position, self.reference_points(position).sigmoid()), None
+        return Queries(content, position, in_float32(self.reference_points, position).sigmoid()), None
 
 
 class ProposalQueries(nn.Module):
@@ -69,9 +70,9 @@ class ProposalQueries(nn.Module):
         inside = ((anchors > _PROPOSAL_MARGIN) & (anchors < 1 - _PROPOSAL_MARGIN)).all(-1)
         valid = inside & ~memory.padding_mask
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
-        logits = self.class_head(tokens)
+        logits = in_float32(self.class_head, tokens)
         anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf"))
-        boxes = (self.box_head(tokens) + anchor_logits).sigmoid()
+        boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
         reference = _pick(boxes, self._best(logits, valid)).detach()
         embedded = embed_boxes(reference, self.position_proj.in_features)
         position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)

@@ -55,6 +55,11 @@ _IN_FILES = (
     (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
     (re.compile(r"(coder\.layers\.\d+)\.fc"), r"\1.mlp.fc"),
 )
+_TO_FILES = (
+    (re.compile(r"^model\.backbone\."), "model.backbone.conv_encoder."),
+    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"(coder\.layers\.\d+)\.mlp\.fc"), r"\1.fc"),
+)
 _ALIAS = "model.decoder."
 # Self-attention's three matrices are one tensor here and three there.
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
@@ -107,6 +112,7 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
     weights: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     parts: dict[str, dict[str, Tensor]] = {}
+    foreign: list[str] = []
     for name, tensor in theirs.items():
         plain = _model_name(name)
         part = _THEIR_PARTS.fullmatch(plain)
@@ -115,11 +121,17 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
             continue
         if name.endswith(_COUNTERS):
             continue
-        ours = _our_name(name, plain, config)
+        ours = _our_name(plain, config)
+        if ours is None:
+            foreign.append(name)
+            continue
         if ours in weights and not torch.equal(weights[ours], tensor):
             raise CheckpointError(f"{name} should be a copy of {origin[ours]}, and is not; is this of another variant?")
         weights.setdefault(ours, tensor)
         origin.setdefault(ours, name)
+    if foreign:
+        others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
+        raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
     for ours, pieces in parts.items():
         missing = [part for part in _PARTS if part not in pieces]
         if missing:
@@ -130,6 +142,13 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
             for layer in range(1, config.decoder_layers):
                 weights[name.replace(".0.", f".{layer}.", 1)] = weights[name]
     return weights
+
+
+def file_key(name: str) -> str:
+    """What their files, of all versions, call a parameter of their models."""
+    for pattern, replacement in _TO_FILES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
@@ -163,7 +182,7 @@ def _model_name(name: str) -> str:
     return without if HEAD.fullmatch(without) else name
 
 
-def _our_name(name: str, plain: str, config: DeformableDETRConfig) -> str:
+def _our_name(plain: str, config: DeformableDETRConfig) -> str | None:
     head = HEAD.fullmatch(plain)
     if head is not None:
         kind, layer, rest = head.groups()
@@ -179,7 +198,7 @@ def _our_name(name: str, plain: str, config: DeformableDETRConfig) -> str:
         renamed = _rename(inner if native else plain, theirs, ours, shift=1)
         if renamed is not None:
             return _OUR_BACKBONE * native + renamed
-    raise CheckpointError(f"{name!r} is not a parameter of Deformable DETR in transformers")
+    return None
 
 
 def _rename(name: str, old: str, new: str, shift: int = 0) -> str | None:
