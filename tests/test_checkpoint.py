@@ -106,7 +106,7 @@ def rewrite(path, **changes):
     ("changes", "message"),
     [
         ({"schema_version": 2}, "schema version 2, this deformable-detr .* reads up to 1; a newer release"),
-        ({"schema_version": "x"}, "no schema version"),
+        ({"schema_version": "x"}, "no schema version that ever was"),
         ({"classes": ["cat"]}, "1 class names and 2 category ids for a model of 2 classes"),
         ({"classes": None}, "incomplete: 'classes'"),
         ({"classes": 3}, "incomplete"),
@@ -166,3 +166,94 @@ def test_a_full_disk_is_an_output_error_and_keeps_the_old_file(checkpoint, path,
     with pytest.raises(OutputError, match="No space left"):
         save(checkpoint, path)
     assert path.read_bytes() == before
+
+
+# Headers as releases wrote them. Never changed: a file of every schema must load in every later release.
+HEADERS = {
+    1: {
+        "schema_version": 1,
+        "model": {
+            "name": "deformable_detr",
+            "config": {
+                "num_classes": 2,
+                "variant": "two_stage",
+                "backbone": "test_resnet",
+                "backbone_weights": "none",
+                "dilation": False,
+                "frozen_stages": 0,
+                "frozen_batch_norm": False,
+                "num_levels": 2,
+                "hidden_dim": 32,
+                "num_heads": 2,
+                "encoder_layers": 1,
+                "decoder_layers": 2,
+                "encoder_points": 2,
+                "decoder_points": 3,
+                "ffn_dim": 48,
+                "num_queries": 11,
+                "dropout": 0.1,
+                "features": "padded",
+                "proposals": "paper",
+            },
+        },
+        "classes": ["cat", "dog"],
+        "category_ids": [17, 3],
+        "preprocessing": {
+            "short_side": 48,
+            "max_side": 80,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "metrics": {"ap": 0.25, "ap_small": -1.0},
+        "provenance": {"deformable_detr": "0.1.0.dev0", "torch": "2.15.0", "recipe": "tiny"},
+        "licence": "CC0-1.0",
+    }
+}
+
+
+def write_with_header(header, weights, path):
+    save_file(dict(weights), path, {"deformable_detr": json.dumps(header)})
+
+
+def test_there_is_a_header_of_every_schema():
+    assert list(HEADERS) == list(range(1, checkpoints.SCHEMA_VERSION + 1))
+
+
+@pytest.mark.parametrize("version", HEADERS)
+def test_files_of_every_schema_load(checkpoint, tmp_path, version):
+    header = HEADERS[version]
+    write_with_header(header, checkpoint.weights, tmp_path / "old")
+    loaded = load(tmp_path / "old")
+    assert equal(build_model(loaded, "old").state_dict(), checkpoint.weights)
+    settings = {name: getattr(loaded.model, name) for name in header["model"]["config"]}
+    assert settings == header["model"]["config"]
+    assert (loaded.classes, loaded.category_ids) == (("cat", "dog"), (17, 3))
+    assert (loaded.preprocessing.short_side, loaded.preprocessing.max_side) == (48, 80)
+    assert (loaded.metrics, loaded.licence) == ({"ap": 0.25, "ap_small": -1.0}, "CC0-1.0")
+    assert loaded.provenance["recipe"] == "tiny"
+
+
+def test_settings_that_came_later_are_what_files_without_them_meant(checkpoint, tmp_path):
+    header = json.loads(json.dumps(HEADERS[1]))
+    for name in ("features", "proposals"):  # younger than the published models
+        del header["model"]["config"][name]
+    header["added_by_somebody"] = {"x": 1}
+    write_with_header(header, checkpoint.weights, tmp_path / "old")
+    loaded = load(tmp_path / "old")
+    assert (loaded.model.features, loaded.model.proposals) == ("padded", "paper")
+
+
+def test_what_is_written_now_has_the_newest_schema_and_all_its_entries(checkpoint):
+    header = checkpoints.to_header(checkpoint)
+    newest = HEADERS[checkpoints.SCHEMA_VERSION]
+    assert header.keys() == newest.keys()
+    assert header["schema_version"] == newest["schema_version"]
+    assert newest["model"]["config"].keys() <= header["model"]["config"].keys()
+    assert newest["preprocessing"].keys() <= header["preprocessing"].keys()
+
+
+@pytest.mark.parametrize("version", [0, -1, True])
+def test_versions_that_never_were_are_refused(path, version):
+    rewrite(path, schema_version=version)
+    with pytest.raises(CheckpointError, match="schema"):
+        load(path)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from deformable_detr.interrupt import uninterrupted
+from deformable_detr.interrupt import Terminated, terminable, uninterrupted
 
 
 def ctrl_c():
@@ -60,3 +60,56 @@ def test_other_threads_may_use_it():
     thread.start()
     thread.join()
     assert done == [1]
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_is_raised_at_once_or_after_the_block():
+    with pytest.raises(Terminated), terminable():
+        sigterm()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    done = []
+
+    def block():
+        with terminable(), uninterrupted():
+            sigterm()
+            done.append("finished")
+
+    with pytest.raises(Terminated):
+        block()
+    assert done == ["finished"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_second_sigterm_ends_the_process_at_once(inside):
+    child = os.fork()
+    if child == 0:
+        try:
+            with terminable():
+                try:
+                    with uninterrupted():
+                        sigterm()
+                        if inside:
+                            sigterm()
+                except Terminated:
+                    with uninterrupted():
+                        sigterm()
+        finally:
+            os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+def test_sigterm_of_others_is_left_alone():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
+    try:
+        with terminable(), uninterrupted():
+            sigterm()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == ["theirs"]

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from deformable_detr import loop
+from deformable_detr.checkpoint import load
 from deformable_detr.errors import DataError, TrainingError
+from deformable_detr.evaluation import EvaluationReport
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
+from deformable_detr.metrics import Metrics
 from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.recipes import fit_to_data
 from deformable_detr.run_folder import create_run_folder
@@ -155,3 +158,84 @@ def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeyp
     run(session)
     assert len(taken) == 2
     assert not set(taken[0]) & set(taken[1])
+
+
+def start(config, scenes, folder):
+    data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
+    config = fit_to_data(config, num_images=8, num_classes=3)
+    return start_session(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_step_in_parts_is_the_same_step(tiny_config, scenes, tmp_path, parts):
+    # A first stage counts the positions in the padding as background, and parts have less padding.
+    model = replace(tiny_config.model, variant="refine", dropout=0.0, features="per_image")
+    config = replace(tiny_config, model=model, batch_size=8)
+    sessions = [start(replace(config, accumulate=count), scenes, tmp_path / str(count)) for count in (1, parts)]
+    for module in (module for one in sessions for module in one.model.modules()):
+        if "Norm" in type(module).__name__:
+            module.eval()  # statistics of a batch would be those of a part
+    for one in sessions:
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in one.model.named_parameters():
+            if "sampling_offsets.bias" in name:
+                # Untrained points lie between pixels to the bit, where rounding decides on the gradient.
+                parameter.data.add_(0.1 * torch.rand(parameter.shape, generator=generator))
+    batch = next(iter(sessions[0].loader))
+    steps = [loop._take_step(session, batch) for session in sessions]
+    assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)
+    assert steps[0].terms == pytest.approx(steps[1].terms, rel=1e-5, abs=1e-6)
+    assert steps[0].grad_norm == pytest.approx(steps[1].grad_norm, rel=1e-5)
+    for (name, one), other in zip(sessions[0].model.named_parameters(), sessions[1].model.parameters(), strict=True):
+        if one.grad is not None:
+            scale = max(1e-3, float(one.grad.abs().max()))
+            torch.testing.assert_close(
+                other.grad / scale, one.grad / scale, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_what_is_judged_and_kept_is_the_average(session):
+    run(session)
+    best = load(session.folder.best).weights
+    averaged, trained = session.average.model.state_dict(), session.model.state_dict()
+    assert all(torch.equal(best[name], averaged[name]) for name in best)
+    assert not all(torch.equal(best[name], trained[name]) for name in best)
+    saved = load(session.folder.last, training=True)
+    assert all(torch.equal(saved.training.tensors[f"trained/{name}"], one) for name, one in trained.items())
+
+
+class Judge:
+    """An evaluation that gives these values of AP, one after the other."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def __call__(self, detector, dataset, **_):
+        twelve = dict.fromkeys(("ap50", "ap75", "ap_small", "ap_medium", "ap_large"), 0.5)
+        twelve |= dict.fromkeys(("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"), 0.5)
+        metrics = Metrics(ap=self.values.pop(0), **twelve, per_class={})
+        return EvaluationReport(metrics=metrics, detections=[], dataset=dataset, skipped={}, num_skipped=0, seconds=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "best_by", "completed"),
+    [
+        ([0.1, 0.3, 0.2, 0.2, 0.9], "ap", 4),
+        ([0.1, 0.1, 0.1], "ap", 3),  # of equals the later is kept, but it is no improvement
+        ([0.1, 0.2, 0.3, 0.4, 0.5], "ap50", 3),
+        ([-1.0] * 5, "ap", 5),  # nothing to judge by
+    ],
+)
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    tiny_config, scenes, tmp_path, monkeypatch, values, best_by, completed
+):
+    session = start(replace(tiny_config, epochs=5, patience=2, best_by=best_by), scenes, tmp_path / "run")
+    monkeypatch.setattr(loop, "evaluate", Judge(values))
+    notes = Notes()
+    while session.position.epoch < 5 and not session.position.stopped_early:
+        run(session, notes)
+    assert session.position.epoch == completed
+    assert session.position.stopped_early == (completed < 5)
+    assert any(line.startswith(f"stopped early: no better {best_by} in the 2 epochs") for line in notes.lines) == (
+        completed < 5
+    )

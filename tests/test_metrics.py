@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.errors import DataError
+from deformable_detr.errors import ConfigError, DataError
 from deformable_detr.metrics import (
     ClassMetrics,
     Metrics,
@@ -274,3 +275,15 @@ def test_detections_must_fit_the_data_set():
     unknown = Detections(torch.zeros(1, 4), torch.zeros(1), torch.tensor([2]))
     with pytest.raises(ValueError, match="from 2 to 2, the data set has 2 classes"):
         coco_metrics([unknown], dataset)
+
+
+def test_a_number_by_its_name():
+    twelve = {field.name: 0.1 for field in dataclasses.fields(Metrics) if field.name != "per_class"}
+    metrics = Metrics(**twelve | {"ap50": 0.7}, per_class={"a/b": ClassMetrics(0.2, 0.3, 0.4, 0.5)})
+    assert metrics.value("ap50") == 0.7
+    assert metrics.value("a/b/ap75") == 0.4
+    for name in ("ap90", "per_class", "a/b/ap_small"):
+        with pytest.raises(ConfigError, match=f"no metric '{name}'; there are ap, ap50"):
+            metrics.value(name)
+    with pytest.raises(ConfigError, match="there is no cat/ap: the classes are a/b"):
+        metrics.value("cat/ap")

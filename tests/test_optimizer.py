@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -76,8 +77,60 @@ def test_clipping_reports_the_2_norm_from_before(clip_norm):
         {"warmup_steps": -1},
         {"drop_at": 0.0},
         {"drop_at": 1.5},
+        {"final_factor": 1.5},
+        {"heads_lr_factor": -0.5},
     ],
 )
 def test_values_no_run_could_mean_are_refused(settings):
     with pytest.raises(ConfigError, match=f"optimizer.{next(iter(settings))} is"):
         OptimizerConfig(**settings)
+
+
+def test_a_cosine_falls_from_the_warm_up_to_the_last_step():
+    config = OptimizerConfig(schedule="cosine", warmup_steps=4, final_factor=0.1)
+    shares = [schedule(config, step, 21) for step in range(21)]
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert shares[12] == pytest.approx(0.55)  # half of the way down
+    assert shares[20] == pytest.approx(0.1)
+    assert all(a > b for a, b in pairwise(shares[4:]))
+
+
+def test_a_flat_cosine_falls_from_drop_at_on():
+    config = OptimizerConfig(schedule="flat_cosine", drop_at=0.5, final_factor=0.0)
+    shares = [schedule(config, step, 21) for step in range(21)]
+    assert shares[:11] == [1.0] * 11
+    assert shares[15] == pytest.approx(0.5)
+    assert shares[20] == pytest.approx(0.0)
+    assert [schedule(replace(config, drop_at=1.0), step, 5) for step in range(5)] == [1.0] * 5
+
+
+@pytest.mark.parametrize("name", ["cosine", "flat_cosine", "step"])
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_the_shortest_runs_have_a_learning_rate(name, total):
+    config = OptimizerConfig(schedule=name, warmup_steps=5)
+    assert all(0 < schedule(config, step, total) <= 1 for step in range(total))
+
+
+def test_every_part_has_its_factor():
+    with torch.device("meta"):
+        model = build(DeformableDETRConfig(variant="two_stage"), load_backbone_weights=False)
+    config = OptimizerConfig(encoder_lr_factor=0.5, decoder_lr_factor=0.25, heads_lr_factor=3.0)
+    optimizer = make_optimizer(model, config, 1.0)
+    rates = {parameter: group["peak_lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name: rates[parameter] for name, parameter in model.named_parameters() if parameter in rates}
+    wanted = {
+        "encoder.layers.0.ffn.": 0.5,
+        "encoder.layers.5.self_attention.sampling_offsets.": 0.05,
+        "decoder.layers.0.ffn.": 0.25,
+        "decoder.layers.0.cross_attention.sampling_offsets.": 0.025,
+        "decoder.class_heads.": 3.0,
+        "query_source.box_head.": 3.0,
+        "pyramid.backbone.": 0.1,
+        "pyramid.projections.": 1.0,
+    }
+    for start, factor in wanted.items():
+        of_it = [rate for name, rate in found.items() if name.startswith(start)]
+        assert of_it, start
+        assert of_it == pytest.approx([factor] * len(of_it)), start
+    assert optimizer.param_groups[0]["peak_lr"] == 1.0
+    assert len(rates) == sum(parameter.requires_grad for parameter in model.parameters())

@@ -143,3 +143,20 @@ def test_finetune_is_gentler_than_small():
     assert finetune().epochs is None
     assert learning_rate(finetune().optimizer, 4) < learning_rate(small().optimizer, 4) / 2
     assert finetune().optimizer.warmup_steps > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"save_every": -1.0}, "save_every is -1.0"),
+        ({"keep_last": 0}, "keep_last is 0"),
+        ({"patience": -1}, "patience is -1"),
+        ({"accumulate": 5, "batch_size": 4}, "accumulate is 5 and batch_size 4"),
+        ({"best_by": "map"}, "no metric 'map'; there are ap, ap50"),
+        ({"best_by": "cat/ap_small"}, "CLASS/ap, CLASS/ap50"),
+    ],
+)
+def test_settings_of_a_run_no_run_could_mean_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(TrainConfig(), **settings)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deformable_detr.checkpoint import load
-from deformable_detr.errors import CheckpointError, ConfigError
+from deformable_detr.errors import CheckpointError, ConfigError, TrainingError
 from deformable_detr.recipes import fit_to_data
 from deformable_detr.run_folder import create_run_folder
 from deformable_detr.session import check_same_classes, start_session, with_epochs
@@ -133,3 +133,46 @@ def test_the_loader_knows_the_cache_and_the_epochs(start, tiny_config):
     session = start(image_cache_gb=0.001, epochs=20, augmentation=replace(tiny_config.augmentation, mixing_off=0.25))
     assert session.loader.source._cache_bytes_left == 1_000_000
     assert session.loader.source.mixing_epochs == 15
+
+
+def test_runs_of_earlier_versions_go_on(start):
+    """Their checkpoints have no average and fewer counters."""
+    one, other = start(ema_decay=0.0), start()
+    step(one, 0)
+    one.save_last()
+    saved = load(one.folder.last, training=True)
+    kept = ("epoch", "step", "step_in_epoch", "evaluation_seconds", "best_epoch", "best")
+    saved.training.progress["position"] = {name: saved.training.progress["position"][name] for name in kept}
+    (note,) = other.restore(saved)
+    assert "no averaged weights: averaging begins here" in note
+    assert (other.position.batches_in_epoch, other.average.updates) == (1, 0)
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(other.model.state_dict()[name], tensor)
+        assert torch.equal(other.average.model.state_dict()[name], tensor)
+
+
+def test_without_an_average_the_weights_themselves_are_judged(start):
+    session = start(ema_decay=0.0)
+    assert session.average is None
+    assert session.judged is session.detector
+
+
+def test_weights_that_are_lost_do_not_replace_others(start):
+    session = start()
+    session.save_last()
+    before = session.folder.last.read_bytes()
+    with torch.no_grad():
+        session.model.pyramid.level_embed[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match=r"weights are not finite, pyramid\.level_embed is the first"):
+        session.save_last()
+    assert session.folder.last.read_bytes() == before
+
+
+def test_older_checkpoints_are_kept_in_order(start):
+    session = start(keep_last=3)
+    for number in range(5):
+        session.position.step = number
+        session.save_last()
+    steps = [load(path, training=True).training.progress["position"]["step"] for path in session.folder.resumable()]
+    assert steps == [4, 3, 2]
+    assert not list(session.folder.path.glob("new-*"))

@@ -139,8 +139,8 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
     version = header.get("schema_version") if isinstance(header, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path}: its description has no schema version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: its description has no schema version that ever was")
     if version > SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
@@ -182,15 +182,15 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
     return checkpoint
 
 
-def build_model(checkpoint: Checkpoint, path: Path) -> DeformableDETR:
-    """The network with the checkpoint's weights; `path` is for messages.
+def build_model(checkpoint: Checkpoint, source: str | Path) -> DeformableDETR:
+    """The network with the checkpoint's weights; `source` is for messages.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
     """
     _, build = MODELS[_MODEL]
     model = build(checkpoint.model, load_backbone_weights=False)
-    load_weights(model, checkpoint.weights, str(path))
+    load_weights(model, checkpoint.weights, str(source))
     return model
 
 

@@ -10,13 +10,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr import checkpoint
+from deformable_detr.checkpoint import build_model
 from deformable_detr.data.images import load_image
 from deformable_detr.data.transforms import Preprocessing, to_model_input
 from deformable_detr.errors import BackendError
 from deformable_detr.models import DeformableDETR
 from deformable_detr.postprocess import to_detections
+from deformable_detr.progress import Reporter
 from deformable_detr.types import Detections
+from deformable_detr.weights import read
 
 ImageLike = str | Path | Image.Image | np.ndarray
 """A file, a picture, or pixels as (height, width, 3) RGB or (height, width) gray, 0..255 in uint8."""
@@ -64,16 +66,30 @@ class Detector:
         return Detector(model, self.classes, self.category_ids, self.preprocessing, device=str(self.device))
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto") -> "Detector":
-        """The detector in a checkpoint file; model, classes and preprocessing come from the file.
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        sha256: str | None = None,
+        reporter: Reporter | None = None,
+    ) -> "Detector":
+        """The detector in a checkpoint, published ones included; model, classes and preprocessing come from there.
+
+        Args:
+            source: a file or run folder of ours, an official .pth, or a folder of transformers; or an https address
+                or a name on huggingface.co, such as "SenseTime/deformable-detr".
+            device: "auto" is a CUDA device if there is one, else the CPU.
+            sha256: what the weights file must hash to, in hex.
+            reporter: told how far a download is.
 
         Raises:
-            CheckpointError: the file is missing, damaged or not a checkpoint.
+            CheckpointError: missing, not to be fetched, damaged, or not a checkpoint of this model.
+            OutputError: a download cannot be kept; the disk may be full.
             BackendError: the device does not exist here.
         """
-        path = Path(path)
-        loaded = checkpoint.load(path)
-        model = checkpoint.build_model(loaded, path)
+        loaded = read(source, sha256=sha256, reporter=reporter)
+        model = build_model(loaded, source)
         return cls(model, loaded.classes, loaded.category_ids, loaded.preprocessing, device=device)
 
     def predict(

@@ -307,9 +307,11 @@ def _restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.AdamW, ten
                 continue  # a parameter that had no gradient yet
             if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
-            # AdamW keeps its step counter on the CPU and its moments beside the parameter.
+            # AdamW keeps its step counter on the CPU and its moments beside the parameter. Copies, because what was
+            # loaded may still lie in the file, and a file may go away.
             optimizer.state[parameter] = {
-                moment: one.clone() if moment == "step" else one.to(parameter.device) for moment, one in found.items()
+                moment: one.clone() if moment == "step" else one.to(parameter.device, copy=True)
+                for moment, one in found.items()
             }
 
 

@@ -98,7 +98,7 @@ def train(
     reporter = reporter or Silence()
     check_tensorboard(tensorboard)
     choose_device(device)  # an error here is better than one after a folder and a download
-    source = None if weights is None else read_source(weights)
+    source = None if weights is None else read_source(weights, reporter=reporter)
     config = settle(config, source)
     opened = _open(config, data, val_data, format)
     transfer = None if source is None else plan(source, opened.train.classes, config.freeze)

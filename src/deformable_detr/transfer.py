@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from deformable_detr.checkpoint import Checkpoint, load_weights
 from deformable_detr.errors import CheckpointError, ConfigError
+from deformable_detr.progress import Reporter
 from deformable_detr.recipes import TrainConfig, with_image_size
 from deformable_detr.weights import read
 from deformable_detr.weights.coco import COCO_CLASSES, UNUSED
+from deformable_detr.weights.download import shown
 
 # Settings of the model that may differ from those the weights were trained with: no tensor depends on them.
 _FREE = ("dropout", "frozen_stages", "features", "proposals")
@@ -105,7 +107,7 @@ class Transfer(NamedTuple):
         }
 
 
-def read_source(weights: str | Path | Source) -> Source:
+def read_source(weights: str | Path | Source, *, reporter: Reporter | None = None) -> Source:
     """Weights from wherever `deformable_detr.weights.read` finds them.
 
     Raises:
@@ -114,7 +116,8 @@ def read_source(weights: str | Path | Source) -> Source:
     if isinstance(weights, Source):
         return weights
     path = Path(weights)
-    return Source(path.resolve().name if path.exists() else str(weights), read(weights))
+    name = path.resolve().name if path.exists() else shown(str(weights))
+    return Source(name, read(weights, reporter=reporter))
 
 
 def settle(config: TrainConfig, source: Source | None) -> TrainConfig:

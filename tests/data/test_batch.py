@@ -222,3 +222,26 @@ def test_workers_share_the_cache(dataset):
 
     assert (bound(0), bound(1)) == (1000, 1000)
     assert bound(2) == 500
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_parts_are_padded_as_on_their_own(count):
+    sizes = [(5, 9), (7, 4), (3, 8), (6, 6)]
+    items = [
+        b.Item(
+            torch.rand(3, height, width),
+            Target(torch.zeros(n, dtype=torch.int64), torch.rand(n, 4)),
+            n,
+            (width, height),
+        )
+        for n, (height, width) in enumerate(sizes)
+    ]
+    parts = b.split(b.collate(items), count)
+    assert [index for part in parts for index in part.sample_indices] == [0, 1, 2, 3]
+    assert len(parts) == min(count, 4)
+    for part in parts:
+        alone = b.collate([items[index] for index in part.sample_indices])
+        assert torch.equal(part.images, alone.images)
+        assert torch.equal(part.padding_mask, alone.padding_mask)
+        assert part.original_sizes_wh == alone.original_sizes_wh
+        assert all(torch.equal(one.boxes, two.boxes) for one, two in zip(part.targets, alone.targets, strict=True))

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    weights: Annotated[Path, typer.Argument(help="A checkpoint, e.g. runs/.../best.safetensors.")],
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint or run folder, an https address, or OWNER/NAME on huggingface.co.")
+    ],
     data: Annotated[Path, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")],
     split: Annotated[
         str | None, typer.Option(help="Which part of it; val if left out, or all there is if it has no parts.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; no result depends on it.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    sha256: Annotated[str | None, typer.Option(help="What the weights file must hash to.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     format: Annotated[
         Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; recognised by itself if left out.")
@@ -37,9 +40,9 @@ def evaluate(
     from deformable_detr.progress import TerminalReporter
     from deformable_detr.splits import open_for_evaluation
 
-    detector = Detector.load(weights, device=device)
-    dataset = open_for_evaluation(data, split, format, skip_bad_images)
     with TerminalReporter() as reporter:
+        detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
+        dataset = open_for_evaluation(data, split, format, skip_bad_images)
         reporter.say(f"data: {dataset.source}, {len(dataset)} images")
         report = evaluation.evaluate(
             detector,
@@ -52,7 +55,7 @@ def evaluate(
     for why in report.skipped.values():  # each names its file
         typer.echo(f"skipped: {why}", err=True)
     if as_json:
-        typer.echo(json.dumps(_record(report, str(weights))))
+        typer.echo(json.dumps(_record(report, weights)))
         return
     console = Console(stderr=True)
     skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""

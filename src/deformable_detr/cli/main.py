@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deformable_detr.cli.check_data import check_data
+from deformable_detr.cli.convert import convert
 from deformable_detr.cli.demo import demo
 from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("convert")(convert)
 app.command("check-data")(check_data)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -8,7 +8,9 @@ import typer
 
 
 def predict(
-    weights: Annotated[Path, typer.Argument(help="A checkpoint, e.g. runs/.../best.safetensors.")],
+    weights: Annotated[
+        str, typer.Argument(help="A checkpoint or run folder, an https address, or OWNER/NAME on huggingface.co.")
+    ],
     images: Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom) and patterns.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder for annotated pictures and detections.json (COCO).")
@@ -21,6 +23,7 @@ def predict(
         int, typer.Option(min=1, help="Images of equal size at a time; no result depends on it.")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    sha256: Annotated[str | None, typer.Option(help="What the weights file must hash to.")] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -31,8 +34,8 @@ def predict(
     from deformable_detr.progress import TerminalReporter
 
     paths = find_images(images)
-    detector = Detector.load(weights, device=device)
     with TerminalReporter() as reporter:
+        detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
         skipped = 0
         for done, result in enumerate(
             predict_files(

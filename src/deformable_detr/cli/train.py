@@ -43,7 +43,8 @@ def train(
         str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Start from a whole detector, with its structure: a checkpoint of any kind.")
+        str | None,
+        typer.Option(help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME."),
     ] = None,
     freeze: Annotated[
         list[str] | None,
@@ -110,7 +111,7 @@ def train(
             )
         else:
             assert data is not None
-            source = None if weights is None else transfer.read_source(weights)
+            source = None if weights is None else transfer.read_source(weights, reporter=reporter)
             config = chosen_config(
                 recipe or ("small" if source is None else "finetune"),
                 source=source,

@@ -1,0 +1,52 @@
+"""`ddetr convert`: weights from one layout to another."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from deformable_detr.weights.converting import Conversion
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A file or folder, an https address, or OWNER/NAME on huggingface.co.", metavar="IN")
+    ],
+    output: Annotated[Path, typer.Argument(help="A file, or a folder for transformers.", metavar="OUT")],
+    to: Annotated[
+        Literal["ours", "official", "transformers"],
+        typer.Option(help="ours: one .safetensors; official: a .pth for the authors' code; transformers: a folder."),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    sha256: Annotated[str | None, typer.Option(help="What the weights file of IN must hash to.")] = None,
+) -> None:
+    """Write weights in another layout, read them back, and compare every tensor bit for bit."""
+    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.weights.converting import convert as convert_weights
+
+    with TerminalReporter() as reporter:
+        done = convert_weights(source, output, to=to, force=force, sha256=sha256, reporter=reporter)
+    record = _record(done)
+    typer.echo(
+        f"{done.output}: {record['variant']}, {done.num_parameters:,} parameters, {record['classes']} classes, "
+        f"licence {done.checkpoint.licence or 'not said'}; all {record['tensors']} tensors read back the same",
+        err=True,
+    )
+    if done.lost:
+        typer.echo(f"without a place there: {', '.join(done.lost)}", err=True)
+    typer.echo(json.dumps(record))
+
+
+def _record(done: "Conversion") -> dict[str, object]:
+    return {
+        "output": str(done.output),
+        "layout": done.layout,
+        "variant": done.checkpoint.model.variant,
+        "parameters": done.num_parameters,
+        "tensors": len(done.checkpoint.weights),
+        "classes": len(done.checkpoint.classes),
+        "licence": done.checkpoint.licence,
+        "lost": done.lost,
+    }

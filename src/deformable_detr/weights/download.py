@@ -1,0 +1,290 @@
+"""Files at an https address, kept in a folder of ours: resumed where they stopped, checked, never half there."""
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from deformable_detr.errors import CheckpointError, OutputError
+from deformable_detr.progress import Reporter, Silence
+from deformable_detr.run_folder import write_json
+from deformable_detr.version import __version__
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+_MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What the server calls this version of the file, so that two are never mixed."""
+
+    etag: str = ""
+    modified: str = ""
+
+    @property
+    def name(self) -> str:
+        """As If-Range wants it; weak tags do not promise equal bytes."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+
+class _Entry:
+    """One file's place in the cache: the whole file, the part that is there of it, and what versions these are."""
+
+    def __init__(self, address: str, sha256: str | None) -> None:
+        self.address, self.sha256 = address, sha256
+        # With a hash, the same file has the same place wherever it comes from, whatever tokens the address holds.
+        key = sha256 or hashlib.sha256(address.encode()).hexdigest()
+        name = re.sub(r"[^\w.-]+", "_", unquote(urlsplit(address).path).rpartition("/")[2]) or "weights"
+        self.folder = cache_folder() / key[:16]
+        self.file = self.folder / name[-100:]
+        self.part = self.file.with_name(self.file.name + ".part")
+        self.lock = self.file.with_name(self.file.name + ".lock")
+
+    def version_of(self, file: Path) -> _Version:
+        try:
+            return _Version(**json.loads(_note(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # a note that is lost costs one download
+            return _Version()
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: DEFORMABLE_DETR_CACHE, or deformable_detr in XDG_CACHE_HOME or in ~/.cache."""
+    own = os.environ.get("DEFORMABLE_DETR_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deformable_detr"
+
+
+def download(address: str, *, sha256: str | None = None, reporter: Reporter | None = None) -> Path:
+    """The file at an address, from the cache if it is there and still what the address has.
+
+    Args:
+        address: https; http only from this machine or with `sha256`, since anyone on the way may exchange the file.
+        sha256: of the file, in hex. A cached file of this hash is used without asking the server.
+        reporter: told how far it is.
+
+    Raises:
+        CheckpointError: no such file there, no network, a connection that broke (the next call goes on where it
+            stopped), or a file of another hash (it is not kept).
+        OutputError: the cache cannot be written; its disk may be full.
+    """
+    _check_scheme(address, sha256)
+    entry, reporter = _Entry(address, sha256), reporter or Silence()
+    with _writing(entry.folder):
+        entry.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(entry, reporter):
+        if sha256 is not None and entry.file.is_file() and hash_of(entry.file) == sha256:
+            return entry.file
+        try:
+            response = _ask(entry, _conditions(entry))
+        except _Unreachable as error:
+            if sha256 is not None or not entry.file.is_file():
+                raise
+            reporter.say(f"{error}; taking the file of an earlier download")
+            return entry.file
+        if response is None:
+            return entry.file
+        with response:
+            _receive(entry, response, reporter)
+        _accept(entry, reporter)
+    return entry.file
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of a file's content, in hex.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+class _Unreachable(CheckpointError):
+    """The server cannot be asked at all."""
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server elsewhere, but not from https to http."""
+
+    def __init__(self, sha256: str | None) -> None:
+        self._sha256 = sha256
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _check_scheme(newurl, self._sha256)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(address: str, sha256: str | None) -> None:
+    parts = urlsplit(address)
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise CheckpointError(
+            f"cannot fetch {address}: weights come from https://, a path, or a name on huggingface.co"
+        )
+    if parts.scheme == "http" and sha256 is None and parts.hostname not in _THIS_MACHINE:
+        raise CheckpointError(
+            f"{shown(address)} is not encrypted, so anyone on the way may exchange the file; "
+            "use https://, or give its hash with --sha256"
+        )
+
+
+def shown(address: str) -> str:
+    """An address without what may be a secret in it: users, passwords, tokens. Other texts are as they were."""
+    if "://" not in address:
+        return address
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+@contextmanager
+def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
+    """Only one process writes an entry; the lock ends with the process that has it."""
+    lock = FileLock(entry.lock)
+    with _writing(entry.folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reporter.say(f"another process is fetching {entry.file.name}; waiting for it")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {place}: {error.strerror or error}; DEFORMABLE_DETR_CACHE names another folder for downloads"
+        ) from error
+
+
+def _conditions(entry: _Entry) -> dict[str, str]:
+    """Headers by which the server sends no more than is missing."""
+    if entry.part.is_file() and entry.part.stat().st_size:
+        version = entry.version_of(entry.part).name
+        if not version and entry.sha256 is None:
+            return {}  # the start of one file and the end of another would go unnoticed
+        wanted = {"Range": f"bytes={entry.part.stat().st_size}-"}
+        return wanted | ({"If-Range": version} if version else {})
+    if entry.file.is_file() and entry.sha256 is None:
+        version_there = entry.version_of(entry.file)
+        if version_there.etag:
+            return {"If-None-Match": version_there.etag}
+        if version_there.modified:
+            return {"If-Modified-Since": version_there.modified}
+    return {}
+
+
+def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
+    """The server's answer; None if the cached file is still what it has."""
+    headers = {"User-Agent": f"deformable-detr/{__version__}", "Accept-Encoding": "identity", **conditions}
+    opener = urllib.request.build_opener(_SafeRedirects(entry.sha256))
+    where = shown(entry.address)
+    try:
+        response: HTTPResponse = opener.open(urllib.request.Request(entry.address, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 304:
+            return None
+        if error.code == 416 and "Range" in conditions:  # the part is no part of what is there now
+            entry.part.unlink()
+            return _ask(entry, {})
+        if error.code >= 500:
+            raise _Unreachable(f"{where} cannot be had now: the server answers {error.code} {error.reason}") from error
+        raise CheckpointError(f"{where} cannot be had: the server answers {error.code} {error.reason}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _Unreachable(f"{where} cannot be reached: {reason}") from error
+    if response.headers.get_content_type() == "text/html":
+        response.close()
+        raise CheckpointError(
+            f"{where} is a web page, not weights; fetch the file in a browser and give its path "
+            "(Google Drive shows a page in place of a large file)"
+        )
+    return response
+
+
+def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
+    """Write what comes to the end of the part, and make sure that all of it came."""
+    have = entry.part.stat().st_size if entry.part.is_file() else 0
+    resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    if response.status == 206 and not resumed:
+        raise CheckpointError(f"{shown(entry.address)}: the server sent another part of the file than was asked for")
+    have = have if resumed else 0
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else 0
+    version = _Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    write_json(_note(entry.part), asdict(version))
+    stage = f"fetching {entry.file.name}, MB"
+    with _writing(entry.part):
+        stream = entry.part.open("ab" if resumed else "wb")
+    with stream:
+        for chunk in _chunks(entry, response):
+            with _writing(entry.part):
+                stream.write(chunk)
+                stream.flush()
+            have += len(chunk)
+            reporter.update(stage, have // _MEGABYTE, max(have, total) // _MEGABYTE)
+        with _writing(entry.part):
+            os.fsync(stream.fileno())
+    if total and have < total:
+        raise CheckpointError(_broken(entry, f"after {have} of {total} bytes"))
+
+
+def _chunks(entry: _Entry, response: HTTPResponse) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = response.read(_CHUNK)
+        except (OSError, HTTPException) as error:
+            raise CheckpointError(_broken(entry, f"({error})")) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _broken(entry: _Entry, how: str) -> str:
+    return (
+        f"the connection to {shown(entry.address)} broke {how}; run it again to go on from there, "
+        f"what came is kept in {entry.part}"
+    )
+
+
+def _accept(entry: _Entry, reporter: Reporter) -> None:
+    """Give the finished part its name, if it is what it should be."""
+    found = hash_of(entry.part)
+    if entry.sha256 is not None and found != entry.sha256:
+        entry.part.unlink()
+        raise CheckpointError(
+            f"{shown(entry.address)} is not the file that was meant: its SHA-256 is {found}, not {entry.sha256}; "
+            "it was not kept"
+        )
+    with _writing(entry.file):
+        os.replace(entry.part, entry.file)
+        os.replace(_note(entry.part), _note(entry.file))
+    if entry.sha256 is None:
+        reporter.say(f"{entry.file.name} has SHA-256 {found}; --sha256 takes that, and no other, from then on")
+
+
+def _note(file: Path) -> Path:
+    return file.with_name(file.name + ".json")

@@ -1,0 +1,131 @@
+"""Models on huggingface.co by their names, through its own library: its cache, its tokens, its way to resume."""
+
+import errno
+import inspect
+import io
+from pathlib import Path
+from typing import Any
+
+from deformable_detr.errors import CheckpointError, OutputError
+from deformable_detr.progress import Reporter, Silence
+
+CONFIG = "config.json"
+_BESIDE = ("preprocessor_config.json", "README.md")
+"""What else is read of a model: how it wants its images, and its licence."""
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What a model's weights are called there, the better first."""
+_HUB = "huggingface.co"
+_MEGABYTE = 10**6
+
+
+def fetch(name: str, revision: str | None = None, *, reporter: Reporter | None = None) -> Path:
+    """The folder with a model's settings and weights; the file itself where weights are all there is.
+
+    What was fetched before is used as long as it is the newest there is, or there is no network, or HF_HUB_OFFLINE is
+    set. Nothing but the settings, the model card, which says the licence, and the weights is fetched.
+
+    Args:
+        name: owner/name.
+        revision: a branch, a tag or a commit; the newest of the branch main if left out.
+        reporter: told how far it is.
+
+    Raises:
+        CheckpointError: no such model or revision, no access to it, no network, or no weights in it.
+        OutputError: the library's cache cannot be written; its disk may be full.
+    """
+    repository = _Repository(name, revision, reporter or Silence())
+    has_settings = repository.file(CONFIG) is not None
+    for file in _BESIDE * has_settings:
+        repository.file(file)
+    weights = next((path for path in map(repository.file, WEIGHTS) if path is not None), None)
+    if weights is None:
+        raise CheckpointError(f"{_HUB}/{name} has no {' or '.join(WEIGHTS)}")
+    return weights.parent if has_settings else weights
+
+
+class _Repository:
+    """One model there. All files are of one commit, even if a new one comes in between."""
+
+    def __init__(self, name: str, revision: str | None, reporter: Reporter) -> None:
+        self._name, self._revision, self._reporter = name, revision, reporter
+
+    def file(self, file: str) -> Path | None:
+        """Where it is on the disk; None if the model has none."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        # The library's releases have had three bases for what goes wrong on the way, none of which they export.
+        broken: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
+        options: dict[str, Any] = {"revision": self._revision}
+        # Releases before 1.3 draw bars of their own.
+        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
+            options["tqdm_class"] = _bar(self._reporter, file)
+        self._reporter.update(f"asking {_HUB} for {self._name}", 0, 1)
+        where = f"{_HUB}/{self._name}"
+        try:
+            path = Path(hf_hub_download(self._name, file, **options))
+        except LocalEntryNotFoundError as error:
+            if self._is_known_to_be_absent(file):
+                return None
+            raise CheckpointError(
+                f"{where}: {file} is not in the cache, and {_HUB} cannot be reached or HF_HUB_OFFLINE is set"
+            ) from error
+        except GatedRepoError as error:
+            raise CheckpointError(
+                f"{where} is gated: accept its terms at https://{where}, then log in with: hf auth login"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"{_HUB} has no model {self._name}; if it is a private one, log in with: hf auth login"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise CheckpointError(f"{where} has no revision {self._revision}") from error
+        except EntryNotFoundError:
+            return None
+        except HFValidationError as error:
+            raise CheckpointError(f"{self._name} cannot be the name of a model on {_HUB}: {error}") from error
+        except broken as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise OutputError(
+                    f"cannot keep {file} of {where}: {error.strerror}; HF_HOME names another folder for its cache"
+                ) from error
+            raise CheckpointError(f"{file} of {where} cannot be fetched: {_first_line(error)}") from error
+        self._revision = path.parent.name  # from here on this commit, whatever the branch does
+        return path
+
+    def _is_known_to_be_absent(self, file: str) -> bool:
+        """Whether the cache remembers that there is no such file, so that no network is needed to know it."""
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+        return try_to_load_from_cache(self._name, file, revision=self._revision) is _CACHED_NO_EXIST
+
+
+def _bar(reporter: Reporter, file: str) -> type:
+    """A bar as the library wants one that draws nothing and tells the reporter."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"file": io.StringIO()})
+            # What is switched off, as it is where there is no terminal, counts nothing itself.
+            self._done = kwargs.get("initial") or 0
+
+        def update(self, n: Any = 1) -> Any:
+            self._done += n or 0
+            total = max(self._done, self.total or 0)
+            reporter.update(f"fetching {file}, MB", int(self._done) // _MEGABYTE, int(total) // _MEGABYTE)
+            return super().update(n)
+
+    return Bar
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,253 @@
+"""Whatever ends a run, at whatever moment, it goes on to the very bits of a run that nothing has ended."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deformable_detr import loop, run_folder
+from deformable_detr.checkpoint import load
+from deformable_detr.config import to_dict
+from deformable_detr.errors import CheckpointError, DataError, OutputError, TrainingError
+from deformable_detr.training import resume, train
+
+# Steps are slowed down so that signals fall into them, too, and not only into the start of Python.
+PROGRAM = """
+import sys, time, torch
+torch.set_num_threads(1)
+from deformable_detr import loop
+from deformable_detr.cli.main import run
+take = loop._take_step
+def slowly(session, batch):
+    print("step", session.position.step + 1, flush=True)
+    time.sleep(0.02)
+    return take(session, batch)
+loop._take_step = slowly
+run()
+"""
+
+
+class Notes:
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def update(self, stage, done, total, details=""):
+        pass
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Six steps in two epochs, saved after each."""
+    return replace(tiny_config, batch_size=2, epochs=2, save_every=1e-9)
+
+
+def ddetr(*arguments):
+    command = [sys.executable, "-c", PROGRAM, "train", *map(str, arguments), "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start(config, scenes, folder, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(to_dict(config)))
+    return ddetr(tmp_path / "settings.json", "--data", scenes, "--output", folder)
+
+
+def lines(folder):
+    volatile = {"time", "images_per_second", "memory_bytes", "train_seconds", "val_seconds"}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in volatile} for record in records]
+
+
+def assert_same_run(one, other):
+    for name in ("last.safetensors", "best.safetensors"):
+        first, second = load_file(one / name), load_file(other / name)
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert lines(one) == lines(other)
+
+
+def kill_and_resume(config, scenes, tmp_path, kills, seed):
+    """Kill -9 at random moments, after a step has begun; returns how many of the runs were still going on."""
+    folder, rng, hit = tmp_path / "killed", random.Random(seed), 0
+    process = start(config, scenes, folder, tmp_path)
+    for _ in range(kills):
+        process.stdout.readline()  # the first step begins
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        hit += process.wait() == -signal.SIGKILL
+        process.communicate()
+        process = ddetr("--resume", folder)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0 or "has completed" in said, said
+    return folder, hit
+
+
+# The start of two processes takes most of its time, and no promise is as important.
+def test_killed_at_a_random_moment(config, scenes, tmp_path):
+    whole = train(replace(config, epochs=6), data=scenes, output=tmp_path / "whole", device="cpu").folder
+    folder, hit = kill_and_resume(replace(config, epochs=6), scenes, tmp_path, 1, seed=1)
+    assert hit
+    assert_same_run(whole, folder)
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(config, scenes, tmp_path):
+    long = replace(config, epochs=60, num_workers=1)
+    whole = train(long, data=scenes, output=tmp_path / "whole", device="cpu").folder
+    folder, hit = kill_and_resume(long, scenes, tmp_path, 20, seed=2)
+    assert hit > 10
+    assert_same_run(whole, folder)
+
+
+def test_sigterm_saves_and_says_so_with_its_exit_code(config, scenes, tmp_path):
+    process = start(replace(config, epochs=50, save_every=0.0), scenes, tmp_path / "run", tmp_path)
+    for _ in range(3):
+        process.stdout.readline()
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "go on with: ddetr train --resume" in said
+    assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["position"]["step"] >= 3
+
+
+def stop_in_step(monkeypatch, number, what):
+    take = loop._take_step
+
+    def step(session, batch):
+        if session.position.step + 1 == number:
+            what()
+        return take(session, batch)
+
+    monkeypatch.setattr(loop, "_take_step", step)
+
+
+def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_in_step(patched, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        run = train(config, data=scenes, output=tmp_path / "run", device="cpu")
+    assert (run.interrupted, run.terminated, run.epochs_completed) == (True, True, 0)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert resume(tmp_path / "run", device="cpu").epochs_completed == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch, workers):
+    whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
+    write = run_folder.write_atomically
+
+    def full(path, fill):
+        def half(temporary):
+            fill(temporary)
+            os.truncate(temporary, 1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write(path, half if saves.pop(0) else fill)
+
+    saves = []
+    notes = Notes()
+    with monkeypatch.context() as patched:
+        stop_in_step(patched, 3, lambda: patched.setattr(run_folder, "write_atomically", full))
+        saves[:] = [True]
+        with pytest.raises(OutputError, match="No space left on device"):
+            train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    assert any("what was saved last is whole; go on with: ddetr train --resume" in line for line in notes.lines)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings | {"num_workers": workers}))
+    resume(tmp_path / "run", device="cpu")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_folder_that_goes_away(config, scenes, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    stop_in_step(monkeypatch, 3, lambda: folder.rename(tmp_path / "elsewhere"))
+    with pytest.raises(OutputError, match="cannot write"):
+        train(replace(config, log_every=100), data=scenes, output=folder, device="cpu")
+    assert load(tmp_path / "elsewhere" / "last.safetensors", training=True).training.progress["position"]["step"] == 2
+
+
+@pytest.mark.parametrize("length", [0, 100, 0.5])
+def test_a_cut_checkpoint_is_replaced_by_the_one_before(config, scenes, tmp_path, length):
+    whole = train(config, data=scenes, output=tmp_path / "run", device="cpu").folder
+    reference = {name: (whole / name).read_bytes() for name in ("best.safetensors", "metrics.jsonl")}
+    # Copies: what is loaded lies in the file, which will be cut.
+    first = {name: tensor.clone() for name, tensor in load_file(whole / "last.safetensors").items()}
+    last = whole / "last.safetensors"
+    os.truncate(last, int(length * last.stat().st_size) if isinstance(length, float) else length)
+    notes = Notes()
+    resume(whole, device="cpu", reporter=notes)
+    assert any("last.safetensors is not a whole safetensors file" in line for line in notes.lines)
+    assert "going on from last-1.safetensors, the checkpoint before" in notes.lines
+    again = load_file(last)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == len(reference["metrics.jsonl"].splitlines())
+    for path in whole.glob("last*.safetensors"):
+        os.truncate(path, 10)
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is not a whole"):
+        resume(whole, device="cpu")
+
+
+def test_a_worker_that_dies_is_named_and_the_run_goes_on(config, scenes, tmp_path, monkeypatch):
+    config = replace(config, num_workers=1)
+    whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
+
+    def kill_worker():
+        import multiprocessing
+
+        (worker, *_) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    with monkeypatch.context() as patched:
+        stop_in_step(patched, 4, kill_worker)
+        with pytest.raises(DataError, match=r"a process that reads images ended unexpectedly: .*pid.*--workers"):
+            train(config, data=scenes, output=tmp_path / "run", device="cpu")
+    resume(tmp_path / "run", device="cpu")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def poison(monkeypatch, first, last):
+    """Images of these steps hold a NaN."""
+    take = loop._take_step
+
+    def step(session, batch):
+        if first <= session.position.step + 1 <= last:
+            batch.images[0, 0, 0, 0] = float("nan")
+        return take(session, batch)
+
+    monkeypatch.setattr(loop, "_take_step", step)
+
+
+def test_a_poisoned_step_stops_and_no_checkpoint_has_it(config, scenes, tmp_path, monkeypatch):
+    poison(monkeypatch, 3, 3)
+    with pytest.raises(TrainingError, match=r"step 3, epoch 1: .*not finite.*images: .*\.jpg"):
+        train(config, data=scenes, output=tmp_path / "run", device="cpu")
+    saved = load(tmp_path / "run" / "last.safetensors", training=True)
+    assert saved.training.progress["position"]["step"] == 2
+    for tensors in (saved.weights, saved.training.tensors):
+        assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def test_a_poisoned_step_can_be_left_out_and_changes_nothing(config, scenes, tmp_path, monkeypatch):
+    poison(monkeypatch, 3, 4)
+    notes = Notes()
+    skipping = replace(config, on_non_finite="skip")
+    run = train(skipping, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    assert (run.num_not_finite, run.epochs_completed) == (2, 2)
+    assert sum(line.startswith("left out: step ") for line in notes.lines) == 2
+    tensors = load_file(run.folder / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+    poison(monkeypatch, 3, 99)
+    with pytest.raises(TrainingError, match="10 steps in a row left out"):
+        train(replace(skipping, epochs=9), data=scenes, output=tmp_path / "other", device="cpu")
