@@ -226,7 +226,9 @@ def start_session(
         seed=config.seed,
         num_workers=config.num_workers,
         skip_bad_images=config.skip_bad_images,
+        cache_bytes=round(config.image_cache_gb * 1e9),
         pin_memory=detector.device.type == "cuda",
+        epochs=config.epochs,
     )
     return Session(
         config=config,
