@@ -253,8 +253,10 @@ def start_session(
         seed=config.seed,
         num_workers=config.num_workers,
         skip_bad_images=config.skip_bad_images,
+        cache_bytes=round(config.image_cache_gb * 1e9 / ranks.size),
         pin_memory=detector.device.type == "cuda",
         ranks=ranks,
+        epochs=config.epochs,
     )
     if ranks.rank:
         torch.manual_seed(config.seed + ranks.rank)  # the same weights, but a dropout of its own

@@ -31,7 +31,7 @@ def checkpoint_of(config):
         preprocessing=Preprocessing(),
         metrics={"ap": 0.25},
         provenance={"recipe": "tiny"},
-        licence="mit",
+        licence="MIT",
     )
 
 
@@ -80,7 +80,7 @@ def test_there_and_back_changes_no_bit(sources, checkpoint, published, tmp_path,
     back = convert(there.output, tmp_path / "back.safetensors", to="ours")
     loaded = load(back.output)
     assert same(loaded.weights, original.weights)
-    assert (loaded.classes, loaded.licence) == (original.classes, "mit")
+    assert (loaded.classes, loaded.licence.upper()) == (original.classes, "MIT")
     assert replace(loaded.model, backbone_weights="hub") == replace(original.model, backbone_weights="hub")
     assert loaded.provenance["converted_from"] == f"{tmp_path.name}/{OUTPUTS[through]}"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", OUTPUTS[through], "back.safetensors"])

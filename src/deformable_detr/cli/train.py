@@ -31,6 +31,9 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How images are varied: paper, light, strong or aerial.", metavar="NAME")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes that train together, one for each GPU.", metavar="N")
@@ -95,6 +98,7 @@ def train(
         "--lr": lr,
         "--image-size": image_size,
         "--precision": precision,
+        "--augment": augment,
         "--seed": seed,
         "--workers": workers,
         "--format": format,
@@ -146,6 +150,7 @@ def train(
                 lr=lr,
                 image_size=image_size,
                 precision=precision,
+                augment=augment,
                 seed=seed,
                 workers=workers,
                 backbone=backbone,
@@ -212,6 +217,7 @@ def chosen_config(
     lr: float | None = None,
     image_size: int | None = None,
     precision: "PrecisionName | None" = None,
+    augment: str | None = None,
     seed: int | None = None,
     workers: int | None = None,
     backbone: str | None = None,
@@ -234,7 +240,7 @@ def chosen_config(
 
     from deformable_detr.config import apply_overrides
     from deformable_detr.errors import ConfigError
-    from deformable_detr.recipes import find_recipe, with_backbone, with_image_size
+    from deformable_detr.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
     from deformable_detr.transfer import settle
 
     config = find_recipe(recipe)
@@ -242,6 +248,8 @@ def chosen_config(
         config = settle(config, source)
     if image_size is not None:
         config = with_image_size(config, image_size)
+    if augment is not None:
+        config = with_augmentation(config, augment)
     if backbone is not None or backbone_weights is not None:
         config = with_backbone(config, name=backbone, weights=backbone_weights)
     if lr is not None:

@@ -149,8 +149,10 @@ def _differences(before: Checkpoint, after: Checkpoint, output: Path) -> list[st
         )
     old, new = to_dict(before.model), to_dict(after.model)
     lost += [f"model.{name}={old[name]}" for name in old if old[name] != new[name]]
-    kept = {field.name for field in fields(Checkpoint)} - {"weights", "model", "training", "provenance"}
+    kept = {field.name for field in fields(Checkpoint)} - {"weights", "model", "training", "provenance", "licence"}
     lost += sorted(name for name in kept if getattr(before, name) != getattr(after, name))
+    # The hub writes licences in small letters.
+    lost += ["licence"] * (before.licence.lower() != after.licence.lower())
     return lost + ["provenance"] * (not before.provenance.items() <= after.provenance.items())
 
 

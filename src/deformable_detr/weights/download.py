@@ -283,7 +283,7 @@ def _accept(entry: _Entry, reporter: Reporter) -> None:
         os.replace(entry.part, entry.file)
         os.replace(_note(entry.part), _note(entry.file))
     if entry.sha256 is None:
-        reporter.say(f"{entry.file.name} has SHA-256 {found}; --sha256 takes that, and no other, from then on")
+        reporter.say(f"{entry.file.name} has SHA-256 {found}; with it as --sha256 no other file is taken")
 
 
 def _note(file: Path) -> Path:
