@@ -54,10 +54,10 @@ class Ranks(NamedTuple):
         start = self.rank * part + min(self.rank, rest)
         return batch[start : start + part + (self.rank < rest)]
 
-    def total(self, *numbers: float) -> list[float]:
+    def total(self, *numbers: float | int) -> list[float]:
         """Each number summed over all processes, exactly the same on each."""
         if not self.together:
-            return list(numbers)
+            return [float(number) for number in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums)
         return sums.tolist()
