@@ -83,6 +83,7 @@ def test_sigterm_is_raised_at_once_or_after_the_block():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_second_sigterm_ends_the_process_at_once(inside):
     child = os.fork()
