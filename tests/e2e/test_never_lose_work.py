@@ -89,10 +89,10 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize(
     ("epochs", "workers", "kills", "hits"),
-    [(5, 0, 3, 1), pytest.param(60, 1, 20, 15, marks=pytest.mark.slow)],
+    [(5, 0, 3, 1), pytest.param(30, 1, 20, 10, marks=pytest.mark.slow)],
 )
 def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, workers, kills, hits):
-    config = replace(config, epochs=epochs, num_workers=workers)
+    config = replace(config, epochs=epochs, num_workers=workers, eval_every=3)
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
     folder, rng, hit = tmp_path / "killed", random.Random(1), 0
     process = begin(ddetr, config, scenes, folder, tmp_path)
