@@ -102,6 +102,7 @@ def test_the_same_sigterm_passed_on_by_a_launcher_is_one():
     assert done == ["saved"]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_sigterm_later_on_ends_the_process_at_once(inside, monkeypatch):
     monkeypatch.setattr(interrupt, "_SAME_ONE_S", -1.0)
