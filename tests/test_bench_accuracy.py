@@ -200,6 +200,12 @@ def test_what_transformers_has_no_match_for_is_refused(change):
         arms.make_learner("transformers", replace(CONFIG, **change), 0)
 
 
+@pytest.mark.parametrize("setting", ["ema_decay=0.9", "accumulate=2", "start=weights", 'freeze=["encoder"]'])
+def test_settings_without_effect_are_refused(photos, setting):
+    with pytest.raises(SystemExit, match="have no effect in a comparison"):
+        bench.prepare(photos, "small", [setting], backbone_weights="none")
+
+
 def test_a_checksum_sees_all_of_a_batch(batch):
     right = bench.checksum_of(batch)
     other = copy.deepcopy(batch)
@@ -250,6 +256,8 @@ PROPOSAL_PARTS = ["bbox_embed.3", "class_embed.3", "model.enc_output", "model.en
         ("ours", "two_stage", []),
         ("ours", "base", []),
         ("transformers", "base", []),
+        ("transformers", "refine", ["bbox_embed.0", "bbox_embed.1"]),
+        ("transformers_auxiliary", "refine", []),
         ("transformers_auxiliary", "two_stage", PROPOSAL_PARTS),
         (
             "transformers",

@@ -77,8 +77,11 @@ def prepare(data: Path, recipe: str, overrides: Iterable[str], **changes: Any) -
         config,
         model=replace(config.model, dropout=0.0, proposals="paper", features="padded"),
         epochs=changes.get("epochs") or config.epochs,
+        ema_decay=0.0,  # neither side averages its weights
     )
     config = apply_overrides(config, list(overrides))
+    if (config.start, config.freeze, config.accumulate, config.ema_decay) != ("backbone", (), 1, 0.0):
+        raise SystemExit("start, freeze, accumulate and ema_decay have no effect in a comparison; leave them out")
     opened = open_training_data(data, val_share=config.val_share, seed=config.seed, skip_bad_images=False)
     test = None
     if "test" in list_splits(data):
