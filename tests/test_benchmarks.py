@@ -10,6 +10,7 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import memory, timing
 from benchmarks.cases import MODEL_CASES, OPERATOR_CASES, STEP_CASES, OperatorCase
+from benchmarks.data import bench_loading
 from benchmarks.model import bench_vs_transformers
 from benchmarks.ops import bench_msda, contenders, peak_memory
 from benchmarks.ops.check import Expected, check
@@ -327,3 +328,17 @@ def test_models_that_disagree_are_not_timed(monkeypatch):
     monkeypatch.setattr(bench_vs_transformers, "their_model", other)
     with pytest.raises(SystemExit, match="the models do not agree"):
         bench_vs_transformers.compare(MODEL_CASES["tiny"])
+
+
+def test_loading_is_measured_against_the_step(scenes, capsys, monkeypatch, tiny_config):
+    monkeypatch.setattr(bench_loading, "small", lambda: tiny_config)
+    common = ["--presets", "strong", "--threads", "1", "--batch-size", "2"]
+    bench_loading.main([str(scenes), *common, "--workers", "0", "1", "--rounds", "2", "--seconds", "0.01"])
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures["loaders"]) == ["strong, 0 workers", "strong, 1 workers"]
+    assert all(one["ratio"] > 0 and one["images_per_second"] > 0 for one in figures["loaders"].values())
+    assert figures["step_images_per_second"] > 0
+    bench_loading.main([str(scenes), *common, "--workers", "1", "--memory", "4"])
+    readings = json.loads(capsys.readouterr().out)["memory_mb_by_step"]
+    assert list(readings) == ["1", "2", "3", "4"]
+    assert min(readings.values()) > 50

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from deformable_detr.data.dataset import Sample
-from deformable_detr.drawing import class_color, contact_sheet, draw_detections
+from deformable_detr.drawing import class_color, contact_sheet, draw_detections, draw_objects
 from deformable_detr.types import Detections
 
 GRAY = (120, 121, 122)
@@ -189,3 +189,22 @@ def test_contact_sheet_keeps_proportions_and_takes_other_modes():
 def test_impossible_contact_sheets(number, columns):
     with pytest.raises(ValueError, match="contact sheet"):
         contact_sheet([canvas()] * number, columns)
+
+
+def test_objects_have_boxes_and_names_but_no_scores():
+    boxes = [[20.0, 40.0, 120.0, 140.0], [200.0, 60.0, 290.0, 190.0]]
+    image = draw_objects(canvas(), boxes, [0, 2], CLASSES)
+    assert changed(image)[40, 20:120].all()
+    assert changed(image)[60:190, 200].all()
+    assert count(image, class_color(0)) > 300
+    assert count(image, class_color(2)) > 300
+    assert count(image, class_color(1)) == 0
+    named = draw_objects(canvas(), boxes[:1], [0], ("a much longer name",))
+    assert count(named, class_color(0)) > count(draw_objects(canvas(), boxes[:1], [0], CLASSES), class_color(0))
+    assert draw_objects(canvas(), [], [], CLASSES).tobytes() == canvas().tobytes()
+    assert draw_objects(canvas(), boxes, [0, 2], CLASSES, scale=2.0).size == (600, 400)
+
+
+def test_a_name_that_is_far_too_long_is_shortened():
+    image = draw_objects(canvas(), [[10.0, 60.0, 60.0, 150.0]], [0], ("x" * 500,))
+    assert not changed(image)[:, 200:].any()

@@ -80,3 +80,10 @@ def test_damaged_images_are_an_error_or_skipped_and_listed(detector, dataset, tm
     assert (len(report.dataset), report.num_skipped) == (7, 1)
     with pytest.raises(DataError, match="none of the 1 images could be read"):
         evaluate(detector, dataset.subset([2]), skip_bad_images=True)
+
+
+def test_a_network_from_the_middle_of_a_training_is_judged_as_it_will_be_used(detector, dataset):
+    expected = evaluate(detector, dataset).detections
+    detector.model.train()  # where dropout drops
+    judged = evaluate(detector, dataset).detections
+    assert all(torch.equal(one.scores, other.scores) for one, other in zip(expected, judged, strict=True))

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from deformable_detr import interrupt
 from deformable_detr.interrupt import Terminated, terminable, uninterrupted
 
 
@@ -83,8 +84,28 @@ def test_sigterm_is_raised_at_once_or_after_the_block():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_the_same_sigterm_passed_on_by_a_launcher_is_one():
+    done = []
+
+    def block():
+        with terminable():
+            try:
+                with uninterrupted():
+                    sigterm()
+                    sigterm()
+            finally:
+                sigterm()
+                done.append("saved")
+
+    with pytest.raises(Terminated):
+        block()
+    assert done == ["saved"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_second_sigterm_ends_the_process_at_once(inside):
+def test_a_sigterm_later_on_ends_the_process_at_once(inside, monkeypatch):
+    monkeypatch.setattr(interrupt, "_SAME_ONE_S", -1.0)
     child = os.fork()
     if child == 0:
         try:

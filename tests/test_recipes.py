@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from deformable_detr.config import from_dict, to_dict
+from deformable_detr.data.presets import find_preset
 from deformable_detr.errors import ConfigError
 from deformable_detr.models import build
 from deformable_detr.optimizer import learning_rate
@@ -16,6 +17,7 @@ from deformable_detr.recipes import (
     fit_to_data,
     fitted_epochs,
     small,
+    with_augmentation,
     with_backbone,
     with_image_size,
 )
@@ -115,6 +117,18 @@ def test_recipes_are_found_by_name_or_file(tmp_path):
 def test_values_no_run_could_mean_are_refused(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
         TrainConfig(**settings)
+
+
+def test_another_augmentation_is_brought_to_the_size_of_the_images():
+    config = with_augmentation(with_image_size(small(), 400), "strong")
+    assert config.augmentation == find_preset("strong").scaled(400)
+    assert (config.augmentation.min_side, max(config.augmentation.short_sides)) == (2.0, 400)
+
+
+@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
+def test_impossible_caches(size):
+    with pytest.raises(ConfigError, match="image_cache_gb"):
+        TrainConfig(image_cache_gb=size)
 
 
 def test_what_weights_bring_needs_weights_and_parts_must_exist():

@@ -129,6 +129,12 @@ def test_evaluations_left(start):
     assert left == [3, 3, 2, 2, 1]
 
 
+def test_the_loader_knows_the_cache_and_the_epochs(start, tiny_config):
+    session = start(image_cache_gb=0.001, epochs=20, augmentation=replace(tiny_config.augmentation, mixing_off=0.25))
+    assert session.loader.source._cache_bytes_left == 1_000_000
+    assert session.loader.source.mixing_epochs == 15
+
+
 def test_runs_of_earlier_versions_go_on(start):
     """Their checkpoints have no average and fewer counters."""
     one, other = start(ema_decay=0.0), start()

@@ -111,12 +111,38 @@ def draw_detections(
             place = _visible(box, scale, canvas.size)
             if place is not None:
                 _draw_dashed(draw, place, max(1, pen.line_width // 2), pen.padding)
-    tags: list[_Tag] = []
-    for _, place, text, color in chosen:
-        text = _fitting(text, pen, canvas.width)
-        tags.append(_Tag(_tag_place(draw, place, text, pen, tags, canvas.size), text, color))
-    for tag in reversed(tags):
-        _draw_tag(draw, tag, pen)
+    named = [(place, _fitting(text, pen, canvas.width), color) for _, place, text, color in chosen]
+    _draw_tags(draw, named, pen, canvas.size)
+    return canvas
+
+
+def draw_objects(
+    image: Image.Image,
+    boxes_xyxy: Sequence[Sequence[float]],
+    class_ids: Sequence[int],
+    classes: Sequence[str],
+    *,
+    scale: float = 1.0,
+) -> Image.Image:
+    """A copy of the picture with the box and the class name of every object, as annotated.
+
+    Args:
+        image: As the boxes describe it.
+        boxes_xyxy: In pixels of `image`.
+        class_ids: Of each box.
+        classes: Names by class id.
+        scale: Enlarge the picture first, for small ones whose tags would hide everything.
+    """
+    canvas = _enlarged(image, scale)
+    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
+    draw = ImageDraw.Draw(canvas)
+    named = []
+    for box, class_id in zip(boxes_xyxy, class_ids, strict=True):
+        place = _visible(box, scale, canvas.size)
+        if place is not None:
+            _draw_box(draw, place, class_color(class_id), pen.line_width)
+            named.append((place, _shortened(_one_line(classes[class_id]), pen, canvas.width), class_color(class_id)))
+    _draw_tags(draw, named, pen, canvas.size)
     return canvas
 
 
@@ -188,13 +214,28 @@ def _one_line(name: str) -> str:
 
 def _fitting(text: str, pen: _Pen, picture_width: int) -> str:
     """A name longer than half a picture loses its end, never the score."""
-    room = max(picture_width // 2, min(picture_width, 12 * round(pen.font.getlength("0")))) - 2 * pen.padding
-    if pen.font.getlength(text) <= room:
-        return text
     name, score = text.rsplit(" ", 1)
-    while name and pen.font.getlength(f"{name}... {score}") > room:
+    return _shortened(name, pen, picture_width, f" {score}").strip()
+
+
+def _shortened(name: str, pen: _Pen, picture_width: int, after: str = "") -> str:
+    room = max(picture_width // 2, min(picture_width, 12 * round(pen.font.getlength("0")))) - 2 * pen.padding
+    if pen.font.getlength(name + after) <= room:
+        return name + after
+    while name and pen.font.getlength(f"{name}...{after}") > room:
         name = name[:-1]
-    return f"{name}... {score}" if name else score
+    return f"{name}...{after}" if name else after
+
+
+def _draw_tags(
+    draw: ImageDraw.ImageDraw, named: Sequence[tuple[_Rectangle, str, Color]], pen: _Pen, size_wh: tuple[int, int]
+) -> None:
+    """A tag for each box, the first on top and placed first."""
+    tags: list[_Tag] = []
+    for place, text, color in named:
+        tags.append(_Tag(_tag_place(draw, place, text, pen, tags, size_wh), text, color))
+    for tag in reversed(tags):
+        _draw_tag(draw, tag, pen)
 
 
 def _tag_place(

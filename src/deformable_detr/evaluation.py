@@ -9,6 +9,7 @@ from deformable_detr.detector import Detector
 from deformable_detr.errors import CheckpointError, DataError
 from deformable_detr.metrics import Metrics, coco_metrics
 from deformable_detr.progress import Reporter, Silence
+from deformable_detr.ranks import ALONE, Ranks
 from deformable_detr.splits import num_bad_images
 from deformable_detr.types import Detections
 
@@ -39,8 +40,11 @@ def evaluate(
     num_workers: int = 0,
     skip_bad_images: bool = False,
     reporter: Reporter | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvaluationReport:
     """Detect in every image, without a score threshold, and compare.
+
+    Several processes share the batches, and each gets the same report, that of one process to the last bit.
 
     Args:
         detector: what to judge.
@@ -49,6 +53,7 @@ def evaluate(
         num_workers: processes that read images; 0 reads them in this one.
         skip_bad_images: leave out, and list, what cannot be read, instead of raising.
         reporter: is told how far it is.
+        ranks: the processes that share the work.
 
     Raises:
         CheckpointError: the data set has objects of classes the detector does not know.
@@ -57,25 +62,29 @@ def evaluate(
     reporter = reporter or Silence()
     started = time.monotonic()
     dataset = match_classes(detector, dataset)
+    detector.model.eval()  # it may come from the middle of a training
     loader = make_loader(
         dataset,
         detector.preprocessing,
         batch_size=batch_size,
         num_workers=num_workers,
         skip_bad_images=skip_bad_images,
+        ranks=ranks,
     )
     found: dict[int, Detections] = {}
     with explained_worker_deaths():
         for batch in loader:
             detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=_MAX_DETECTIONS)
             found.update(zip(batch.sample_indices, detections, strict=True))
-            speed = len(found) / (time.monotonic() - started)
-            reporter.update("evaluating", len(found), len(dataset), f"{speed:.1f} images/s")
+            done = min(len(found) * ranks.size, len(dataset))
+            reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
+    found = {index: one for part in ranks.gathered(found) for index, one in part.items()}
+    unreadable = {index: why for part in ranks.gathered(loader.skipped) for index, why in part.items()}
     if not found:
         raise DataError(f"{dataset.source}: none of the {len(dataset)} images could be read")
     seen = dataset.subset(sorted(found))
     in_order = [found[index] for index in sorted(found)]
-    skipped = {str(dataset.samples[index].path): why for index, why in loader.skipped.items()}
+    skipped = {str(dataset.samples[index].path): why for index, why in sorted(unreadable.items())}
     return EvaluationReport(
         metrics=coco_metrics(in_order, seen),
         detections=in_order,

@@ -1,10 +1,15 @@
 """Ctrl-C and SIGTERM between two steps, never inside one."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_SAME_ONE_S = 5.0
+"""A scheduler may send SIGTERM to a process and to what started it, which passes it on: that is one, not two."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -13,7 +18,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block the first SIGTERM raises `Terminated`; a second one ends the process at once.
+    """Within the block the first SIGTERM raises `Terminated`; one that comes later ends the process at once.
 
     Does nothing outside the main thread, and where the process ignores or handles SIGTERM in a way of its own.
     """
@@ -28,40 +33,59 @@ def terminable() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _expect_another()
     raise Terminated
 
 
+def _expect_another() -> None:
+    first = time.monotonic()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - first > _SAME_ONE_S:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[list[int]]:
     """Let the block finish when Ctrl-C or SIGTERM arrives in it, and raise KeyboardInterrupt or `Terminated` after.
 
     Does nothing outside the main thread, with Ctrl-C where the process ignores or handles it in a way of its own, and
     with SIGTERM outside of `terminable`.
+
+    Yields:
+        The signals that have arrived so far, for a block that wants to `answer` them before its end.
     """
     ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
+    arrived: list[int] = []
     if not _in_main_thread():
-        yield
+        yield arrived
         return
     ours = {number: handler for number, handler in ours.items() if signal.getsignal(number) is handler}
-    arrived: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
         if number == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _expect_another()
 
     for number in ours:
         signal.signal(number, remember)
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in ours.items():
             if number not in arrived or number == signal.SIGINT:
                 signal.signal(number, handler)
-    if signal.SIGTERM in arrived:
+    answer(signal.SIGINT in arrived, signal.SIGTERM in arrived)
+
+
+def answer(interrupted: bool, terminated: bool) -> None:
+    """Raise what stands for the signals that have arrived, if any has."""
+    if terminated:
         raise Terminated
-    if arrived:
+    if interrupted:
         raise KeyboardInterrupt
 
 

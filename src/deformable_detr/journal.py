@@ -22,15 +22,18 @@ class Journal:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunFolder | None,
         *,
         services: Sequence[ServiceName] = (),
         settings: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
+        """Without a folder nothing is written: of several processes one does."""
         self._folder = folder
-        self._table = _EpochTable(folder)
-        self._services = [open_service(name, folder, settings or {}, say or _nobody) for name in services]
+        self._table = None if folder is None else _EpochTable(folder)
+        self._services = (
+            [] if folder is None else [open_service(name, folder, settings or {}, say or _nobody) for name in services]
+        )
 
     def __enter__(self) -> "Journal":
         return self
@@ -50,6 +53,8 @@ class Journal:
         self._write("epoch", record)
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
+        if self._folder is None or self._table is None:
+            return
         line = {"kind": kind, "time": round(time.time(), 3), **record}
         self._folder.log(line)
         self._table.add(line)

@@ -1,20 +1,24 @@
 """One epoch: read a batch, take a step, and again; then evaluate, and keep the best. Here to be read."""
 
 import math
+import signal
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from deformable_detr.data.batch import split
 from deformable_detr.errors import DataError, TrainingError
 from deformable_detr.evaluation import EvaluationReport, evaluate
 from deformable_detr.freezing import to_training_mode
-from deformable_detr.interrupt import uninterrupted
+from deformable_detr.interrupt import answer, uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.optimizer import clip_gradients, schedule, set_learning_rate
 from deformable_detr.progress import Reporter, duration, memory_in_use, percent
+from deformable_detr.ranks import Ranks
 from deformable_detr.session import Position, Session
 from deformable_detr.types import Batch, Target
 
@@ -86,6 +90,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
             num_workers=config.num_workers,
             skip_bad_images=config.skip_bad_images,
             reporter=reporter,
+            ranks=session.ranks,
         )
     with uninterrupted():
         is_best = _complete_epoch(session, report)
@@ -108,31 +113,46 @@ def _take_steps(session: Session, journal: Journal, reporter: Reporter) -> _Aver
     loader.set_epoch(position.epoch, start=position.batches_in_epoch)
     averages = _Averages(position)
     saved = time.monotonic()
-    for batch in loader if position.batches_in_epoch < len(loader) else ():
-        with uninterrupted():
-            set_learning_rate(session.optimizer, schedule(config.optimizer, position.step, session.total_steps))
-            step = _step_or_skip(session, batch, reporter)
-            position.step += 1
-            position.step_in_epoch += 1
-            position.batches_in_epoch = loader.consumed
-            averages.num_steps += 1
-            details = ""
-            if step is not None:
-                averages.add(step)
-                record = _step_record(session, step, averages)
-                details = _details(session, record, averages)
-                if position.step % config.log_every == 0:
-                    journal.step(record)
-            if config.save_every and time.monotonic() - saved >= 60 * config.save_every:
-                session.save_last()
+    with _held(session.ranks) as arrived:
+        for batch in loader if position.batches_in_epoch < len(loader) else ():
+            due = config.save_every > 0 and time.monotonic() - saved >= 60 * config.save_every
+            if _agree(session.ranks, arrived, due):
+                with uninterrupted():
+                    session.save_last()
                 saved = time.monotonic()
-        stage = f"epoch {position.epoch + 1}/{config.epochs}"
-        reporter.update(stage, position.step_in_epoch, len(loader), details)
+            with uninterrupted():
+                set_learning_rate(session.optimizer, schedule(config.optimizer, position.step, session.total_steps))
+                step = _step_or_skip(session, batch, reporter)
+                position.step += 1
+                position.step_in_epoch += 1
+                position.batches_in_epoch = loader.consumed
+                averages.num_steps += 1
+                details = ""
+                if step is not None:
+                    averages.add(step)
+                    record = _step_record(session, step, averages)
+                    details = _details(session, record, averages)
+                    if position.step % config.log_every == 0:
+                        journal.step(record)
+            stage = f"epoch {position.epoch + 1}/{config.epochs}"
+            reporter.update(stage, position.step_in_epoch, len(loader), details)
     position.batches_in_epoch = len(loader)
     if position.step_in_epoch == 0:
         first = next(iter(session.skipped.values()))
         raise DataError(f"none of the {len(session.data.train)} training images could be read; the first: {first}")
     return averages
+
+
+def _held(ranks: Ranks) -> AbstractContextManager[list[int]]:
+    """Alone one answers a signal wherever it finds one; together only where `_agree` asks, or the others would wait."""
+    return uninterrupted() if ranks.together else nullcontext([])
+
+
+def _agree(ranks: Ranks, arrived: list[int], due: bool) -> bool:
+    """Whether to save now; raises for a signal that has reached any of the processes. All ask at the same steps."""
+    interrupted, terminated, due_somewhere = ranks.total(signal.SIGINT in arrived, signal.SIGTERM in arrived, due)
+    answer(interrupted > 0, terminated > 0)
+    return due_somewhere > 0
 
 
 def _step_or_skip(session: Session, batch: Batch, reporter: Reporter) -> _Step | None:
@@ -158,27 +178,37 @@ def _step_or_skip(session: Session, batch: Batch, reporter: Reporter) -> _Step |
 
 
 def _take_step(session: Session, batch: Batch) -> _Step:
-    device = session.detector.device
-    # A step's images may go through in parts; its sums are divided by all of its objects.
-    num_boxes = float(sum(len(one.labels) for one in batch.targets))
+    device, ranks, network = session.detector.device, session.ranks, session.network
+    # A step's images may go through in parts, and in several processes; its sums are divided by all of its objects.
+    (num_boxes,) = ranks.total(sum(len(one.labels) for one in batch.targets))
+    counts = 1.0 if batch.sample_indices else 0.0  # a stand-in for nothing to learn from does not
     session.optimizer.zero_grad(set_to_none=True)
     figures: Tensor | float = 0.0
     try:
-        for part in split(batch, session.config.accumulate):
-            output = session.model(
-                part.images.to(device, non_blocking=True), part.padding_mask.to(device, non_blocking=True)
-            )
-            targets = [Target(one.labels.to(device), one.boxes.to(device)) for one in part.targets]
-            losses = session.criterion(output, targets, num_boxes=num_boxes)
+        parts = split(batch, session.config.accumulate)
+        for number, part in enumerate(parts, start=1):
+            # Processes exchange gradients once a step, with those of its last part.
+            more = number < len(parts)
+            with network.no_sync() if more and isinstance(network, DistributedDataParallel) else nullcontext():
+                with session.precision.applied():
+                    output = network(
+                        part.images.to(device, non_blocking=True), part.padding_mask.to(device, non_blocking=True)
+                    )
+                targets = [Target(one.labels.to(device), one.boxes.to(device)) for one in part.targets]
+                losses = session.criterion(output, targets, num_boxes=num_boxes)
+                # Of the processes' gradients each gets the mean; that of the whole step is their sum.
+                session.precision.backward(losses.total * (counts * ranks.size))
             share = sum(len(one.labels) for one in part.targets) / max(num_boxes, 1)
-            figures = figures + torch.stack([losses.total.detach(), losses.class_error * share, *losses.terms.values()])
-            losses.total.backward()
+            values = torch.stack([losses.total.detach(), losses.class_error * share, *losses.terms.values()])
+            figures = figures + values * counts
         # One copy from the device for all figures of the step.
         assert isinstance(figures, Tensor)
-        loss, class_error, *values = figures.tolist()
-        terms = dict(zip(losses.terms, values, strict=True))
+        loss, class_error, *sums = ranks.total(*figures.tolist())
+        terms = dict(zip(losses.terms, sums, strict=True))
     except TrainingError as error:
-        raise _NotFinite(f"{_place(session)}: {error}; {_images(session, batch)}") from error
+        message = f"{_place(session)}: {error}; {_images(session, batch)}"
+        # The other processes have seen nothing and would wait for this one for ever.
+        raise TrainingError(message) if ranks.together else _NotFinite(message) from error
     except torch.OutOfMemoryError as error:
         height, width = batch.images.shape[2:]
         raise TrainingError(
@@ -187,10 +217,11 @@ def _take_step(session: Session, batch: Batch) -> _Step:
         ) from error
     if not math.isfinite(loss):
         raise _not_finite(session, batch, "loss", terms)
+    session.precision.unscale(session.optimizer)
     grad_norm = clip_gradients(session.model, session.config.optimizer.clip_norm)
-    if not math.isfinite(grad_norm):
+    if not math.isfinite(grad_norm) and not session.precision.may_overflow:
         raise _not_finite(session, batch, "gradient", terms)
-    session.optimizer.step()
+    session.precision.step(session.optimizer)
     if session.average is not None:
         session.average.update()
     return _Step(loss, terms, class_error, grad_norm)

@@ -9,12 +9,14 @@ from typing import Literal
 
 from deformable_detr.config import from_dict
 from deformable_detr.criterion import CriterionConfig
+from deformable_detr.data.presets import find_preset
 from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import ConfigError
 from deformable_detr.freezing import FREEZABLE
 from deformable_detr.metrics import check_metric_name
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.optimizer import OptimizerConfig
+from deformable_detr.precision import PrecisionName
 from deformable_detr.run_folder import read_json
 
 _FITTED_STEPS = 3000
@@ -40,6 +42,8 @@ class TrainConfig:
     seed: int = 0
     num_workers: int = 2
     """Processes that read images; 0 reads them in the training process. Results do not depend on it."""
+    image_cache_gb: float = 0.5
+    """Memory for decoded training images, in GB, shared out among the workers. Results do not depend on it."""
     val_share: float = 0.1
     """Share of the training images held out for evaluation if the data set has no validation split."""
     eval_every: int = 1
@@ -57,6 +61,8 @@ class TrainConfig:
     """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
     accumulate: int = 1
     """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    precision: PrecisionName = "auto"
+    """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
     ema_decay: float = 0.9997
     """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
     best_by: str = "ap"
@@ -79,6 +85,8 @@ class TrainConfig:
         for name in ("num_workers", "seed", "patience"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.image_cache_gb < math.inf:
+            raise ConfigError(f"image_cache_gb is {self.image_cache_gb}; it must be a number of GB, at least 0")
         if not 0 < self.val_share < 1:
             raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
         if self.size_of_weights and self.start != "weights":
@@ -310,6 +318,15 @@ def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
         augmentation=config.augmentation.scaled(short_side),
         size_of_weights=False,
     )
+
+
+def with_augmentation(config: TrainConfig, preset: str) -> TrainConfig:
+    """The config with another augmentation, a preset by name, around the size its images have.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    return replace(config, augmentation=find_preset(preset).scaled(config.preprocessing.short_side))
 
 
 def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from deformable_detr import checkpoint as checkpoints
 from deformable_detr.averaging import Average
@@ -20,13 +21,16 @@ from deformable_detr.freezing import freeze
 from deformable_detr.metrics import Metrics
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.optimizer import learning_rate, make_optimizer
+from deformable_detr.precision import Precision
+from deformable_detr.ranks import ALONE, Ranks
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import RunFolder
 from deformable_detr.splits import TrainingData
+from deformable_detr.training_state import generator_states, optimizer_tensors, restore_generators, restore_optimizer
 from deformable_detr.transfer import Origin, Transfer, fill
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _TRAINED = "trained/"
+_CHANCE = "generator/"
 
 
 @dataclass
@@ -79,10 +83,15 @@ class Session(NamedTuple):
     loader: BatchLoader
     position: Position
     data_name: str
+    precision: Precision
+    network: torch.nn.Module
+    """The model; around it, where several processes train it, what gives each the mean of their gradients."""
     origin: Origin
     """Of the weights the run started from."""
     average: Average | None = None
     """Of the weights, which is what is evaluated and kept for use."""
+    ranks: Ranks = ALONE
+    """The processes that train together; the first of them writes."""
 
     @property
     def judged(self) -> Detector:
@@ -117,12 +126,23 @@ class Session(NamedTuple):
     def save_last(self) -> None:
         """Write the weights and all that is needed to go on from here; the checkpoints before move one place down.
 
+        Several processes call it together.
+
         Raises:
             TrainingError: a weight is not finite; what was saved before stays.
             OutputError: the disk is full, or the folder cannot be written; likewise.
         """
-        progress: dict[str, Any] = {"position": asdict(self.position), "steps_per_epoch": len(self.loader)}
-        tensors = _optimizer_tensors(self.model, self.optimizer) | _generator_states(self.detector.device)
+        chance = self.ranks.gathered(generator_states(self.detector.device))
+        if not self.ranks.is_first:
+            return
+        progress: dict[str, Any] = {
+            "position": asdict(self.position),
+            "steps_per_epoch": len(self.loader),
+            "precision": self.precision.state(),
+        }
+        tensors = optimizer_tensors(self.model, self.optimizer)
+        for rank, states in enumerate(chance):
+            tensors |= {f"{_CHANCE}{rank}/{name}": state for name, state in states.items()}
         if self.average is not None:
             # The averaged ones are the file's weights, for use; those that take the steps are for going on.
             progress["average_updates"] = self.average.updates
@@ -137,13 +157,14 @@ class Session(NamedTuple):
             TrainingError: a weight is not finite.
             OutputError: the disk is full, or the folder cannot be written.
         """
-        checkpoints.save(self._checkpoint(metrics.twelve(), None), self.folder.best)
+        if self.ranks.is_first:
+            checkpoints.save(self._checkpoint(metrics.twelve(), None), self.folder.best)
 
     def restore(self, saved: Checkpoint) -> list[str]:
         """Go back to where `save_last` was called; returns what is not as it was, for people."""
         assert saved.training is not None
         notes, progress, tensors = [], saved.training.progress, saved.training.tensors
-        trained = {name.removeprefix(_TRAINED): one for name, one in tensors.items() if name.startswith(_TRAINED)}
+        trained = _below(_TRAINED, tensors)
         checkpoints.load_weights(self.model, trained or saved.weights, str(self.folder.last))
         position = _position(progress, self.folder.last, self.config.best_by)
         if progress["steps_per_epoch"] != len(self.loader):
@@ -161,8 +182,12 @@ class Session(NamedTuple):
         elif self.average is not None:
             self.average.begin()
             notes.append("the checkpoint has no averaged weights: averaging begins here; ema_decay=0 goes without")
-        _restore_optimizer(self.model, self.optimizer, tensors)
-        _restore_generators(tensors, self.detector.device)
+        restore_optimizer(self.model, self.optimizer, tensors)
+        self.precision.restore(progress.get("precision", {}))
+        states = _below(f"{_CHANCE}{self.ranks.rank}/", tensors)
+        if not states and not self.ranks.together:
+            states = _below(_CHANCE, tensors)  # of an earlier version, which knew one process only
+        restore_generators(states, self.detector.device)
         return notes
 
     def _checkpoint(self, metrics: dict[str, float], training: TrainingState | None) -> Checkpoint:
@@ -196,6 +221,7 @@ def start_session(
     *,
     device: str,
     weights: bool | Transfer,
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Build all parts of a run whose config already fits its data. Seeds torch's global generator.
 
@@ -206,11 +232,12 @@ def start_session(
         data_name: for provenance.
         device: see `choose_device`.
         weights: load the backbone's weights, or those of a whole detector; False where `restore` will bring them.
+        ranks: the processes that train together.
 
     Raises:
         ConfigError: the model cannot be built, or all of it is to be frozen.
         CheckpointError: the backbone's weights cannot be had, or those of a detector do not fit.
-        BackendError: the device is not here.
+        BackendError: the device is not here, or cannot compute in this precision.
     """
     torch.manual_seed(config.seed)
     model = build(config.model, load_backbone_weights=weights is True)
@@ -226,8 +253,13 @@ def start_session(
         seed=config.seed,
         num_workers=config.num_workers,
         skip_bad_images=config.skip_bad_images,
+        cache_bytes=round(config.image_cache_gb * 1e9 / ranks.size),
         pin_memory=detector.device.type == "cuda",
+        ranks=ranks,
+        epochs=config.epochs,
     )
+    if ranks.rank:
+        torch.manual_seed(config.seed + ranks.rank)  # the same weights, but a dropout of its own
     return Session(
         config=config,
         folder=folder,
@@ -238,8 +270,11 @@ def start_session(
         loader=loader,
         position=Position(),
         data_name=data_name,
+        precision=Precision(config.precision, detector.device),
+        network=_shared(model, ranks),
         origin=weights.origin if isinstance(weights, Transfer) else Origin(),
         average=Average(model, config.ema_decay) if config.ema_decay else None,
+        ranks=ranks,
     )
 
 
@@ -269,6 +304,32 @@ def _position(progress: dict[str, Any], path: Path, best_by: str) -> Position:
         raise CheckpointError(f"{path} does not say where the run was: {error}") from error
 
 
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _shared(model: DeformableDETR, ranks: Ranks) -> torch.nn.Module:
+    if not ranks.together:
+        return model
+    # Frozen norms are the same everywhere and stay so; those that learn are the first process' at every step.
+    device = next(model.parameters()).device
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def check_share(config: TrainConfig, num_processes: int) -> None:
+    """Refuse batches that leave a process, or a part of its share, without an image.
+
+    Raises:
+        ConfigError: the numbers.
+    """
+    if config.batch_size < num_processes * config.accumulate:
+        parts = f" in {config.accumulate} parts each" if config.accumulate > 1 else ""
+        raise ConfigError(
+            f"{num_processes} processes{parts} cannot share batches of {config.batch_size} images; "
+            f"ask for --batch-size {num_processes * config.accumulate} or more, or for fewer --devices"
+        )
+
+
 def _check_finite(weights: dict[str, Tensor], position: Position) -> None:
     """Never let weights that are lost replace some that are not."""
     floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
@@ -280,50 +341,6 @@ def _check_finite(weights: dict[str, Tensor], position: Position) -> None:
             f"step {position.step}, epoch {position.epoch + 1}: the weights are not finite, {name} is the first; "
             "they are not saved, and the checkpoints before stay; a smaller --lr usually cures it"
         )
-
-
-def _parameter_names(model: torch.nn.Module) -> dict[Tensor, str]:
-    return {parameter: name for name, parameter in model.named_parameters()}
-
-
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    names = _parameter_names(model)
-    return {
-        f"{moment}/{names[parameter]}": state[moment]
-        for parameter, state in optimizer.state.items()
-        for moment in _MOMENTS
-    }
-
-
-def _restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    names = _parameter_names(model)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            found: dict[str, Any] = {moment: tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
-            if found["step"] is None:
-                continue  # a parameter that had no gradient yet
-            if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
-                raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
-            # AdamW keeps its step counter on the CPU and its moments beside the parameter. Copies, because what was
-            # loaded may still lie in the file, and a file may go away.
-            optimizer.state[parameter] = {
-                moment: one.clone() if moment == "step" else one.to(parameter.device, copy=True)
-                for moment, one in found.items()
-            }
-
-
-def _generator_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"generator/cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["generator/cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_generators(tensors: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(tensors["generator/cpu"])
-    if device.type == "cuda" and "generator/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator/cuda"], device)
 
 
 def with_epochs(config: TrainConfig, epochs: int | None, completed: int) -> TrainConfig:

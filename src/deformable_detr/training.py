@@ -20,6 +20,7 @@ from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
+from deformable_detr.ranks import joined
 from deformable_detr.recipes import TrainConfig, fit_to_data
 from deformable_detr.report import try_to_report
 from deformable_detr.run_folder import (
@@ -31,9 +32,9 @@ from deformable_detr.run_folder import (
     write_json,
 )
 from deformable_detr.services import ServiceName, chosen_services
-from deformable_detr.session import Session, check_same_classes, start_session, with_epochs
+from deformable_detr.session import Session, check_same_classes, check_share, start_session, with_epochs
 from deformable_detr.splits import TrainingData, open_training_data, pair
-from deformable_detr.transfer import Origin, Source, plan, read_source, settle
+from deformable_detr.transfer import Origin, Source, Transfer, plan, read_source, settle
 
 _RUNS = Path("runs")
 
@@ -103,40 +104,60 @@ def train(
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
     """
-    reporter = reporter or Silence()
-    services = _services(log, reporter)
-    choose_device(device)  # an error here is better than one after a folder and a download
-    source = None if weights is None else read_source(weights, reporter=reporter)
-    config = settle(config, source)
-    opened = _open(config, data, val_data, format)
-    transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
-    wanted = config.batch_size
-    config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
-    if config.batch_size < wanted:
-        reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
-    name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
-    folder = create_run_folder(Path(output) if output else new_run_path(_RUNS, config.name, name))
-    if transfer is None and config.model.backbone_weights == "hub":
-        reporter.say(f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there")
-    try:
-        session = start_session(config, folder, opened, name, device=device, weights=transfer or True)
-        if transfer is not None:
-            write_json(folder.transfer, transfer.record())
-            reporter.say(transfer.describe())
-        write_json(folder.config, to_dict(config))
-        where = None if isinstance(data, DetectionDataset) else os.path.abspath(data)
-        write_json(folder.data, {"path": where, "format": format})
-        _check_metric(config, opened)
-        session.save_last()  # from now on, whatever ends the run, it can be resumed
-    except DeformableDetrError:
-        folder.take_back()
-        raise
-    try:
-        return _run(session, services, report, reporter)
-    except DeformableDetrError:
-        if session.position.step == 0:
-            folder.take_back()
-        raise
+    with joined(device) as ranks:
+        reporter = (reporter if ranks.is_first else None) or Silence()
+        device = ranks.device(device)
+        services = _services(log, reporter)
+        with ranks.first_alone():
+            choose_device(device)  # an error here is better than one after a folder and a download
+            source = None if weights is None else read_source(weights, reporter=reporter)
+            config = settle(config, source)
+            opened = _open(config, data, val_data, format)
+            transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
+            wanted = config.batch_size
+            config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
+            if config.batch_size < wanted:
+                reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
+            check_share(config, ranks.size)
+            _check_metric(config, opened)
+            name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
+            path = Path(output) if output else new_run_path(_RUNS, config.name, name)
+            folder = create_run_folder(path) if ranks.is_first else RunFolder(path)
+            if transfer is None and config.model.backbone_weights == "hub":
+                reporter.say(
+                    f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there"
+                )
+        folder = RunFolder(ranks.from_first(folder.path))
+        try:
+            session = start_session(config, folder, opened, name, device=device, weights=transfer or True, ranks=ranks)
+            if transfer is not None:
+                reporter.say(transfer.describe())
+            if ranks.is_first:
+                _write_settings(folder, config, None if isinstance(data, DetectionDataset) else data, format, transfer)
+            session.save_last()  # from now on, whatever ends the run, it can be resumed
+        except DeformableDetrError:
+            if ranks.is_first:
+                folder.take_back()
+            raise
+        try:
+            return _run(session, services, report, reporter)
+        except DeformableDetrError:
+            if session.position.step == 0 and ranks.is_first:
+                folder.take_back()
+            raise
+
+
+def _write_settings(
+    folder: RunFolder,
+    config: TrainConfig,
+    data: str | Path | None,
+    format: FormatName | None,
+    transfer: Transfer | None,
+) -> None:
+    if transfer is not None:
+        write_json(folder.transfer, transfer.record())
+    write_json(folder.config, to_dict(config))
+    write_json(folder.data, {"path": None if data is None else os.path.abspath(data), "format": format})
 
 
 def resume(
@@ -173,37 +194,44 @@ def resume(
         DataError: see `train`.
         TrainingError: see `train`.
     """
-    reporter = reporter or Silence()
-    services = _services(log, reporter)
-    folder = open_run_folder(Path(run))
-    path, saved = _newest_whole(folder, reporter)
-    assert saved.training is not None
-    config = from_dict(TrainConfig, read_json(folder.config))
-    before = saved.training.progress["position"]
-    config = with_epochs(config, epochs, before["epoch"])
-    if before.get("stopped_early") and epochs is None:
-        raise ConfigError(
-            f"the run stopped early after epoch {before['epoch']}; to go on, ask for more than that with --epochs"
-        )
-    origin = read_json(folder.data)
-    if data is None and origin.get("path") is None:
-        raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
-    opened = _open(config, data or origin["path"], val_data, origin.get("format"))
-    check_same_classes(saved, opened.train, path)
-    name = saved.provenance.get("data", "")
-    session = start_session(config, folder, opened, name, device=device, weights=False)
-    session = session._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
-    notes = session.restore(saved)
-    position = session.position
-    if position.stopped_early:  # and asked to go on: with all its patience
-        position.stopped_early, position.improved_epoch = False, position.epoch
-    folder.make_last(path)
-    write_json(folder.config, to_dict(config))
-    folder.forget_after(position.step, position.epoch)
-    for note in notes:
-        reporter.say(note)
-    reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
-    return _run(session, services, report, reporter)
+    with joined(device) as ranks:
+        reporter = (reporter if ranks.is_first else None) or Silence()
+        device = ranks.device(device)
+        services = _services(log, reporter)
+        with ranks.first_alone():
+            folder = open_run_folder(Path(run))
+            path, saved = _newest_whole(folder, reporter)
+            assert saved.training is not None
+            config = from_dict(TrainConfig, read_json(folder.config))
+            check_share(config, ranks.size)
+            before = saved.training.progress["position"]
+            config = with_epochs(config, epochs, before["epoch"])
+            if before.get("stopped_early") and epochs is None:
+                raise ConfigError(
+                    f"the run stopped early after epoch {before['epoch']}; "
+                    "to go on, ask for more than that with --epochs"
+                )
+            origin = read_json(folder.data)
+            if data is None and origin.get("path") is None:
+                raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
+            opened = _open(config, data or origin["path"], val_data, origin.get("format"))
+            check_same_classes(saved, opened.train, path)
+        name = saved.provenance.get("data", "")
+        session = start_session(config, folder, opened, name, device=device, weights=False, ranks=ranks)
+        session = session._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
+        notes = session.restore(saved)
+        ranks.gathered(None)  # from here on files change, and all have read them
+        position = session.position
+        if position.stopped_early:  # and asked to go on: with all its patience
+            position.stopped_early, position.improved_epoch = False, position.epoch
+        if ranks.is_first:
+            folder.make_last(path)
+            write_json(folder.config, to_dict(config))
+            folder.forget_after(position.step, position.epoch)
+        for note in notes:
+            reporter.say(note)
+        reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
+        return _run(session, services, report, reporter)
 
 
 def _services(log: Sequence[str] | None, reporter: Reporter) -> tuple[ServiceName, ...]:
@@ -275,7 +303,8 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
     assert config.epochs is not None
     _introduce(session, reporter)
     ended_by: KeyboardInterrupt | None = None
-    journal = Journal(session.folder, services=services, settings=to_dict(config), say=reporter.say)
+    written = session.folder if session.ranks.is_first else None
+    journal = Journal(written, services=services, settings=to_dict(config), say=reporter.say)
     with journal, terminable(), explained_worker_deaths():
         try:
             while position.epoch < config.epochs and not position.stopped_early:
@@ -288,10 +317,11 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
             if position.step > 0:
                 reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {session.folder.path}")
             raise
-    for why in session.skipped.values():  # each names its file
+    skipped = {path: why for part in session.ranks.gathered(session.skipped) for path, why in part.items()}
+    for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     page = None
-    if report and ended_by is None:
+    if report and ended_by is None and session.ranks.is_first:
         page = try_to_report(session.folder, session.data, device=str(session.detector.device), reporter=reporter)
     return Run(
         folder=session.folder.path,
@@ -299,7 +329,7 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
         epochs_completed=position.epoch,
         best_epoch=position.best_epoch,
         best=position.best,
-        skipped=session.skipped,
+        skipped=skipped,
         interrupted=ended_by is not None,
         terminated=isinstance(ended_by, Terminated),
         stopped_early=position.stopped_early,

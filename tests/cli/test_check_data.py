@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deformable_detr.cli import check_data as module
-from deformable_detr.errors import DataError
+from deformable_detr.errors import ConfigError, DataError
 
 app = typer.Typer()
 app.command("check-data")(module.check_data)
@@ -18,7 +18,7 @@ def group() -> None:
     """Makes the command one of several, as it is in `ddetr`."""
 
 
-def call(*arguments: str | Path) -> Result:
+def call(*arguments: str | int | Path) -> Result:
     return CliRunner().invoke(app, ["check-data", *map(str, arguments)])
 
 
@@ -68,3 +68,31 @@ def test_a_bar_appears_if_it_takes_long(folder: Path, monkeypatch: pytest.Monkey
     assert "decoding images" in call(folder).stderr
     monkeypatch.setattr(module, "_SILENT_S", 60.0)
     assert "decoding images" not in call(folder).stderr
+
+
+def test_pictures_as_the_model_sees_them(folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "seen.png"
+    result = call(folder, "--augmented", 3, "--output", picture)
+    assert result.exit_code == 0
+    assert "3 training images as the model sees them" in result.stderr
+    with Image.open(picture) as sheet:
+        first = sheet.convert("RGB").tobytes()
+    assert call(folder, "--augmented", 3, "--augment", "strong", "--output", picture).exit_code == 0
+    with Image.open(picture) as sheet:
+        assert sheet.convert("RGB").tobytes() != first
+
+
+def test_no_pictures_of_what_cannot_be_trained_on(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.png").write_bytes(b"nonsense")
+    result = call(folder, "--augmented", 3, "--output", tmp_path / "seen.png")
+    assert result.exit_code == 1
+    assert "no picture" in result.stderr
+    assert not (tmp_path / "seen.png").exists()
+
+
+def test_options_of_a_picture_that_is_not_asked_for(folder: Path) -> None:
+    for arguments in (["--augment", "light"], ["--output", "x.png"], ["--recipe", "demo"]):
+        result = call(folder, *arguments)
+        assert result.exit_code == 2
+        assert "--augmented 12" in " ".join(result.stderr.split())
+    assert isinstance(call(folder, "--augmented", 1, "--augment", "lihgt").exception, ConfigError)

@@ -162,3 +162,12 @@ def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeyp
     result = ddetr(*start, "--log", "none", "--log", "mlflow")
     assert (result.code, "--log none leaves no room" in result.err) == (2, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_augmentation_by_name_follows_the_image_size_and_settings_come_last():
+    config = chosen_config("small", image_size=160, augment="strong", settings=["augmentation.mosaic=0.25"])
+    assert max(config.augmentation.short_sides) == 160
+    assert (config.augmentation.mosaic, config.augmentation.mixup) == (0.25, 0.15)
+    assert chosen_config("small", augment="paper", settings=[]) == small()
+    with pytest.raises(ConfigError, match="no augmentation called 'weak'"):
+        chosen_config("small", augment="weak", settings=[])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deformable_detr.data.dataset import DetectionDataset, Sample
+from tests.data.drawn import SIZES_WH
 
 
 def draw(path: Path, size_wh: tuple[int, int] = (50, 30), shade: int = 0, **options: Any) -> Path:
@@ -75,3 +76,27 @@ def drawn(tmp_path: Path) -> DetectionDataset:
         )
         next_id += count
     return DetectionDataset(classes=("zebra", "ant", "été"), category_ids=(3, 8, 90), samples=samples)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DetectionDataset:
+    """Image i is filled with the gray value 10 * i and has i objects, every second one a crowd."""
+    samples = []
+    for number, (width, height) in enumerate(SIZES_WH):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (width, height), (10 * number,) * 3).save(path)
+        left = np.arange(number, dtype=np.float64)
+        boxes = np.stack([left, left + 1, left + 8, left + 6], axis=1)
+        samples.append(
+            Sample(
+                path=path,
+                size_wh=(width, height),
+                boxes_xyxy=boxes,
+                class_ids=np.arange(number) % 3,
+                is_crowd=np.arange(number) % 2 == 1,
+                areas=np.full(number, 40.0),
+                image_id=number + 1,
+                object_ids=tuple(100 * number + i for i in range(number)),
+            )
+        )
+    return DetectionDataset(classes=("a", "b", "c"), category_ids=(1, 2, 3), samples=samples, source="drawn")

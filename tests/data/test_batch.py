@@ -1,53 +1,21 @@
 import multiprocessing
-import pickle
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from deformable_detr.data import batch as b
-from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.data.transforms import Augmentation, Preprocessing, resized_wh, training_transform
+from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import DataError
+from deformable_detr.ranks import Ranks
 from deformable_detr.types import Target
+from tests.data.drawn import SIZES_WH, broken
 
-SIZES_WH = [(40, 25), (31, 47), (40, 25), (50, 22), (33, 33), (31, 47), (40, 25)]
 PREPROCESSING = Preprocessing(short_side=21, max_side=40)
 AUGMENTATION = Augmentation(
     short_sides=(16, 19, 21), max_side=40, crop_short_sides=(18, 24), crop_min=12, crop_max=20, vflip=0.5
 )
-
-
-@pytest.fixture
-def dataset(tmp_path) -> DetectionDataset:
-    """Image i is filled with the gray value 10 * i and has i objects, every second one a crowd."""
-    samples = []
-    for number, (width, height) in enumerate(SIZES_WH):
-        path = tmp_path / f"{number}.png"
-        Image.new("RGB", (width, height), (10 * number,) * 3).save(path)
-        left = np.arange(number, dtype=np.float64)
-        boxes = np.stack([left, left + 1, left + 8, left + 6], axis=1)
-        samples.append(
-            Sample(
-                path=path,
-                size_wh=(width, height),
-                boxes_xyxy=boxes,
-                class_ids=np.arange(number) % 3,
-                is_crowd=np.arange(number) % 2 == 1,
-                areas=np.full(number, 40.0),
-                image_id=number + 1,
-                object_ids=tuple(100 * number + i for i in range(number)),
-            )
-        )
-    return DetectionDataset(classes=("a", "b", "c"), category_ids=(1, 2, 3), samples=samples, source="drawn")
-
-
-def broken(dataset: DetectionDataset, *positions: int) -> DetectionDataset:
-    for position in positions:
-        dataset.samples[position].path.write_bytes(b"not an image")
-    return dataset
 
 
 def item(index: int, height: int, width: int) -> b.Item:
@@ -77,27 +45,6 @@ def test_padding_is_zero_right_and_bottom_and_marked():
         assert batch.padding_mask[position].sum() == 6 * 9 - height * width
     assert batch.sample_indices == [0, 1, 2]
     assert batch.original_sizes_wh == [(63, 20), (35, 30), (21, 15)]
-
-
-def test_items_are_transformed_samples_without_crowds(dataset):
-    source = b.make_loader(dataset, PREPROCESSING, batch_size=2).source
-    got = source[3]
-    width, height = resized_wh((50, 22), 21, 40)
-    assert got.image.shape == (3, height, width)
-    expected = [(30 / 255 - m) / s for m, s in zip(PREPROCESSING.mean, PREPROCESSING.std, strict=True)]
-    torch.testing.assert_close(got.image.mean((1, 2)), torch.tensor(expected))
-    assert got.target.labels.tolist() == [0, 2]
-    torch.testing.assert_close(
-        got.target.boxes,
-        torch.tensor([[4 / 50, 3.5 / 22, 8 / 50, 5 / 22], [6 / 50, 5.5 / 22, 8 / 50, 5 / 22]]),
-    )
-    assert (got.sample_index, got.original_wh) == (3, (50, 22))
-
-
-def test_an_image_without_objects(dataset):
-    target = b.make_loader(dataset, PREPROCESSING, batch_size=2).source[0].target
-    assert target.labels.shape == (0,)
-    assert target.boxes.shape == (0, 4)
 
 
 def test_evaluation_visits_every_image_once_without_padding(dataset):
@@ -163,17 +110,6 @@ def test_an_epoch_can_be_repeated_and_does_not_need_those_before(dataset):
     assert all(equal(x, y) for x, y in zip(first, loader, strict=True))
 
 
-def test_an_image_varies_from_epoch_to_epoch_and_with_the_seed(dataset):
-    def boxes(seed: int, epoch: int):
-        source = b.TransformedDataset(dataset, training_transform(AUGMENTATION), PREPROCESSING, seed=seed)
-        source.set_epoch(epoch)
-        return source[6].target.boxes.tolist()
-
-    assert boxes(0, 0) == boxes(0, 0)
-    assert boxes(0, 0) != boxes(0, 1)
-    assert boxes(0, 0) != boxes(1, 0)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bad_image_is_one_clear_line(dataset, num_workers):
     loader = b.make_loader(broken(dataset, 4), PREPROCESSING, batch_size=2, num_workers=num_workers)
@@ -201,23 +137,6 @@ def test_bad_images_are_skipped_and_counted(dataset, num_workers):
     assert all(str(dataset.samples[i].path) in message for i, message in loader.skipped.items())
 
 
-def test_cached_images_are_not_read_again_and_give_the_same_items(dataset):
-    def source(cache_bytes: int) -> b.TransformedDataset:
-        return b.TransformedDataset(dataset, training_transform(AUGMENTATION), PREPROCESSING, cache_bytes=cache_bytes)
-
-    uncached, cached = source(0), source(10**7)
-    for i in range(7):
-        cached[i]
-    cached.set_epoch(3)
-    uncached.set_epoch(3)
-    expected = [uncached[i] for i in range(7)]
-    broken(dataset, *range(7))
-    for i in range(7):
-        assert torch.equal(cached[i].image, expected[i].image)
-        assert torch.equal(cached[i].target.boxes, expected[i].target.boxes)
-    assert isinstance(uncached[0], b.BadImage)
-
-
 def test_cache_stays_within_its_bound(dataset):
     source = b.make_loader(dataset, PREPROCESSING, batch_size=1, cache_bytes=3 * 40 * 25 + 10).source
     for i in range(7):
@@ -236,9 +155,84 @@ def test_impossible_counts(dataset, batch_size, num_workers):
         b.make_loader(dataset, PREPROCESSING, batch_size=batch_size, num_workers=num_workers)
 
 
-def test_a_data_set_can_be_sent_to_workers_that_do_not_inherit_it(dataset):
-    source = b.make_loader(dataset, PREPROCESSING, batch_size=2, augmentation=AUGMENTATION, seed=3).source
-    assert torch.equal(pickle.loads(pickle.dumps(source))[5].image, source[5].image)
+MIXING = replace(
+    AUGMENTATION, mosaic=0.6, mixup=0.5, zoom_out=0.3, iou_crop=0.3, scale_jitter=(0.5, 1.5), mixing_off=0.5
+)
+
+
+def test_mixing_does_not_depend_on_the_number_of_workers_or_the_cache(dataset):
+    def run(num_workers: int, cache_bytes: int) -> list:
+        loader = b.make_loader(
+            dataset,
+            PREPROCESSING,
+            batch_size=2,
+            augmentation=MIXING,
+            seed=5,
+            num_workers=num_workers,
+            cache_bytes=cache_bytes,
+            epochs=4,
+        )
+        batches = []
+        for epoch in range(4):
+            loader.set_epoch(epoch)
+            batches += list(loader)
+        return batches
+
+    alone = run(0, 0)
+    for num_workers, cache_bytes in ((0, 10**7), (2, 0), (2, 9000)):
+        assert all(equal(x, y) for x, y in zip(alone, run(num_workers, cache_bytes), strict=True))
+
+
+def test_the_last_epochs_are_not_mixed(dataset):
+    def num_objects(epochs: int | None, epoch: int) -> int:
+        mosaics = replace(AUGMENTATION, mosaic=1.0, crop_probability=0.0, mixing_off=0.34)
+        source = b.make_loader(dataset, PREPROCESSING, batch_size=1, augmentation=mosaics, epochs=epochs).source
+        source.set_epoch(epoch)
+        return len(source[0].target.labels)  # an image without objects, but for those of others
+
+    assert any(num_objects(6, epoch) for epoch in range(4))
+    assert not any(num_objects(6, epoch) for epoch in (4, 5))
+    assert any(num_objects(None, epoch) for epoch in (4, 5, 6, 7))
+    assert b.make_loader(dataset, PREPROCESSING, batch_size=1, augmentation=MIXING, epochs=1).source.mixing_epochs == 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_image_in_a_mosaic_stops_or_is_skipped_like_any_other(dataset, num_workers):
+    def loader(skip_bad_images: bool) -> b.BatchLoader:
+        return b.make_loader(
+            broken(dataset.subset([1, 2, 3]), 2),
+            PREPROCESSING,
+            batch_size=1,
+            augmentation=replace(AUGMENTATION, mosaic=1.0),
+            num_workers=num_workers,
+            skip_bad_images=skip_bad_images,
+        )
+
+    with pytest.raises(DataError, match=r"3\.png"):
+        list(loader(False))
+    skipping = loader(True)
+    batches = list(skipping)
+    assert sorted(batch.sample_indices[0] for batch in batches) == [0, 1]
+    assert list(skipping.skipped) == [2]
+
+
+def test_workers_share_the_cache(dataset):
+    def bound(num_workers: int) -> int:
+        loader = b.make_loader(dataset, PREPROCESSING, batch_size=1, num_workers=num_workers, cache_bytes=1000)
+        return loader.source._cache_bytes_left
+
+    assert (bound(0), bound(1)) == (1000, 1000)
+    assert bound(2) == 500
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_every_batch_in_its_order(size):
+    alone = b.ShuffledBatches(17, 5, seed=3, drop_last=True)
+    shares = [b.ShuffledBatches(17, 5, seed=3, drop_last=True, ranks=Ranks(rank, size)) for rank in range(size)]
+    assert [len(one) for one in shares] == [len(alone)] * size
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert [index for part in parts for index in part] == whole
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deformable_detr.data.open import FormatName
+
 _SILENT_S = 2.0
 
 
@@ -23,8 +25,21 @@ def check_data(
         bool, typer.Option("--decode/--no-decode", help="Decode every image to find damaged ones.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
+    augmented: Annotated[
+        int | None, typer.Option(min=1, help="Also draw so many training images as the model will see them.")
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="How those are varied, as for train; the recipe's way if left out.", metavar="NAME"),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="For those: a recipe, or a config.json of a run; small if left out.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to draw those; augmented.png if left out.")] = None,
 ) -> None:
     """Report what a data set holds and what is wrong with it; exit code 1 if something would stop training."""
+    if augmented is None and (augment or recipe or output):
+        raise typer.BadParameter("--augment, --recipe and --output are for the picture; say how many: --augmented 12")
     import json
 
     from rich.console import Console
@@ -39,18 +54,42 @@ def check_data(
     else:
         console.print(render(report))
     if not report.ok:
+        if augmented is not None:
+            typer.echo("no picture: nothing can be trained on this data set as it is", err=True)
         raise typer.Exit(1)
+    if augmented is not None:
+        _draw(path, augmented, augment, recipe or "small", output or Path("augmented.png"), format, console)
+
+
+def _draw(
+    path: Path,
+    count: int,
+    augment: str | None,
+    recipe: str,
+    output: Path,
+    format: "FormatName | None",
+    console: "Console",
+) -> None:
+    from deformable_detr.preview import save_preview
+    from deformable_detr.recipes import find_recipe, with_augmentation
+
+    config = find_recipe(recipe)
+    if augment is not None:
+        config = with_augmentation(config, augment)
+    with _progress(console, "drawing images") as on_progress:
+        save_preview(output, path, config, count, format=format, on_progress=on_progress)
+    typer.echo(f"{count} training images as the model sees them: {output}", err=True)
 
 
 @contextmanager
-def _progress(console: "Console") -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears once decoding has taken longer than a person likes to wait without one."""
+def _progress(console: "Console", doing: str = "decoding images") -> Iterator[Callable[[int, int], None]]:
+    """A bar that appears once something has taken longer than a person likes to wait without one."""
     import time
 
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    task = bar.add_task("decoding images")
+    task = bar.add_task(doing)
     began = time.monotonic()
     shown = False
 

@@ -62,7 +62,9 @@ def run() -> None:
     try:
         app()
     except DeformableDetrError as error:
-        sys.stderr.write(f"Error: {' '.join(str(error).split())}\n")
+        rank = os.environ.get("RANK", "0")
+        origin = f" (process {rank})" if rank != "0" else ""
+        sys.stderr.write(f"Error{origin}: {' '.join(str(error).split())}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,6 +1,7 @@
 """`ddetr train`: from command line options to one call of `train` or `resume`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from deformable_detr.precision import PrecisionName
     from deformable_detr.recipes import TrainConfig
     from deformable_detr.training import Run
     from deformable_detr.transfer import Source
@@ -29,7 +31,17 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How images are varied: paper, light, strong or aerial.", metavar="NAME")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train together, one for each GPU.", metavar="N")
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(help="What the network computes with; auto is half precision on GPUs only."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
     format: Annotated[
@@ -85,6 +97,8 @@ def train(
         "--batch-size": batch_size,
         "--lr": lr,
         "--image-size": image_size,
+        "--precision": precision,
+        "--augment": augment,
         "--seed": seed,
         "--workers": workers,
         "--format": format,
@@ -108,8 +122,11 @@ def train(
         raise typer.BadParameter("--log none leaves no room for another --log")
     services = None if log is None else [name for name in log if name != "none"]
 
-    from deformable_detr import training, transfer
+    from deformable_detr import ranks, training, transfer
     from deformable_detr.progress import TerminalReporter
+
+    if devices is not None and not ranks.started_by_torchrun():
+        raise typer.Exit(ranks.start(devices, sys.argv[1:]))
 
     with TerminalReporter() as reporter:
         if resume is not None:
@@ -132,6 +149,8 @@ def train(
                 batch_size=batch_size,
                 lr=lr,
                 image_size=image_size,
+                precision=precision,
+                augment=augment,
                 seed=seed,
                 workers=workers,
                 backbone=backbone,
@@ -159,7 +178,11 @@ def train(
 def _conclude(run: "Run") -> None:
     """Where it is and what to do next for people; the same as one JSON line for machines."""
     from deformable_detr.progress import percent
+    from deformable_detr.ranks import is_first
 
+    code = (143 if run.terminated else 130) if run.interrupted else 0
+    if not is_first():
+        raise typer.Exit(code)
     best, last = run.folder / "best.safetensors", run.folder / "last.safetensors"
     if run.best_epoch is not None:
         ap, ap50 = percent(run.best["ap"]), percent(run.best["ap50"])
@@ -182,8 +205,8 @@ def _conclude(run: "Run") -> None:
         "report": None if run.report is None else str(run.report),
     }
     typer.echo(json.dumps(record))
-    if run.interrupted:
-        raise typer.Exit(143 if run.terminated else 130)
+    if code:
+        raise typer.Exit(code)
 
 
 def chosen_config(
@@ -193,6 +216,8 @@ def chosen_config(
     batch_size: int | None = None,
     lr: float | None = None,
     image_size: int | None = None,
+    precision: "PrecisionName | None" = None,
+    augment: str | None = None,
     seed: int | None = None,
     workers: int | None = None,
     backbone: str | None = None,
@@ -215,7 +240,7 @@ def chosen_config(
 
     from deformable_detr.config import apply_overrides
     from deformable_detr.errors import ConfigError
-    from deformable_detr.recipes import find_recipe, with_backbone, with_image_size
+    from deformable_detr.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
     from deformable_detr.transfer import settle
 
     config = find_recipe(recipe)
@@ -223,6 +248,8 @@ def chosen_config(
         config = settle(config, source)
     if image_size is not None:
         config = with_image_size(config, image_size)
+    if augment is not None:
+        config = with_augmentation(config, augment)
     if backbone is not None or backbone_weights is not None:
         config = with_backbone(config, name=backbone, weights=backbone_weights)
     if lr is not None:
@@ -231,6 +258,7 @@ def chosen_config(
         config,
         epochs=config.epochs if epochs is None else epochs,
         batch_size=config.batch_size if batch_size is None else batch_size,
+        precision=config.precision if precision is None else precision,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,
         patience=config.patience if patience is None else patience,

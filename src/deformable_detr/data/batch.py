@@ -10,45 +10,16 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.images import read_image
-from deformable_detr.data.transforms import (
-    Augmentation,
-    Example,
-    Preprocessing,
-    Transform,
-    evaluation_transform,
-    normalise,
-    resized_wh,
-    to_target,
-    training_transform,
-)
+from deformable_detr.data.geometry import resized_wh
+from deformable_detr.data.transformed import BadImage, Item, TransformedDataset, seed_of
+from deformable_detr.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
 from deformable_detr.errors import DataError
+from deformable_detr.ranks import ALONE, Ranks
 from deformable_detr.types import Batch, Target
-
-
-class Item(NamedTuple):
-    """One image ready for the network, with what is needed to find its way back."""
-
-    image: Float[Tensor, "3 height width"]
-    target: Target
-    sample_index: int
-    """Position in the data set."""
-    original_wh: tuple[int, int]
-
-
-class BadImage(NamedTuple):
-    """An image that could not be read, as a value: an exception loses its one clear line between processes."""
-
-    sample_index: int
-    message: str
 
 
 class Collated(NamedTuple):
@@ -99,81 +70,22 @@ def _cut(batch: Batch, where: slice) -> Batch:
     )
 
 
+def stand_in() -> Batch:
+    """A black image of no sample, for a process that has nothing to learn from while the others have."""
+    nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    return Batch(torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool), [nothing], [], [])
+
+
 def _collate_readable(results: Sequence[Item | BadImage]) -> Collated:
     items = [result for result in results if isinstance(result, Item)]
     bad_images = tuple(result for result in results if isinstance(result, BadImage))
+    bad_images += tuple(bad_image for item in items for bad_image in item.bad_images)
     return Collated(collate(items) if items else None, bad_images)
-
-
-def _seed_of(*numbers: int) -> int:
-    """A well mixed 64-bit seed that depends on every number and on their order."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-class TransformedDataset(Dataset[Item | BadImage]):
-    """Samples read, transformed and normalised; crowd regions are left out of the targets.
-
-    Random decisions depend on seed, epoch and position alone: not on the number of workers or the order of access.
-    An image that cannot be read comes back as a `BadImage`; the caller decides whether that is an error.
-    """
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        transform: Transform,
-        preprocessing: Preprocessing,
-        *,
-        seed: int = 0,
-        cache_bytes: int = 0,
-    ) -> None:
-        """`cache_bytes` bounds the decoded images kept in memory, in each worker separately; 0 keeps none."""
-        self.dataset = dataset
-        self.transform = transform
-        self.preprocessing = preprocessing
-        self.seed = seed
-        self._cache: dict[int, Image.Image] = {}
-        self._cache_bytes_left = cache_bytes
-        # Shared memory, so that workers that outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """From now on, the random decisions of this epoch; running workers included."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Item | BadImage:
-        sample = self.dataset.samples[index]
-        try:
-            image = self._image(index)
-        except DataError as error:
-            return BadImage(index, str(error))
-        single = ~sample.is_crowd
-        example = Example(
-            image,
-            torch.from_numpy(sample.boxes_xyxy[single].astype(np.float32)),
-            torch.from_numpy(sample.class_ids[single].astype(np.int64)),
-        )
-        # Positions count from 1 here: 0 is the seed of the epoch's order.
-        seed = _seed_of(self.seed, int(self._epoch.item()), index + 1)
-        example = self.transform(example, torch.Generator().manual_seed(seed))
-        return Item(normalise(example.image, self.preprocessing), to_target(example), index, sample.size_wh)
-
-    def _image(self, index: int) -> Image.Image:
-        if index in self._cache:
-            return self._cache[index]
-        image = read_image(self.dataset.samples[index])
-        num_bytes = 3 * image.width * image.height
-        if num_bytes <= self._cache_bytes_left:
-            self._cache[index] = image
-            self._cache_bytes_left -= num_bytes
-        return image
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
     """A permutation of the samples that depends on seed and epoch alone."""
-    generator = torch.Generator().manual_seed(_seed_of(seed, epoch, 0))
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch, 0))
     return torch.randperm(num_samples, generator=generator).tolist()
 
 
@@ -194,18 +106,19 @@ def equal_size_batches(sizes_wh: Sequence[tuple[int, int]], batch_size: int) -> 
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """The batches of the current epoch, from `epoch_order`.
+    """The batches of the current epoch, from `epoch_order`; of several processes, this one's share of each.
 
     `drop_last` leaves out an incomplete last batch, unless it is the only one.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, drop_last: bool) -> None:
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, drop_last: bool, ranks: Ranks = ALONE) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
         self.start = 0
         """The batch of the epoch to begin with."""
+        self.ranks = ranks
         self.drop_last = drop_last and num_samples >= batch_size
 
     def __len__(self) -> int:
@@ -215,12 +128,14 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.num_samples, self.seed, self.epoch)
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield list(self.ranks.share_of(order[batch * self.batch_size : (batch + 1) * self.batch_size]))
 
 
 @dataclass(eq=False)
 class BatchLoader:
     """Iterate for one epoch of batches; `set_epoch` first. A batch of which no image can be read is left out.
+
+    Several processes step together, so there such a share of a batch comes as `stand_in()` instead.
 
     An unreadable image raises `DataError` with one clear line, from whichever process it comes; with
     `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
@@ -230,6 +145,8 @@ class BatchLoader:
     source: TransformedDataset
     batches: ShuffledBatches | list[list[int]]
     skip_bad_images: bool
+    keep_step: bool = False
+    """Whether other processes count on a batch from this one at every step."""
     skipped: dict[int, str] = field(default_factory=dict)
     """Position in the data set of each image left out so far, and why."""
     consumed: int = 0
@@ -269,6 +186,8 @@ class BatchLoader:
                 self.skipped[bad_image.sample_index] = bad_image.message
             if collated.batch is not None:
                 yield collated.batch
+            elif self.keep_step:
+                yield stand_in()
 
 
 def make_loader(
@@ -282,6 +201,8 @@ def make_loader(
     skip_bad_images: bool = False,
     cache_bytes: int = 0,
     pin_memory: bool = False,
+    ranks: Ranks = ALONE,
+    epochs: int | None = None,
 ) -> BatchLoader:
     """Batches for training if there is an `augmentation`, else for evaluation.
 
@@ -297,8 +218,12 @@ def make_loader(
         seed: Decides the order and every random variation.
         num_workers: Processes that read and transform, never more than there are processors; 0 does it in this one.
         skip_bad_images: Leave out and note what cannot be read, instead of raising `DataError`.
-        cache_bytes: Bound on the decoded images kept in memory, per worker; 0 keeps none.
+        cache_bytes: Bound on the decoded images kept in memory, shared out among the workers; 0 keeps none.
         pin_memory: Page-locked memory, for faster copies to a CUDA device.
+        ranks: Of several processes each gets its share: of every batch in training, every so-many-th batch in
+            evaluation. `batch_size` is that of all in training, and of each in evaluation.
+        epochs: Of the whole training; the last of them, `Augmentation.mixing_off`, are without mosaic and mixup. None
+            mixes in all.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}; they need at least 1 and 0")
@@ -313,12 +238,19 @@ def make_loader(
                 for sample in dataset.samples
             ],
             batch_size,
-        )
+        )[ranks.rank :: ranks.size]
     else:
         transform = training_transform(augmentation)
-        batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True)
+        batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True, ranks=ranks)
     num_workers = min(num_workers, _usable_processors())
-    source = TransformedDataset(dataset, transform, preprocessing, seed=seed, cache_bytes=cache_bytes)
+    source = TransformedDataset(
+        dataset,
+        transform,
+        preprocessing,
+        seed=seed,
+        cache_bytes=cache_bytes // max(1, num_workers),
+        mixing_epochs=epochs - round(epochs * augmentation.mixing_off) if augmentation and epochs else None,
+    )
     open_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
         DataLoader,
         source,
@@ -331,7 +263,7 @@ def make_loader(
         # Its own: else every epoch would take a number from the global one, which decides on dropout.
         generator=torch.Generator().manual_seed(seed),
     )
-    return BatchLoader(open_workers, source, batches, skip_bad_images)
+    return BatchLoader(open_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
 
 
 def _usable_processors() -> int:

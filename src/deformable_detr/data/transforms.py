@@ -4,33 +4,55 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import NamedTuple
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.boxes import xyxy_to_cxcywh
+from deformable_detr.data.chance import happens, uniform_factor, uniform_integer
+from deformable_detr.data.geometry import (
+    Example,
+    chosen,
+    hflip,
+    iou_crop,
+    random_crop,
+    resize,
+    resized_wh,
+    rotate90,
+    scaled,
+    vflip,
+    without_thin,
+    zoom_in,
+    zoom_out,
+)
+from deformable_detr.data.mixing import mixup, mosaic
+from deformable_detr.data.photometric import color_jitter, distort
 from deformable_detr.errors import ConfigError
 from deformable_detr.types import Target
 
-
-class Example(NamedTuple):
-    """An annotated image on its way through the transforms; boxes in pixels of the image as it is now."""
-
-    image: Image.Image
-    """Always RGB."""
-    boxes_xyxy: Float[Tensor, "objects 4"]
-    labels: Int64[Tensor, "objects"]
+Draw = Callable[[torch.Generator], Example]
+"""Another example of the data set, any of them."""
 
 
-Transform = Callable[[Example, torch.Generator], Example]
-"""Takes every random decision from the generator, so that one seed gives one result."""
+@runtime_checkable
+class Transform(Protocol):
+    """Takes every random decision from the generator, so that one seed gives one result."""
+
+    def __call__(self, example: Example, generator: torch.Generator, draw: Draw | None = None) -> Example:
+        """The example transformed; without `draw`, nothing is mixed in from others."""
+
 
 PAPER_SHORT_SIDES = tuple(range(480, 801, 32))
+_SHARES = (
+    *("crop_probability", "hflip", "vflip", "rotate90", "color_jitter", "photometric", "zoom_out", "iou_crop"),
+    *("mosaic", "mixup", "mixing_off", "min_visible"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +80,8 @@ class Augmentation:
 
     Flip, then either resize to one of `short_sides`, or, with `crop_probability`, resize to one of `crop_short_sides`,
     cut out a random window of `crop_min` to `crop_max` pixels a side, and resize that to one of `short_sides`.
+    What is on beside that comes in this order: mosaic, mixup, zoom-out, flips and turns, crops, scale jitter, resize,
+    colours.
     """
 
     short_sides: tuple[int, ...] = PAPER_SHORT_SIDES
@@ -74,6 +98,30 @@ class Augmentation:
     """Probability of a turn by 90, 180 or 270 degrees; with 0.75 all four directions are equally likely."""
     color_jitter: float = 0.0
     """0 leaves the colours alone; 1 varies brightness, contrast and saturation by up to 40 %, the hue by 5 %."""
+    photometric: float = 0.0
+    """Probability of each of the stronger changes of brightness, contrast, saturation and hue, see `distort`."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest factor on the size of everything: large-scale jitter.
+
+    Above 1 a window is cut out, but not of a mosaic or of what was zoomed out.
+    """
+    zoom_out: float = 0.0
+    """Probability of the image becoming 1 to `zoom_out_most` times smaller, on a plain ground; not done to a mosaic."""
+    zoom_out_most: float = 4.0
+    iou_crop: float = 0.0
+    """Probability of a window that overlaps some object by a random IoU, see `geometry.iou_crop`."""
+    mosaic: float = 0.0
+    """Probability of four images in one."""
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest factor on an image that would just fit the mosaic."""
+    mixup: float = 0.0
+    """Probability of another image shining through."""
+    mixing_off: float = 0.15
+    """Share of the epochs, the last ones, without mosaic and mixup: the model ends with pictures as they really are."""
+    min_visible: float = 0.0
+    """An object that keeps less than this share of its area at a cut is dropped; 0 drops what is wholly outside."""
+    min_side: float = 0.0
+    """An object of which a side is shorter than so many pixels in the end is dropped."""
 
     def __post_init__(self) -> None:
         _check_sides("augmentation", self.short_sides, self.max_side)
@@ -83,10 +131,21 @@ class Augmentation:
                 f"augmentation.crop_min is {self.crop_min} and crop_max is {self.crop_max}; "
                 "they need 1 <= crop_min <= crop_max"
             )
-        for name in ("crop_probability", "hflip", "vflip", "rotate90", "color_jitter"):
+        for name in _SHARES:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"augmentation.{name} is {value}; it must lie in 0..1")
+        for name, highest in (("scale_jitter", 10.0), ("mosaic_scale", 1.0)):
+            low, high = getattr(self, name)
+            if not 0.01 <= low <= high <= highest:
+                raise ConfigError(
+                    f"augmentation.{name} is {low:g}, {high:g}; it needs two factors in 0.01..{highest:g}, "
+                    "the smaller one first"
+                )
+        if not 1 <= self.zoom_out_most <= 100:
+            raise ConfigError(f"augmentation.zoom_out_most is {self.zoom_out_most}; it must lie in 1..100")
+        if not (isfinite(self.min_side) and self.min_side >= 0):
+            raise ConfigError(f"augmentation.min_side is {self.min_side}; it must be a number of pixels, at least 0")
 
     def scaled(self, short_side: int) -> "Augmentation":
         """The same variation around another image size: every length times `short_side` / the largest short side.
@@ -107,6 +166,7 @@ class Augmentation:
             crop_short_sides=tuple(sorted({rescale(side) for side in self.crop_short_sides})),
             crop_min=rescale(self.crop_min),
             crop_max=rescale(self.crop_max),
+            min_side=self.min_side * ratio,
         )
 
 
@@ -120,108 +180,66 @@ def _check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None)
         )
 
 
-def resized_wh(size_wh: tuple[int, int], short_side: int, max_side: int | None) -> tuple[int, int]:
-    """Width and height after bringing the shorter side to `short_side`, less if the longer would exceed `max_side`.
-
-    The published rule, to the pixel: then the shorter side is rounded to the nearest and the longer one down, so that
-    an extreme aspect ratio may miss `max_side` by a few pixels.
-    """
-    short, long = min(size_wh), max(size_wh)
-    if max_side is not None and long * short_side > max_side * short:
-        short_side = max(1, round(max_side * short / long))
-    long_side = short_side * long // short
-    width, height = size_wh
-    return (short_side, long_side) if width < height else (long_side, short_side)
-
-
-def resize(example: Example, size_wh: tuple[int, int]) -> Example:
-    """To exactly this size, with PIL's antialiased bilinear filter."""
-    old_width, old_height = example.image.size
-    width, height = size_wh
-    if (width, height) == (old_width, old_height):
-        return example
-    image = tv.resize(example.image, [height, width], interpolation=InterpolationMode.BILINEAR)
-    return example._replace(image=image, boxes_xyxy=_scaled(example.boxes_xyxy, width / old_width, height / old_height))
-
-
-def hflip(example: Example) -> Example:
-    """Left and right exchanged."""
-    width = example.image.width
-    left, top, right, bottom = example.boxes_xyxy.unbind(-1)
-    boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
-    return example._replace(image=tv.horizontal_flip(example.image), boxes_xyxy=boxes)
-
-
-def vflip(example: Example) -> Example:
-    """Top and bottom exchanged."""
-    height = example.image.height
-    left, top, right, bottom = example.boxes_xyxy.unbind(-1)
-    boxes = torch.stack([left, height - bottom, right, height - top], dim=-1)
-    return example._replace(image=tv.vertical_flip(example.image), boxes_xyxy=boxes)
-
-
-def rotate90(example: Example, quarter_turns: int) -> Example:
-    """Turned counter-clockwise by so many quarters, without loss."""
-    turns = quarter_turns % 4
-    if turns == 0:
-        return example
-    boxes = example.boxes_xyxy
-    width, height = example.image.size
-    for _ in range(turns):
-        left, top, right, bottom = boxes.unbind(-1)
-        boxes = torch.stack([top, width - right, bottom, width - left], dim=-1)
-        width, height = height, width
-    return example._replace(image=tv.rotate(example.image, 90.0 * turns, expand=True), boxes_xyxy=boxes)
-
-
-def crop(example: Example, left: int, top: int, size_wh: tuple[int, int]) -> Example:
-    """A window of the image. Boxes are cut at its border; objects of which no area is left are dropped."""
-    width, height = size_wh
-    shift = torch.tensor([left, top, left, top], dtype=example.boxes_xyxy.dtype)
-    limit = torch.tensor([width, height, width, height], dtype=example.boxes_xyxy.dtype)
-    boxes = (example.boxes_xyxy - shift).clamp(min=0).minimum(limit)
-    visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return Example(tv.crop(example.image, top, left, height, width), boxes[visible], example.labels[visible])
-
-
-def color_jitter(example: Example, strength: float, generator: torch.Generator) -> Example:
-    """Random brightness, contrast, saturation (up to 40 % times `strength`) and hue (up to 5 % of the circle)."""
-    brightness, contrast, saturation, hue = (2 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).tolist()
-    spread = 0.4 * strength
-    image = tv.adjust_brightness(example.image, 1 + spread * brightness)
-    image = tv.adjust_contrast(image, 1 + spread * contrast)
-    image = tv.adjust_saturation(image, 1 + spread * saturation)
-    return example._replace(image=tv.adjust_hue(image, 0.05 * strength * hue))
-
-
-def random_crop(example: Example, smallest: int, largest: int, generator: torch.Generator) -> Example:
-    """A window of random size and place: each side uniform in `smallest`..`largest`, both included.
-
-    A side of the image shorter than `smallest` is kept whole.
-    """
-    width, height = (
-        _uniform_integer(min(smallest, side), min(largest, side), generator) for side in example.image.size
-    )
-    left = _uniform_integer(0, example.image.width - width, generator)
-    top = _uniform_integer(0, example.image.height - height, generator)
-    return crop(example, left, top, (width, height))
-
-
-def augment(example: Example, generator: torch.Generator, augmentation: Augmentation) -> Example:
+def augment(
+    example: Example, generator: torch.Generator, draw: Draw | None = None, *, augmentation: Augmentation
+) -> Example:
     """One random variation of a training image, at its final size. See `Augmentation`."""
-    if _happens(augmentation.hflip, generator):
+    # What is off takes no number from the generator, so that a new setting changes nothing for those who leave it off.
+    example, has_ground = _mixed(example, generator, draw, augmentation)
+    if happens(augmentation.hflip, generator):
         example = hflip(example)
-    if _happens(augmentation.vflip, generator):
+    if happens(augmentation.vflip, generator):
         example = vflip(example)
-    if _happens(augmentation.rotate90, generator):
-        example = rotate90(example, _uniform_integer(1, 3, generator))
-    if _happens(augmentation.crop_probability, generator):
-        example = _resize_to_one_of(example, augmentation.crop_short_sides, None, generator)
-        example = random_crop(example, augmentation.crop_min, augmentation.crop_max, generator)
-    example = _resize_to_one_of(example, augmentation.short_sides, augmentation.max_side, generator)
+    if happens(augmentation.rotate90, generator):
+        example = rotate90(example, uniform_integer(1, 3, generator))
+    if augmentation.iou_crop > 0 and happens(augmentation.iou_crop, generator):
+        example = iou_crop(example, generator, augmentation.min_visible)
+    if happens(augmentation.crop_probability, generator):
+        short_side = _one_of(augmentation.crop_short_sides, generator)
+        example = resize(example, resized_wh(example.image.size, short_side, None))
+        example = random_crop(
+            example, augmentation.crop_min, augmentation.crop_max, generator, augmentation.min_visible
+        )
+    example = without_thin(_at_final_size(example, generator, augmentation, has_ground), augmentation.min_side)
     if augmentation.color_jitter > 0:
         example = color_jitter(example, augmentation.color_jitter, generator)
+    if augmentation.photometric > 0:
+        example = distort(example, augmentation.photometric, generator)
     return example
+
+
+def _mixed(
+    example: Example, generator: torch.Generator, draw: Draw | None, augmentation: Augmentation
+) -> tuple[Example, bool]:
+    """And whether there is plain ground beside the image now."""
+    has_ground = False
+    size_wh = resized_wh(example.image.size, max(augmentation.short_sides), augmentation.max_side)
+    if draw is not None and min(size_wh) > 1 and augmentation.mosaic > 0 and happens(augmentation.mosaic, generator):
+        four = [example, *(draw(generator) for _ in range(3))]
+        example = mosaic(four, size_wh, augmentation.mosaic_scale, generator, augmentation.min_visible)
+        has_ground = True
+    elif augmentation.zoom_out > 0 and happens(augmentation.zoom_out, generator):
+        example = zoom_out(example, uniform_factor(1.0, augmentation.zoom_out_most, generator), generator)
+        has_ground = True
+    if draw is not None and augmentation.mixup > 0 and happens(augmentation.mixup, generator):
+        example = mixup(resize(example, size_wh), draw(generator), generator)
+    return example, has_ground
+
+
+def _at_final_size(
+    example: Example, generator: torch.Generator, augmentation: Augmentation, has_ground: bool
+) -> Example:
+    factor = 1.0
+    if augmentation.scale_jitter != (1.0, 1.0):
+        factor = uniform_factor(*augmentation.scale_jitter, generator)
+        if factor > 1 and not has_ground:  # else the window might show nothing but ground
+            example = zoom_in(example, factor, generator, augmentation.min_visible)
+    short_side = _one_of(augmentation.short_sides, generator)
+    width, height = resized_wh(example.image.size, short_side, augmentation.max_side)
+    if factor < 1:
+        # Smaller and no margin: the batch pads it anyway.
+        width, height = max(1, round(width * factor)), max(1, round(height * factor))
+    return resize(example, (width, height))
 
 
 def training_transform(augmentation: Augmentation) -> Transform:
@@ -250,32 +268,28 @@ def to_model_input(image: Image.Image, preprocessing: Preprocessing) -> Float[Te
     return normalise(image, preprocessing)
 
 
+def to_picture(image: Float[Tensor, "3 height width"], preprocessing: Preprocessing) -> Image.Image:
+    """What `normalise` was given."""
+    mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std).view(3, 1, 1)
+    pixels = (image * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
 def to_target(example: Example) -> Target:
-    """Boxes as the criterion wants them: centre and size, in 0..1 of the image as it is now."""
+    """Boxes as the criterion wants them: centre and size, in 0..1 of the image as it is now, none without an extent."""
     width, height = example.image.size
-    boxes = _scaled(example.boxes_xyxy, 1 / width, 1 / height)
-    return Target(labels=example.labels, boxes=xyxy_to_cxcywh(boxes))
+    boxes = scaled(example.boxes_xyxy, 1 / width, 1 / height)
+    # Rounding may have made the two sides of a very thin box one.
+    example = chosen(example._replace(boxes_xyxy=boxes), (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
+    return Target(labels=example.labels, boxes=xyxy_to_cxcywh(example.boxes_xyxy))
 
 
-def _resize_for_evaluation(example: Example, generator: torch.Generator, preprocessing: Preprocessing) -> Example:
+def _resize_for_evaluation(
+    example: Example, generator: torch.Generator, draw: Draw | None = None, *, preprocessing: Preprocessing
+) -> Example:
     return resize(example, resized_wh(example.image.size, preprocessing.short_side, preprocessing.max_side))
 
 
-def _resize_to_one_of(
-    example: Example, short_sides: tuple[int, ...], max_side: int | None, generator: torch.Generator
-) -> Example:
-    short_side = short_sides[_uniform_integer(0, len(short_sides) - 1, generator)]
-    return resize(example, resized_wh(example.image.size, short_side, max_side))
-
-
-def _scaled(boxes_xyxy: Float[Tensor, "objects 4"], x: float, y: float) -> Float[Tensor, "objects 4"]:
-    return boxes_xyxy * torch.tensor([x, y, x, y], dtype=boxes_xyxy.dtype)
-
-
-def _happens(probability: float, generator: torch.Generator) -> bool:
-    return bool(torch.rand((), generator=generator, dtype=torch.float64).item() < probability)
-
-
-def _uniform_integer(low: int, high: int, generator: torch.Generator) -> int:
-    """Both ends included."""
-    return int(torch.randint(low, high + 1, (), generator=generator).item())
+def _one_of(sides: tuple[int, ...], generator: torch.Generator) -> int:
+    return sides[uniform_integer(0, len(sides) - 1, generator)]

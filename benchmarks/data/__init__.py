@@ -1,0 +1,1 @@
+"""How fast images are read and varied, and what memory that takes."""

@@ -1,0 +1,6 @@
+"""`python -m deformable_detr.cli`: the command `ddetr`, for those who start Python themselves, such as torchrun."""
+
+from deformable_detr.cli.main import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,59 @@
+"""What a run needs to go on at the very bit, as named tensors: the optimizer's moments, and where chance stands."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.errors import CheckpointError
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """The moments of every parameter that has had a gradient, by "moment/parameter"."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{moment}/{names[parameter]}": state[moment]
+        for parameter, state in optimizer.state.items()
+        for moment in _MOMENTS
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave.
+
+    Raises:
+        CheckpointError: some are missing or of another shape.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            found: dict[str, Any] = {moment: tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
+            if found["step"] is None:
+                continue  # a parameter that had no gradient yet
+            if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
+                raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
+            # AdamW keeps its step counter on the CPU and its moments beside the parameter. Copies, because what was
+            # loaded may still lie in the file, and a file may go away.
+            optimizer.state[parameter] = {
+                moment: one.clone() if moment == "step" else one.to(parameter.device, copy=True)
+                for moment, one in found.items()
+            }
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Where this process' random numbers stand: dropout's are the only ones that a run draws as it goes."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what `generator_states` gave; what is missing stays as it is."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
