@@ -49,20 +49,29 @@ def _expect_another() -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[list[int]]:
+def uninterrupted() -> Iterator[None]:
     """Let the block finish when Ctrl-C or SIGTERM arrives in it, and raise KeyboardInterrupt or `Terminated` after.
 
     Does nothing outside the main thread, with Ctrl-C where the process ignores or handles it in a way of its own, and
     with SIGTERM outside of `terminable`.
+    """
+    with held() as arrived:
+        yield
+    answer(signal.SIGINT in arrived, signal.SIGTERM in arrived)
+
+
+@contextmanager
+def held() -> Iterator[list[int]]:
+    """The same, but nothing is raised: the block asks what has arrived and may `answer`. `uninterrupted` nests in it.
 
     Yields:
-        The signals that have arrived so far, for a block that wants to `answer` them before its end.
+        The signals that have arrived so far.
     """
-    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     arrived: list[int] = []
     if not _in_main_thread():
         yield arrived
         return
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}
     ours = {number: handler for number, handler in ours.items() if signal.getsignal(number) is handler}
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -78,7 +87,6 @@ def uninterrupted() -> Iterator[list[int]]:
         for number, handler in ours.items():
             if number not in arrived or number == signal.SIGINT:
                 signal.signal(number, handler)
-    answer(signal.SIGINT in arrived, signal.SIGTERM in arrived)
 
 
 def answer(interrupted: bool, terminated: bool) -> None:

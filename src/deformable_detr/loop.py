@@ -3,7 +3,8 @@
 import math
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -66,10 +67,11 @@ class _Averages:
         return {name: total / self._position.num_summed for name, total in self._position.sums.items()}
 
 
-def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
+def run_epoch(session: Session, journal: Journal, reporter: Reporter, held_back: Sequence[int] = ()) -> None:
     """Take the steps that are left of this epoch, evaluate if it is time, and write what there is to write.
 
-    KeyboardInterrupt leaves it between two steps or between step and evaluation, and `session` fit to be saved.
+    KeyboardInterrupt leaves it between two steps or between step and evaluation, and `session` fit to be saved. Of
+    several processes all stop before the same step, for what `held_back` has of any of them.
 
     Raises:
         TrainingError: the loss is not finite, or memory does not suffice.
@@ -77,7 +79,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
     """
     config, position = session.config, session.position
     number = position.epoch + 1
-    averages = _take_steps(session, journal, reporter)
+    averages = _take_steps(session, journal, reporter, held_back)
     report = None
     if number % config.eval_every == 0 or number == config.epochs:
         # Weights first: an evaluation that fails loses nothing but itself.
@@ -107,35 +109,34 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter) -> None:
         )
 
 
-def _take_steps(session: Session, journal: Journal, reporter: Reporter) -> _Averages:
+def _take_steps(session: Session, journal: Journal, reporter: Reporter, held_back: Sequence[int]) -> _Averages:
     config, position, loader = session.config, session.position, session.loader
     to_training_mode(session.model, config.freeze)
     loader.set_epoch(position.epoch, start=position.batches_in_epoch)
     averages = _Averages(position)
     saved = time.monotonic()
-    with _held(session.ranks) as arrived:
-        for batch in loader if position.batches_in_epoch < len(loader) else ():
-            due = config.save_every > 0 and time.monotonic() - saved >= 60 * config.save_every
-            if _agree(session.ranks, arrived, due):
-                with uninterrupted():
-                    session.save_last()
-                saved = time.monotonic()
+    for batch in loader if position.batches_in_epoch < len(loader) else ():
+        due = config.save_every > 0 and time.monotonic() - saved >= 60 * config.save_every
+        if _agree(session.ranks, held_back, due):
             with uninterrupted():
-                set_learning_rate(session.optimizer, schedule(config.optimizer, position.step, session.total_steps))
-                step = _step_or_skip(session, batch, reporter)
-                position.step += 1
-                position.step_in_epoch += 1
-                position.batches_in_epoch = loader.consumed
-                averages.num_steps += 1
-                details = ""
-                if step is not None:
-                    averages.add(step)
-                    record = _step_record(session, step, averages)
-                    details = _details(session, record, averages)
-                    if position.step % config.log_every == 0:
-                        journal.step(record)
-            stage = f"epoch {position.epoch + 1}/{config.epochs}"
-            reporter.update(stage, position.step_in_epoch, len(loader), details)
+                session.save_last()
+            saved = time.monotonic()
+        with uninterrupted():
+            set_learning_rate(session.optimizer, schedule(config.optimizer, position.step, session.total_steps))
+            step = _step_or_skip(session, batch, reporter)
+            position.step += 1
+            position.step_in_epoch += 1
+            position.batches_in_epoch = loader.consumed
+            averages.num_steps += 1
+            details = ""
+            if step is not None:
+                averages.add(step)
+                record = _step_record(session, step, averages)
+                details = _details(session, record, averages)
+                if position.step % config.log_every == 0:
+                    journal.step(record)
+        stage = f"epoch {position.epoch + 1}/{config.epochs}"
+        reporter.update(stage, position.step_in_epoch, len(loader), details)
     position.batches_in_epoch = len(loader)
     if position.step_in_epoch == 0:
         first = next(iter(session.skipped.values()))
@@ -143,14 +144,9 @@ def _take_steps(session: Session, journal: Journal, reporter: Reporter) -> _Aver
     return averages
 
 
-def _held(ranks: Ranks) -> AbstractContextManager[list[int]]:
-    """Alone one answers a signal wherever it finds one; together only where `_agree` asks, or the others would wait."""
-    return uninterrupted() if ranks.together else nullcontext([])
-
-
-def _agree(ranks: Ranks, arrived: list[int], due: bool) -> bool:
+def _agree(ranks: Ranks, held_back: Sequence[int], due: bool) -> bool:
     """Whether to save now; raises for a signal that has reached any of the processes. All ask at the same steps."""
-    interrupted, terminated, due_somewhere = ranks.total(signal.SIGINT in arrived, signal.SIGTERM in arrived, due)
+    interrupted, terminated, due_somewhere = ranks.total(signal.SIGINT in held_back, signal.SIGTERM in held_back, due)
     answer(interrupted > 0, terminated > 0)
     return due_somewhere > 0
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
 from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
 from deformable_detr.freezing import count
-from deformable_detr.interrupt import Terminated, terminable, uninterrupted
+from deformable_detr.interrupt import Terminated, held, terminable, uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
@@ -305,10 +306,12 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
     ended_by: KeyboardInterrupt | None = None
     written = session.folder if session.ranks.is_first else None
     journal = Journal(written, services=services, settings=to_dict(config), say=reporter.say)
-    with journal, terminable(), explained_worker_deaths():
+    # Alone one answers a signal wherever one is; together only where all ask, or the others would wait for ever.
+    holding: AbstractContextManager[list[int]] = held() if session.ranks.together else nullcontext([])
+    with journal, terminable(), explained_worker_deaths(), holding as held_back:
         try:
             while position.epoch < config.epochs and not position.stopped_early:
-                run_epoch(session, journal, reporter)
+                run_epoch(session, journal, reporter, held_back)
         except KeyboardInterrupt as interrupt:
             ended_by = interrupt
             with uninterrupted():

@@ -125,24 +125,12 @@ def train(
     from deformable_detr import ranks, training, transfer
     from deformable_detr.progress import TerminalReporter
 
-    if devices is not None and not ranks.started_by_torchrun():
-        raise typer.Exit(ranks.start(devices, sys.argv[1:]))
-
     with TerminalReporter() as reporter:
-        if resume is not None:
-            run = training.resume(
-                resume,
-                epochs=epochs,
-                data=data,
-                device=device,
-                log=services,
-                report=report,
-                reporter=reporter,
-            )
-        else:
-            assert data is not None
-            source = None if weights is None else transfer.read_source(weights, reporter=reporter)
-            config = chosen_config(
+        source = None if weights is None else transfer.read_source(weights, reporter=reporter)
+        config = (
+            None
+            if resume is not None
+            else chosen_config(
                 recipe or ("small" if source is None else "finetune"),
                 source=source,
                 epochs=epochs,
@@ -161,6 +149,24 @@ def train(
                 skip_bad_images=skip_bad_images,
                 settings=set_ or [],
             )
+        )
+    if devices is not None and not ranks.started_by_torchrun():
+        # What is wrong with the settings has been said, once.
+        raise typer.Exit(ranks.start(devices, sys.argv[1:]))
+    with TerminalReporter() as reporter:
+        if resume is not None:
+            run = training.resume(
+                resume,
+                epochs=epochs,
+                data=data,
+                device=device,
+                log=services,
+                report=report,
+                reporter=reporter,
+            )
+        else:
+            assert data is not None
+            assert config is not None
             run = training.train(
                 config,
                 data=data,
