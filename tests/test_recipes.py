@@ -38,11 +38,11 @@ def test_recipes_are_plain_data_named_like_their_function_and_documented(name):
 @pytest.mark.parametrize(
     ("name", "trainable", "total"),
     [
-        ("deformable_detr_r50", 39_847_265, 40_069_665),
-        ("deformable_detr_r50_refine", 40_627_260, 40_849_660),
-        ("deformable_detr_r50_two_stage", 40_959_129, 41_181_529),
-        ("deformable_detr_r50_single_scale", 33_844_193, 34_066_593),
-        ("deformable_detr_r50_single_scale_dc5", 33_844_193, 34_066_593),
+        ("paper_r50", 39_847_265, 40_069_665),
+        ("paper_r50_refine", 40_627_260, 40_849_660),
+        ("paper_r50_two_stage", 40_959_129, 41_181_529),
+        ("paper_r50_single_scale", 33_844_193, 34_066_593),
+        ("paper_r50_single_scale_dc5", 33_844_193, 34_066_593),
     ],
 )
 def test_the_papers_recipes_are_the_papers_models_and_settings(name, trainable, total):

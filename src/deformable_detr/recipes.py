@@ -105,64 +105,64 @@ class TrainConfig:
         check_metric_name(self.best_by)
 
 
-def deformable_detr_r50() -> TrainConfig:
+def paper_r50() -> TrainConfig:
     """Paper's base model on COCO.
 
-    ddetr train deformable_detr_r50 --data /data/coco
+    ddetr train paper_r50 --data /data/coco
     Cost: hardware, hours and date of our own run; empty until there is one. The authors: 325 V100 hours.
     Expected: 44.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
     """
-    return TrainConfig(name="deformable_detr_r50")
+    return TrainConfig(name="paper_r50")
 
 
-def deformable_detr_r50_refine() -> TrainConfig:
+def paper_r50_refine() -> TrainConfig:
     """With iterative box refinement.
 
-    ddetr train deformable_detr_r50_refine --data /data/coco
+    ddetr train paper_r50_refine --data /data/coco
     Cost: empty until there is a run of ours. The authors: 325 V100 hours.
     Expected: 46.2 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
     """
     return TrainConfig(
-        name="deformable_detr_r50_refine",
+        name="paper_r50_refine",
         model=DeformableDETRConfig(variant="refine"),
     )
 
 
-def deformable_detr_r50_two_stage() -> TrainConfig:
+def paper_r50_two_stage() -> TrainConfig:
     """With iterative box refinement, and queries from the encoder's own proposals.
 
-    ddetr train deformable_detr_r50_two_stage --data /data/coco
+    ddetr train paper_r50_two_stage --data /data/coco
     Cost: empty until there is a run of ours. The authors: 340 V100 hours.
     Expected: 46.9 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
     """
     return TrainConfig(
-        name="deformable_detr_r50_two_stage",
+        name="paper_r50_two_stage",
         model=DeformableDETRConfig(variant="two_stage"),
     )
 
 
-def deformable_detr_r50_single_scale() -> TrainConfig:
+def paper_r50_single_scale() -> TrainConfig:
     """One level of stride 32.
 
-    ddetr train deformable_detr_r50_single_scale --data /data/coco
+    ddetr train paper_r50_single_scale --data /data/coco
     Cost: empty until there is a run of ours. The authors: 160 V100 hours.
     Expected: 39.4 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
     """
     return TrainConfig(
-        name="deformable_detr_r50_single_scale",
+        name="paper_r50_single_scale",
         model=DeformableDETRConfig(num_levels=1),
     )
 
 
-def deformable_detr_r50_single_scale_dc5() -> TrainConfig:
+def paper_r50_single_scale_dc5() -> TrainConfig:
     """One level of stride 16, from a dilated last stage.
 
-    ddetr train deformable_detr_r50_single_scale_dc5 --data /data/coco
+    ddetr train paper_r50_single_scale_dc5 --data /data/coco
     Cost: empty until there is a run of ours. The authors: 215 V100 hours.
     Expected: 41.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
     """
     return TrainConfig(
-        name="deformable_detr_r50_single_scale_dc5",
+        name="paper_r50_single_scale_dc5",
         model=DeformableDETRConfig(num_levels=1, dilation=True),
     )
 
@@ -266,11 +266,11 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         small,
         finetune,
-        deformable_detr_r50,
-        deformable_detr_r50_refine,
-        deformable_detr_r50_two_stage,
-        deformable_detr_r50_single_scale,
-        deformable_detr_r50_single_scale_dc5,
+        paper_r50,
+        paper_r50_refine,
+        paper_r50_two_stage,
+        paper_r50_single_scale,
+        paper_r50_single_scale_dc5,
         demo,
     )
 }
