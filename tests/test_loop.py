@@ -9,11 +9,11 @@ from deformable_detr import loop
 from deformable_detr.checkpoint import load
 from deformable_detr.errors import DataError, TrainingError
 from deformable_detr.evaluation import EvaluationReport
+from deformable_detr.fitting import fit_to_data
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.metrics import Metrics
 from deformable_detr.optimizer import OptimizerConfig
-from deformable_detr.recipes import fit_to_data
 from deformable_detr.run_folder import create_run_folder
 from deformable_detr.session import start_session
 from deformable_detr.splits import open_training_data
@@ -35,7 +35,7 @@ class Notes:
 @pytest.fixture
 def session(tiny_config, scenes, tmp_path):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
-    config = fit_to_data(tiny_config, num_images=8, num_classes=3)
+    config, _ = fit_to_data(tiny_config, data.train)
     return start_session(config, create_run_folder(tmp_path / "run"), data, "scenes", device="cpu", weights=True)
 
 
@@ -162,7 +162,7 @@ def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeyp
 
 def start(config, scenes, folder):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
-    config = fit_to_data(config, num_images=8, num_classes=3)
+    config, _ = fit_to_data(config, data.train)
     return start_session(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.presets import find_preset
+from deformable_detr.data.transforms import Augmentation, Preprocessing
 from deformable_detr.errors import ConfigError
 from deformable_detr.models import build
 from deformable_detr.optimizer import learning_rate
@@ -14,8 +15,6 @@ from deformable_detr.recipes import (
     TrainConfig,
     find_recipe,
     finetune,
-    fit_to_data,
-    fitted_epochs,
     small,
     with_augmentation,
     with_backbone,
@@ -59,22 +58,6 @@ def test_small_starts_from_trained_weights_and_fits_its_epochs():
     config = small()
     assert config.model.backbone_weights == "hub"
     assert config.epochs is None
-
-
-@pytest.mark.parametrize(("images", "batch"), [(1, 1), (5, 4), (205, 4), (247, 4), (1000, 4), (118_287, 32)])
-def test_epochs_fit_the_number_of_images(images, batch):
-    epochs = fitted_epochs(images, batch)
-    assert 12 <= epochs <= 300
-    steps = epochs * max(1, images // batch)
-    if 12 < epochs < 300:
-        assert 0.9 < steps / (fitted_epochs(2 * images, batch) * (2 * images // batch)) < 1.1
-
-
-def test_fitting_settles_what_the_data_decide():
-    config = fit_to_data(small(), num_images=3, num_classes=2)
-    assert (config.model.num_classes, config.batch_size, config.epochs) == (2, 3, 300)
-    config = fit_to_data(replace(small(), epochs=7), num_images=1000, num_classes=1)
-    assert (config.batch_size, config.epochs) == (small().batch_size, 7)
 
 
 def test_another_image_size_scales_everything_in_proportion():
@@ -123,6 +106,18 @@ def test_another_augmentation_is_brought_to_the_size_of_the_images():
     config = with_augmentation(with_image_size(small(), 400), "strong")
     assert config.augmentation == find_preset("strong").scaled(400)
     assert (config.augmentation.min_side, max(config.augmentation.short_sides)) == (2.0, 400)
+    assert config == with_image_size(with_augmentation(small(), "strong"), 400)
+    assert (config.size_by, config.augmentation_by) == ("settings", "settings")
+
+
+def test_what_is_left_to_the_data_cannot_be_set_as_well():
+    with pytest.raises(ConfigError, match=r"preprocessing.short_side is 300, but size_by is 'objects'.*--image-size"):
+        replace(small(), preprocessing=Preprocessing(short_side=300))
+    with pytest.raises(ConfigError, match=r"preprocessing.max_side is 900, but size_by is 'weights'"):
+        replace(finetune(), preprocessing=Preprocessing(max_side=900))
+    with pytest.raises(ConfigError, match=r"augmentation is set, but augmentation_by is 'data'.*--augment"):
+        replace(small(), augmentation=Augmentation(hflip=0.0))
+    assert replace(small(), preprocessing=Preprocessing(mean=(0.0, 0.1, 0.2))).size_by == "objects"
 
 
 @pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
@@ -132,17 +127,17 @@ def test_impossible_caches(size):
 
 
 def test_what_weights_bring_needs_weights_and_parts_must_exist():
-    with pytest.raises(ConfigError, match="size_of_weights is true, but start is 'backbone'"):
-        TrainConfig(size_of_weights=True)
+    with pytest.raises(ConfigError, match="size_by is 'weights', but start is 'backbone'"):
+        TrainConfig(size_by="weights")
     with pytest.raises(ConfigError, match="freeze holds 'spine'; there are backbone, projections, encoder"):
         TrainConfig(freeze=("encoder", "spine"))
-    assert not with_image_size(finetune(), 300).size_of_weights
+    assert with_image_size(finetune(), 300).size_by == "settings"
 
 
 def test_finetune_is_gentler_than_small():
     assert finetune().epochs is None
     assert learning_rate(finetune().optimizer, 4) < learning_rate(small().optimizer, 4) / 2
-    assert finetune().optimizer.warmup_steps > 0
+    assert finetune().optimizer.warmup_steps is None  # left to the data, as in small
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from deformable_detr.checkpoint import load
 from deformable_detr.errors import CheckpointError, ConfigError, TrainingError
-from deformable_detr.recipes import fit_to_data
+from deformable_detr.fitting import fit_to_data
 from deformable_detr.run_folder import create_run_folder
 from deformable_detr.session import check_same_classes, start_session, with_epochs
 from deformable_detr.splits import open_training_data
@@ -18,7 +18,7 @@ def start(tiny_config, scenes, tmp_path):
 
     def make(**changes):
         data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
-        config = fit_to_data(replace(tiny_config, **changes), num_images=8, num_classes=3)
+        config, _ = fit_to_data(replace(tiny_config, **changes), data.train)
         folder = create_run_folder(tmp_path / str(next(folders)))
         return start_session(config, folder, data, "scenes", device="cpu", weights=True)
 

@@ -9,7 +9,7 @@ from deformable_detr.data.transforms import Preprocessing
 from deformable_detr.errors import CheckpointError, ConfigError
 from deformable_detr.models import build
 from deformable_detr.nn.initialisation import PRIOR_PROBABILITY
-from deformable_detr.recipes import finetune, small, with_image_size
+from deformable_detr.recipes import finetune, small, with_augmentation, with_image_size
 from deformable_detr.transfer import Source, changed, fill, match_classes, plan, read_source, settle
 from deformable_detr.weights.coco import COCO_CLASSES, UNUSED
 
@@ -212,18 +212,20 @@ def test_finetune_takes_structure_normalisation_and_image_size_of_the_weights(so
     config = settle(finetune(), source_of(["disc"]))
     assert config.model == checkpoint.model
     assert config.preprocessing == checkpoint.preprocessing
-    assert max(config.augmentation.short_sides) == 120
-    assert (config.start, config.size_of_weights) == ("weights", False)
+    assert max(with_augmentation(config, "paper").augmentation.short_sides) == 120
+    assert (config.start, config.size_by) == ("weights", "settings")
     assert settle(config, source_of(["disc"])) == config
     config = settle(with_image_size(finetune(), 64), source_of(["disc"]))
-    assert (config.preprocessing.short_side, max(config.augmentation.short_sides)) == (64, 64)
+    assert config.preprocessing.short_side == 64
     assert config.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_another_recipe_keeps_its_schedule_and_its_image_size(source_of):
     config = settle(small(), source_of(["disc"]))
     assert config.model == source_of(["disc"]).checkpoint.model
-    assert (config.preprocessing.short_side, config.preprocessing.std) == (256, (0.4, 0.5, 0.6))
+    assert (config.size_by, config.preprocessing.std) == ("objects", (0.4, 0.5, 0.6))
+    config = settle(with_image_size(small(), 96), source_of(["disc"]))
+    assert (config.preprocessing.short_side, config.preprocessing.std) == (96, (0.4, 0.5, 0.6))
     assert (config.optimizer, config.augmentation) == (small().optimizer, small().augmentation)
 
 

@@ -32,10 +32,11 @@ from deformable_detr.config import apply_overrides, to_dict
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.open import list_splits
+from deformable_detr.fitting import fit_to_data
 from deformable_detr.metrics import coco_metrics
 from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer, schedule, set_learning_rate
 from deformable_detr.postprocess import to_detections
-from deformable_detr.recipes import TrainConfig, find_recipe, fit_to_data, with_backbone, with_image_size
+from deformable_detr.recipes import TrainConfig, find_recipe, with_backbone, with_image_size
 from deformable_detr.run_folder import write_atomically
 from deformable_detr.splits import TrainingData, open_split, open_training_data
 from deformable_detr.types import Batch, Detections
@@ -86,7 +87,7 @@ def prepare(data: Path, recipe: str, overrides: Iterable[str], **changes: Any) -
     test = None
     if "test" in list_splits(data):
         test = align_classes(open_split(data, "test", None, False), opened.train.classes, opened.train.category_ids)
-    config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
+    config, _ = fit_to_data(config, opened.train)
     return Setting(config, opened, test)
 
 

@@ -81,6 +81,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter, held_back:
     number = position.epoch + 1
     averages = _take_steps(session, journal, reporter, held_back)
     report = None
+    assert config.eval_every is not None
     if number % config.eval_every == 0 or number == config.epochs:
         # Weights first: an evaluation that fails loses nothing but itself.
         with uninterrupted():
@@ -209,7 +210,8 @@ def _take_step(session: Session, batch: Batch) -> _Step:
         height, width = batch.images.shape[2:]
         raise TrainingError(
             f"not enough memory on {device} for {len(batch.images)} images of {width} x {height}; "
-            "use --set accumulate=2 or more, a smaller --batch-size (the learning rate follows) or --image-size"
+            "use --batch-size auto, --set accumulate=2 or more, --set activation_checkpointing=true, or a smaller "
+            "--image-size"
         ) from error
     if not math.isfinite(loss):
         raise _not_finite(session, batch, "loss", terms)

@@ -40,8 +40,8 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     """Largest 2-norm of all gradients together; 0 = no clipping."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from nearly nothing."""
+    warmup_steps: int | None = 0
+    """Steps over which the learning rate rises linearly from nearly nothing. None: see `fitted_warmup`."""
     schedule: Literal["step", "cosine", "flat_cosine"] = "step"
     """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
     paper. "cosine": down along half a cosine to `final_factor`. "flat_cosine": all of it, then so from `drop_at` on."""
@@ -60,7 +60,7 @@ class OptimizerConfig:
             raise ConfigError("optimizer.lr is 0; nothing would be learnt")
         if self.lr_batch_size is not None and self.lr_batch_size < 1:
             raise ConfigError(f"optimizer.lr_batch_size is {self.lr_batch_size}; it must be at least 1 or null")
-        if self.warmup_steps < 0:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0")
         if not 0 < self.drop_at <= 1:
             raise ConfigError(f"optimizer.drop_at is {self.drop_at}; it must be above 0 and at most 1")
@@ -122,6 +122,7 @@ def _group(name: str, config: OptimizerConfig) -> tuple[str, float]:
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.schedule` says."""
+    assert config.warmup_steps is not None
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     begin = config.warmup_steps if config.schedule == "cosine" else round(config.drop_at * total_steps)
     if step < begin:

@@ -15,7 +15,8 @@ from deformable_detr.data.transformed import BadImage, Item
 from deformable_detr.data.transforms import Preprocessing, to_picture
 from deformable_detr.drawing import contact_sheet, draw_objects
 from deformable_detr.errors import DataError
-from deformable_detr.recipes import TrainConfig, fit_to_data
+from deformable_detr.fitting import fit_to_data
+from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import write_atomically
 from deformable_detr.splits import open_training_data
 
@@ -37,7 +38,7 @@ def training_pictures(
     Raises:
         DataError: there are no images, or one of them cannot be read.
     """
-    config = fit_to_data(config, num_images=max(1, len(dataset)), num_classes=len(dataset.classes))
+    config, _ = fit_to_data(config, dataset)
     loader = make_loader(
         dataset,
         config.preprocessing,

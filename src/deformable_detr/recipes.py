@@ -19,9 +19,6 @@ from deformable_detr.optimizer import OptimizerConfig
 from deformable_detr.precision import PrecisionName
 from deformable_detr.run_folder import read_json
 
-_FITTED_STEPS = 3000
-_FITTED_EPOCHS = (12, 300)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -39,6 +36,8 @@ class TrainConfig:
     """None: as many as `fitted_epochs` finds right for the number of images."""
     batch_size: int = 32
     """Images per step. The learning rate follows it, see `OptimizerConfig.lr_batch_size`."""
+    batch_size_by: Literal["settings", "memory"] = "settings"
+    """What decides on the batch: `batch_size`, or `fitting_batch`, which asks the machine."""
     seed: int = 0
     num_workers: int = 2
     """Processes that read images; 0 reads them in the training process. Results do not depend on it."""
@@ -46,8 +45,8 @@ class TrainConfig:
     """Memory for decoded training images, in GB, shared out among the workers. Results do not depend on it."""
     val_share: float = 0.1
     """Share of the training images held out for evaluation if the data set has no validation split."""
-    eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    eval_every: int | None = 1
+    """Epochs between evaluations; the last epoch is always evaluated. None: see `fitted_interval`."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
     skip_bad_images: bool = False
@@ -55,12 +54,18 @@ class TrainConfig:
     start: Literal["backbone", "weights"] = "backbone"
     """What has learnt something before the first step: at most the backbone, or a whole detector, of which `train`
     must then be given the `weights`. They bring the network's structure, whatever `model` says."""
-    size_of_weights: bool = False
-    """Images of the size that the weights have been trained for; `with_image_size` ends it."""
+    size_by: Literal["settings", "objects", "weights"] = "settings"
+    """What decides on the size of images: `preprocessing` and `augmentation` as they are, the objects in the training
+    data as `fitted_size` says, or the weights, which go on at their own. `with_image_size` ends the latter two."""
+    augmentation_by: Literal["settings", "data"] = "settings"
+    """What decides on the augmentation: `augmentation` as it is, or the training data: then it is the paper's, without
+    mirror images if that would make classes wrong, see `handed_classes`. `with_augmentation` ends the latter."""
     freeze: tuple[str, ...] = ()
     """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
     accumulate: int = 1
     """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    activation_checkpointing: bool = False
+    """Compute what is inside the layers twice instead of remembering it: less memory, more time, the same step."""
     precision: PrecisionName = "auto"
     """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
     ema_decay: float = 0.9997
@@ -89,8 +94,9 @@ class TrainConfig:
             raise ConfigError(f"image_cache_gb is {self.image_cache_gb}; it must be a number of GB, at least 0")
         if not 0 < self.val_share < 1:
             raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
-        if self.size_of_weights and self.start != "weights":
-            raise ConfigError(f"size_of_weights is true, but start is {self.start!r}; it needs 'weights'")
+        if self.size_by == "weights" and self.start != "weights":
+            raise ConfigError(f"size_by is 'weights', but start is {self.start!r}; it needs 'weights'")
+        _check_left_open(self)
         unknown = [name for name in self.freeze if name not in FREEZABLE]
         if unknown:
             raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(FREEZABLE)}")
@@ -103,6 +109,24 @@ class TrainConfig:
         if not 0 <= self.save_every < math.inf:
             raise ConfigError(f"save_every is {self.save_every}; it must be a number of minutes, at least 0")
         check_metric_name(self.best_by)
+
+
+def _check_left_open(config: TrainConfig) -> None:
+    """Refuse settings that would be overwritten without a word."""
+    if config.size_by != "settings":
+        ours, default = config.preprocessing, Preprocessing()
+        for name in ("short_side", "max_side"):
+            value = getattr(ours, name)
+            if value != getattr(default, name):
+                raise ConfigError(
+                    f"preprocessing.{name} is {value}, but size_by is {config.size_by!r}, which decides on it; "
+                    "use --image-size, or size_by=settings"
+                )
+    if config.augmentation_by == "data" and config.augmentation != Augmentation():
+        raise ConfigError(
+            "augmentation is set, but augmentation_by is 'data', which decides on it; "
+            "begin with a preset, --augment NAME, or use augmentation_by=settings"
+        )
 
 
 def paper_r50() -> TrainConfig:
@@ -174,26 +198,26 @@ def small() -> TrainConfig:
     Cost: our runs are in benchmarks/results.
     Expected: depends on the photos.
     """
-    return with_image_size(
-        TrainConfig(
-            name="small",
-            model=DeformableDETRConfig(
-                variant="two_stage",
-                backbone="mobilenetv2_100",
-                hidden_dim=128,
-                num_heads=4,
-                encoder_layers=2,
-                decoder_layers=3,
-                ffn_dim=512,
-                num_queries=100,
-                dropout=0.0,
-                proposals="valid",
-            ),
-            optimizer=OptimizerConfig(lr=4e-4, lr_batch_size=4, warmup_steps=100),
-            epochs=None,
-            batch_size=4,
+    return TrainConfig(
+        name="small",
+        model=DeformableDETRConfig(
+            variant="two_stage",
+            backbone="mobilenetv2_100",
+            hidden_dim=128,
+            num_heads=4,
+            encoder_layers=2,
+            decoder_layers=3,
+            ffn_dim=512,
+            num_queries=100,
+            dropout=0.0,
+            proposals="valid",
         ),
-        256,
+        optimizer=OptimizerConfig(lr=4e-4, lr_batch_size=4, warmup_steps=None),
+        epochs=None,
+        eval_every=None,
+        batch_size=4,
+        size_by="objects",
+        augmentation_by="data",
     )
 
 
@@ -208,11 +232,13 @@ def finetune() -> TrainConfig:
     return TrainConfig(
         name="finetune",
         # A quarter of what `small` starts with; what is learnt already would not survive more.
-        optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=100),
+        optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=None),
         epochs=None,
+        eval_every=None,
         batch_size=4,
         start="weights",
-        size_of_weights=True,
+        size_by="weights",
+        augmentation_by="data",
     )
 
 
@@ -276,31 +302,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
-def fitted_epochs(num_images: int, batch_size: int) -> int:
-    """Epochs for a data set of this size: about 3000 steps, but never fewer than 12 epochs nor more than 300.
-
-    A few photos are seen often, many photos are seen 12 times, after which a small model has most of what it can get.
-    """
-    steps_per_epoch = max(1, num_images // batch_size)
-    fewest, most = _FITTED_EPOCHS
-    return min(most, max(fewest, math.ceil(_FITTED_STEPS / steps_per_epoch)))
-
-
-def fit_to_data(config: TrainConfig, *, num_images: int, num_classes: int) -> TrainConfig:
-    """The config with everything settled that depends on the training data: classes, batch size and epochs.
-
-    A batch is never larger than the data set.
-    """
-    batch_size = min(config.batch_size, num_images)
-    return replace(
-        config,
-        model=replace(config.model, num_classes=num_classes),
-        batch_size=batch_size,
-        accumulate=min(config.accumulate, batch_size),
-        epochs=config.epochs or fitted_epochs(num_images, batch_size),
-    )
-
-
 def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
     """The config for images of another size: everything counted in pixels of the input changes in proportion.
 
@@ -315,8 +316,11 @@ def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
     return replace(
         config,
         preprocessing=replace(config.preprocessing, short_side=short_side, max_side=max_side),
-        augmentation=config.augmentation.scaled(short_side),
-        size_of_weights=False,
+        # What is left to the data will be brought to this size when it is chosen.
+        augmentation=config.augmentation
+        if config.augmentation_by == "data"
+        else config.augmentation.scaled(short_side),
+        size_by="settings",
     )
 
 
@@ -326,7 +330,8 @@ def with_augmentation(config: TrainConfig, preset: str) -> TrainConfig:
     Raises:
         ConfigError: no such preset.
     """
-    return replace(config, augmentation=find_preset(preset).scaled(config.preprocessing.short_side))
+    augmentation = find_preset(preset).scaled(config.preprocessing.short_side)
+    return replace(config, augmentation=augmentation, augmentation_by="settings")
 
 
 def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:

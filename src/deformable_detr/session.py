@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from deformable_detr import checkpoint as checkpoints
+from deformable_detr.activation_checkpointing import checkpoint_activations
 from deformable_detr.averaging import Average
 from deformable_detr.checkpoint import Checkpoint, TrainingState
 from deformable_detr.criterion import Criterion
@@ -115,6 +116,7 @@ class Session(NamedTuple):
     def evaluations_left(self) -> int:
         """How often the run will still be evaluated."""
         assert self.config.epochs is not None
+        assert self.config.eval_every is not None
         every = self.config.eval_every
         return -(-self.config.epochs // every) - self.position.epoch // every
 
@@ -258,6 +260,9 @@ def start_session(
         ranks=ranks,
         epochs=config.epochs,
     )
+    average = Average(model, config.ema_decay) if config.ema_decay else None
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
     if ranks.rank:
         torch.manual_seed(config.seed + ranks.rank)  # the same weights, but a dropout of its own
     return Session(
@@ -273,7 +278,7 @@ def start_session(
         precision=Precision(config.precision, detector.device),
         network=_shared(model, ranks),
         origin=weights.origin if isinstance(weights, Transfer) else Origin(),
-        average=Average(model, config.ema_decay) if config.ema_decay else None,
+        average=average,
         ranks=ranks,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deformable_detr import checkpoint as checkpoints
+from deformable_detr.activation_checkpointing import checkpointed_parts
 from deformable_detr.checkpoint import Checkpoint
 from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.batch import explained_worker_deaths
@@ -15,6 +16,7 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
 from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
+from deformable_detr.fitting import fit_to_data
 from deformable_detr.freezing import count
 from deformable_detr.interrupt import Terminated, held, terminable, uninterrupted
 from deformable_detr.journal import Journal
@@ -22,7 +24,7 @@ from deformable_detr.loop import run_epoch
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.ranks import joined
-from deformable_detr.recipes import TrainConfig, fit_to_data
+from deformable_detr.recipes import TrainConfig
 from deformable_detr.report import try_to_report
 from deformable_detr.run_folder import (
     RunFolder,
@@ -111,14 +113,15 @@ def train(
         services = _services(log, reporter)
         with ranks.first_alone():
             choose_device(device)  # an error here is better than one after a folder and a download
+            if ranks.together and config.batch_size_by == "memory":
+                raise ConfigError("a batch that fits in memory is found by one process alone; name the --batch-size")
             source = None if weights is None else read_source(weights, reporter=reporter)
             config = settle(config, source)
             opened = _open(config, data, val_data, format)
             transfer = None if source is None else plan(source, opened.train.classes, config.freeze)
-            wanted = config.batch_size
-            config = fit_to_data(config, num_images=len(opened.train), num_classes=len(opened.train.classes))
-            if config.batch_size < wanted:
-                reporter.say(f"batches of {config.batch_size} instead of {wanted} images: there are no more")
+            config, reasons = fit_to_data(config, opened.train, device=choose_device(device))
+            for reason in reasons:
+                reporter.say(f"chosen for these data: {reason}")
             check_share(config, ranks.size)
             _check_metric(config, opened)
             name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
@@ -303,7 +306,7 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
     position, config = session.position, session.config
     assert config.epochs is not None
     _introduce(session, reporter)
-    ended_by: KeyboardInterrupt | None = None
+    interrupted = terminated = False
     written = session.folder if session.ranks.is_first else None
     journal = Journal(written, services=services, settings=to_dict(config), say=reporter.say)
     # Alone one answers a signal wherever one is; together only where all ask, or the others would wait for ever.
@@ -313,18 +316,20 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
             while position.epoch < config.epochs and not position.stopped_early:
                 run_epoch(session, journal, reporter, held_back)
         except KeyboardInterrupt as interrupt:
-            ended_by = interrupt
+            interrupted, terminated = True, isinstance(interrupt, Terminated)
             with uninterrupted():
                 session.save_last()
         except DeformableDetrError:
             if position.step > 0:
                 reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {session.folder.path}")
             raise
+        finally:
+            session.loader.close()
     skipped = {path: why for part in session.ranks.gathered(session.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     page = None
-    if report and ended_by is None and session.ranks.is_first:
+    if report and not interrupted and session.ranks.is_first:
         page = try_to_report(session.folder, session.data, device=str(session.detector.device), reporter=reporter)
     return Run(
         folder=session.folder.path,
@@ -333,8 +338,8 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
         best_epoch=position.best_epoch,
         best=position.best,
         skipped=skipped,
-        interrupted=ended_by is not None,
-        terminated=isinstance(ended_by, Terminated),
+        interrupted=interrupted,
+        terminated=terminated,
         stopped_early=position.stopped_early,
         num_not_finite=position.num_not_finite,
         report=page,
@@ -363,6 +368,8 @@ def _introduce(session: Session, reporter: Reporter) -> None:
         f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
         f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device}"
     )
+    if config.activation_checkpointing:
+        reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(session.model))}")
     in_force = learning_rate(config.optimizer, config.batch_size)
     origin = ""
     if config.optimizer.lr_batch_size not in (None, config.batch_size):

@@ -124,14 +124,14 @@ def settle(config: TrainConfig, source: Source | None) -> TrainConfig:
     """The config of a run that starts from `source`, or from the weights of a backbone at most.
 
     With a source, the whole of `model` is the source's and so is the preprocessing, but for the size of the images:
-    that stays the config's, unless `size_of_weights` is set.
+    that stays the config's, unless `size_by` is "weights".
 
     Raises:
         ConfigError: the recipe needs a source, or parts would be frozen that have learnt nothing.
     """
     if source is not None:
         theirs = source.checkpoint.preprocessing
-        if config.size_of_weights:
+        if config.size_by == "weights":
             config = replace(with_image_size(config, theirs.short_side), preprocessing=theirs)
         ours = config.preprocessing
         preprocessing = replace(theirs, short_side=ours.short_side, max_side=ours.max_side)

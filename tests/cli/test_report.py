@@ -17,7 +17,8 @@ def test_a_page_from_the_command_line(ddetr, recipe, scenes, tmp_path):
     )
     assert result.code == 0, result.err
     assert sorted(path.name for path in run.iterdir()) == [
-        "best.safetensors", "config.json", "data.json", "last-1.safetensors", "last.safetensors", "metrics.csv", "metrics.jsonl",
+        "best.safetensors", "config.json", "data.json", "last-1.safetensors", "last.safetensors", "metrics.csv",
+        "metrics.jsonl",
     ]  # fmt: skip
     result = ddetr("report", run, "--device", "cpu")
     assert (result.code, result.out) == (0, f"{run / 'report.html'}\n")

@@ -4,6 +4,8 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from deformable_detr import loop
 from deformable_detr.cli.train import chosen_config
@@ -141,7 +143,7 @@ def test_options_change_the_config_and_settings_come_last():
     )
     assert (config.epochs, config.batch_size, config.seed, config.num_workers) == (3, 2, 5, 0)
     assert (config.optimizer.lr, config.optimizer.lr_batch_size) == (1e-3, None)
-    assert (config.preprocessing.short_side, max(config.augmentation.short_sides)) == (160, 160)
+    assert (config.preprocessing.short_side, config.size_by, config.augmentation_by) == (160, "settings", "data")
     assert (config.model.backbone, config.model.frozen_stages, config.model.dropout) == ("resnet18", 0, 0.3)
     assert config.skip_bad_images
     assert replace(config, seed=0).seed == 0
@@ -168,6 +170,34 @@ def test_an_augmentation_by_name_follows_the_image_size_and_settings_come_last()
     config = chosen_config("small", image_size=160, augment="strong", settings=["augmentation.mosaic=0.25"])
     assert max(config.augmentation.short_sides) == 160
     assert (config.augmentation.mosaic, config.augmentation.mixup) == (0.25, 0.15)
-    assert chosen_config("small", augment="paper", settings=[]) == small()
+    assert chosen_config("small", augment="paper", settings=[]) == replace(small(), augmentation_by="settings")
     with pytest.raises(ConfigError, match="no augmentation called 'weak'"):
         chosen_config("small", augment="weak", settings=[])
+
+
+def test_a_batch_that_memory_decides_on(ddetr, recipe, scenes, tmp_path):
+    result = ddetr(
+        "train", recipe, "--data", scenes, "--output", tmp_path / "run", "--batch-size", "auto", "--epochs", 1
+    )
+    assert result.code == 0, result.err
+    assert "chosen for these data: batches of 3 images, which take " in result.err
+    config = json.loads((run / "config.json").read_text())
+    assert (config["batch_size"], config["batch_size_by"]) == (3, "settings")
+    for wrong in ("0", "-3", "many"):
+        result = ddetr("train", recipe, "--data", scenes, "--batch-size", wrong)
+        assert result.code == 2
+        assert "it must be a number of at least 1, or auto" in " ".join(result.err.split())
+
+
+def test_activations_computed_twice_make_the_same_run(ddetr, recipe, scenes, tmp_path):
+    runs = []
+    for setting in ("false", "true"):
+        run = tmp_path / setting
+        result = ddetr(
+            "train", recipe, "--data", scenes, "--output", run, "--epochs", 1,
+            "--set", f"activation_checkpointing={setting}",
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        assert ("computed twice instead of remembered: encoder, decoder" in result.err) == (setting == "true")
+        runs.append(load_file(run / "best.safetensors"))
+    assert all(torch.equal(runs[1][name], tensor) for name, tensor in runs[0].items())

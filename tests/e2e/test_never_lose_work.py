@@ -109,8 +109,10 @@ def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, worke
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path):
-    process = begin(ddetr, replace(config, epochs=300, save_every=0.0), scenes, tmp_path / "run", tmp_path)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path, workers):
+    config = replace(config, epochs=300, save_every=0.0, num_workers=workers)
+    process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
     process.terminate()
     process.join(60)
     assert process.exitcode == 143

@@ -27,7 +27,10 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Run folder; a new one in runs/ if left out.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Times every image is seen.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per step; the learning rate follows it.")
+        str | None,
+        typer.Option(
+            help="Images per step; the learning rate follows it. auto is as many as memory takes.", metavar="N|auto"
+        ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
@@ -134,7 +137,7 @@ def train(
                 recipe or ("small" if source is None else "finetune"),
                 source=source,
                 epochs=epochs,
-                batch_size=batch_size,
+                batch_size=_batch_size(batch_size),
                 lr=lr,
                 image_size=image_size,
                 precision=precision,
@@ -181,6 +184,16 @@ def train(
     _conclude(run)
 
 
+def _batch_size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size is {text!r}; it must be a number of at least 1, or auto")
+    return int(text)
+
+
 def _conclude(run: "Run") -> None:
     """Where it is and what to do next for people; the same as one JSON line for machines."""
     from deformable_detr.progress import percent
@@ -219,7 +232,7 @@ def chosen_config(
     recipe: str,
     *,
     epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     lr: float | None = None,
     image_size: int | None = None,
     precision: "PrecisionName | None" = None,
@@ -263,7 +276,8 @@ def chosen_config(
     config = replace(
         config,
         epochs=config.epochs if epochs is None else epochs,
-        batch_size=config.batch_size if batch_size is None else batch_size,
+        batch_size=batch_size if isinstance(batch_size, int) else config.batch_size,
+        batch_size_by="memory" if batch_size == "auto" else config.batch_size_by,
         precision=config.precision if precision is None else precision,
         seed=config.seed if seed is None else seed,
         num_workers=config.num_workers if workers is None else workers,

@@ -1,14 +1,18 @@
 """From samples on disk to padded batches: reading, transforming, collating, and an order that a seed decides."""
 
+import atexit
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -173,7 +177,9 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._workers is None:
             self._workers = self.open_workers()
+        others = active_children()
         results = iter(self._workers)
+        _ends_with_this_process(process for process in active_children() if process not in others)
         while (collated := next(results, None)) is not None:
             self.consumed += 1
             for bad_image in collated.bad_images:
@@ -275,6 +281,23 @@ def _leave_interrupts_to_the_main_process(worker: int) -> None:
     # Ctrl-C reaches the whole process group, and so does a cluster's SIGTERM; only the main process should answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+_ending: WeakSet[BaseProcess] = WeakSet()
+
+
+def _ends_with_this_process(workers: Iterable[BaseProcess]) -> None:
+    # Those that are still there at the end get SIGTERM, which they leave alone, and would be waited for for ever.
+    _ending.update(workers)
+    # Registered last it is called first, before torch and multiprocessing begin to wait.
+    atexit.unregister(_end)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    for process in list(_ending):
+        if process.is_alive():
+            process.kill()
 
 
 @contextmanager

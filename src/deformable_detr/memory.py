@@ -1,0 +1,185 @@
+"""How many images a training step can hold: two small steps are tried, and the rest is a straight line."""
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from deformable_detr.activation_checkpointing import checkpoint_activations
+from deformable_detr.averaging import Average
+from deformable_detr.criterion import Criterion
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.geometry import resized_wh
+from deformable_detr.errors import ConfigError, TrainingError
+from deformable_detr.freezing import freeze, to_training_mode
+from deformable_detr.models import build
+from deformable_detr.optimizer import learning_rate, make_optimizer
+from deformable_detr.precision import Precision
+from deformable_detr.recipes import TrainConfig
+from deformable_detr.types import Target
+
+_SHARE_OF_GPU = 0.85
+_SHARE_OF_HOST = 0.6
+_MOST_ON_GPU = 64
+_STEPS_IN_AN_EPOCH = 16
+_STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
+_PEAK = Path("/proc/self/clear_refs")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class FittingBatch(NamedTuple):
+    """Images per step, and for people why so many."""
+
+    batch_size: int
+    reason: str
+
+
+def fitting_batch(config: TrainConfig, train: DetectionDataset, device: torch.device) -> FittingBatch:
+    """The batch that memory has room for, with the largest images and the most objects that this data set can give.
+
+    On a GPU as many as fit, but at most 64, and at least 16 steps in an epoch. A processor gains nothing from more
+    than the recipe's own batch; there it is that, or less.
+
+    Args:
+        config: with the images' size settled. Builds its model, and takes steps with it that are thrown away.
+        train: what will be learnt from.
+        device: where.
+
+    Raises:
+        TrainingError: not even one image fits.
+        ConfigError: this system does not tell how much memory there is.
+    """
+    on_gpu = device.type == "cuda"
+    if not on_gpu and not (_STATUS.exists() and _MEMINFO.exists()):
+        raise ConfigError(f"memory cannot be measured on {sys.platform}; say how many images with --batch-size")
+    room = _free(device)
+    budget = int(room * (_SHARE_OF_GPU if on_gpu else _SHARE_OF_HOST))
+    most = min(_MOST_ON_GPU, max(1, len(train) // _STEPS_IN_AN_EPOCH)) if on_gpu else config.batch_size
+
+    def needed(images: int) -> int:
+        return step_memory(config, train, device, images)
+
+    batch_size, memory = largest(needed, budget, min(most, len(train)))
+    if memory > budget:
+        raise TrainingError(
+            f"not even one image fits: a step with it needs {_gib(memory)}, and {_gib(budget)} of {_gib(room)} may be "
+            "used; try --set activation_checkpointing=true, or a smaller --image-size"
+        )
+    return FittingBatch(batch_size, f"{_gib(memory)} of {_gib(room)} of memory")
+
+
+def largest(needed: Callable[[int], int], budget: int, most: int) -> tuple[int, int]:
+    """The most images, from 1 to `most`, of which a step fits, and the bytes it needs; 1 if none does.
+
+    Args:
+        needed: bytes that a step of so many images takes at its peak, about linear in their number.
+        budget: bytes.
+        most: at least 1.
+    """
+    one = needed(1)
+    if most == 1 or one > budget:
+        return 1, one
+    each = max(1, needed(2) - one)
+    count = max(1, min(most, 1 + (budget - one) // each))
+    # The line was a guess.
+    while count > 1 and (bytes_needed := needed(count)) > budget:
+        count = max(1, min(count - 1, count * 9 // 10))
+    return (count, bytes_needed) if count > 1 else (1, one)
+
+
+def step_memory(config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int) -> int:
+    """Bytes that a training takes at its peak with so many images in a step, beyond what is in use now."""
+    part = -(-num_images // config.accumulate)
+    gc.collect()
+    before = _begin_peak(device)
+    try:
+        _two_steps(config, train, device, part)
+    except torch.OutOfMemoryError:
+        return sys.maxsize
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return _peak(device) - before
+
+
+def _two_steps(config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int) -> None:
+    model = build(config.model, load_backbone_weights=False)
+    freeze(model, config.freeze)
+    model.to(device)
+    average = Average(model, config.ema_decay) if config.ema_decay else None
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    to_training_mode(model, config.freeze)
+    criterion = Criterion(config.criterion).to(device)
+    optimizer = make_optimizer(model, config.optimizer, learning_rate(config.optimizer, num_images))
+    precision = Precision(config.precision, device)
+    width, height = _largest_wh(config, train)
+    images = torch.zeros(num_images, 3, height, width, device=device)
+    padding_mask = torch.zeros(num_images, height, width, dtype=torch.bool, device=device)
+    num_objects = max((len(sample.class_ids) for sample in train.samples), default=0)
+    boxes = torch.full((num_objects, 4), 0.5, device=device)
+    targets = [Target(torch.zeros(num_objects, dtype=torch.long, device=device), boxes)] * num_images
+    # The first step makes the optimizer's own state, the second has it from the start.
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        with precision.applied():
+            output = model(images, padding_mask)
+        precision.backward(criterion(output, targets).total)
+        del output
+        precision.unscale(optimizer)
+        precision.step(optimizer)
+        if average is not None:
+            average.update()
+
+
+def _largest_wh(config: TrainConfig, train: DetectionDataset) -> tuple[int, int]:
+    """What the widest and the highest image of a batch would be padded to."""
+    sides = config.augmentation.short_sides
+    sizes = [resized_wh(sample.size_wh, max(sides), config.augmentation.max_side) for sample in train.samples]
+    if config.augmentation.rotate90:
+        sizes += [(height, width) for width, height in sizes]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+
+def _begin_peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    _PEAK.write_text("5", encoding="ascii")  # the kernel's own mark of the most resident memory begins anew
+    return _kibibytes(_STATUS, "VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _kibibytes(_STATUS, "VmHWM")
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that could be had now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    free = _kibibytes(_MEMINFO, "MemAvailable")
+    try:
+        most = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
+    except OSError:
+        return free
+    return free if most == "max" else min(free, int(most) - int(used))
+
+
+def _kibibytes(file: Path, name: str) -> int:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"{file} does not say {name}")
+
+
+def _gib(num_bytes: int) -> str:
+    return "more than there is" if num_bytes == sys.maxsize else f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,83 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr import memory
+from deformable_detr.errors import ConfigError, TrainingError
+from deformable_detr.fitting import fit_to_data
+from deformable_detr.memory import fitting_batch, largest, step_memory
+from deformable_detr.splits import open_training_data
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+
+
+@pytest.fixture
+def train_set(scenes):
+    return open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False).train
+
+
+@pytest.mark.parametrize("fixed", [0, 30])
+@pytest.mark.parametrize("each", [1, 7, 10])
+@pytest.mark.parametrize("most", [1, 2, 5, 64])
+def test_the_largest_number_that_fits(fixed, each, most):
+    def needed(images):
+        return fixed + each * images
+
+    fits = [images for images in range(1, most + 1) if needed(images) <= 100]
+    assert largest(needed, 100, most) == (max(fits), needed(max(fits)))
+
+
+def test_where_memory_grows_faster_than_a_line():
+    def needed(images):
+        return 10 * images**2
+
+    count, taken = largest(needed, 500, 64)
+    assert (taken, count <= 7) == (needed(count), True)
+    assert count >= 5
+
+
+def test_nothing_fits():
+    assert largest(lambda images: 1000 * images, 999, 8) == (1, 1000)
+    assert largest(lambda images: sys.maxsize if images > 1 else 10, 100, 8) == (1, 10)
+
+
+def test_a_step_of_more_images_takes_more(tiny_config, train_set):
+    config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
+    few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 40)
+    assert 0 <= few < many
+    in_parts = step_memory(replace(config, batch_size=40, accumulate=20), train_set, CPU, 40)
+    assert in_parts < many / 2
+
+
+def test_a_processor_takes_the_recipes_batch_or_less(tiny_config, train_set, monkeypatch):
+    config = replace(tiny_config, batch_size=6, batch_size_by="memory")
+    fitted, reasons = fit_to_data(config, train_set)
+    assert (fitted.batch_size, fitted.batch_size_by) == (6, "settings")
+    assert reasons[0].startswith("batches of 6 images, which take ")
+    config = replace(fitted, batch_size_by="memory")
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 100 * images)
+    monkeypatch.setattr(memory, "_free", lambda device: 500)  # of which 300 may be used
+    assert fitting_batch(config, train_set, CPU).batch_size == 3
+    monkeypatch.setattr(memory, "_free", lambda device: 50)
+    with pytest.raises(TrainingError, match=r"not even one image fits.*activation_checkpointing"):
+        fitting_batch(config, train_set, CPU)
+
+
+def test_a_gpu_takes_more_but_leaves_steps_in_an_epoch(tiny_config, train_set, monkeypatch):
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 10 * images)
+    monkeypatch.setattr(memory, "_free", lambda device: 1000)
+    cuda = torch.device("cuda")
+    many = replace(train_set, samples=train_set.samples * 1000)
+    assert fitting_batch(tiny_config, many, cuda).batch_size == 64
+    assert fitting_batch(tiny_config, replace(train_set, samples=train_set.samples[:4] * 20), cuda).batch_size == 5
+    monkeypatch.setattr(memory, "_free", lambda device: 200)
+    assert fitting_batch(tiny_config, many, cuda).batch_size == 17
+
+
+def test_a_system_that_does_not_tell(tiny_config, train_set, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"memory cannot be measured .* --batch-size"):
+        fitting_batch(tiny_config, train_set, CPU)
