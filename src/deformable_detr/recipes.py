@@ -66,6 +66,8 @@ class TrainConfig:
     """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
     activation_checkpointing: bool = False
     """Compute what is inside the layers twice instead of remembering it: less memory, more time, the same step."""
+    compile: bool = False
+    """Compile the layers of encoder and decoder with torch.compile: minutes before the first steps, quicker after."""
     precision: PrecisionName = "auto"
     """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
     ema_decay: float = 0.9997

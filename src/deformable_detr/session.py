@@ -13,6 +13,7 @@ from deformable_detr import checkpoint as checkpoints
 from deformable_detr.activation_checkpointing import checkpoint_activations
 from deformable_detr.averaging import Average
 from deformable_detr.checkpoint import Checkpoint, TrainingState
+from deformable_detr.compiling import compile_layers
 from deformable_detr.criterion import Criterion
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
@@ -263,6 +264,8 @@ def start_session(
     average = Average(model, config.ema_decay) if config.ema_decay else None
     if config.activation_checkpointing:
         checkpoint_activations(model)
+    if config.compile:
+        compile_layers(model)
     if ranks.rank:
         torch.manual_seed(config.seed + ranks.rank)  # the same weights, but a dropout of its own
     return Session(

@@ -1,11 +1,13 @@
 """Whatever ends a run, at whatever moment, it goes on to the very bits of a run that nothing has ended."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -117,6 +119,28 @@ def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp
     process.join(60)
     assert process.exitcode == 143
     assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["position"]["step"] > 0
+
+
+def test_sigterm_to_readers_and_all_leaves_no_process(config, scenes, tmp_path):
+    """As a scheduler sends it: to every process of the job, at the same moment."""
+    folder, settings = tmp_path / "run", tmp_path / "settings.json"
+    settings.write_text(json.dumps(to_dict(replace(config, epochs=300, save_every=0.0, num_workers=2))))
+    command = [sys.executable, "-m", "deformable_detr.cli", "train", settings, "--data", scenes, "--output", folder]
+    with subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (folder / "metrics.jsonl").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            _, said = process.communicate(timeout=60)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(process.pid, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143, said
 
 
 def stop_in_step(monkeypatch, number, what):
