@@ -63,6 +63,8 @@ class TrainConfig:
     """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
     precision: PrecisionName = "auto"
     """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
+    sharded: bool = False
+    """With several processes, leave each a part of weights, gradients, moments and average instead of all of them."""
     ema_decay: float = 0.9997
     """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
     best_by: str = "ap"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.errors import CheckpointError
+from deformable_detr.sharding import cut_like
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -38,8 +39,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: d
             # AdamW keeps its step counter on the CPU and its moments beside the parameter. Copies, because what was
             # loaded may still lie in the file, and a file may go away.
             optimizer.state[parameter] = {
-                moment: one.clone() if moment == "step" else one.to(parameter.device, copy=True)
-                for moment, one in found.items()
+                moment: one.clone() if moment == "step" else cut_like(one, parameter) for moment, one in found.items()
             }
 
 
