@@ -36,7 +36,6 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
     Raises:
         ConfigError: a parameter is a single number without an axis, which cannot be cut.
     """
-    mesh = init_device_mesh(device.type, (ranks.size,))
     for model in models:
         scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
         if scalars:
@@ -44,6 +43,8 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
                 f"sharded is true, but {len(scalars)} parameters have no axis to cut, the first {scalars[0]}; "
                 "set sharded=false or choose another backbone"
             )
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    for model in models:
         for part in _gathered_together(model):
             fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)

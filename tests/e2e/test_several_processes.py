@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,12 +94,15 @@ def tensors_of(file):
 
 
 def check_same_tensors(file, alone):
-    """The same names, whole and nearly equal; where chance stands is each process' own."""
+    """The same names, whole and nearly equal; where chance stands is each process' own.
+
+    A bias before a norm has no gradient but rounding, of which Adam makes steps of full size.
+    """
     one, other = ({n: t for n, t in tensors_of(f).items() if "generator/" not in n} for f in (alone, file))
     assert other.keys() == one.keys()
-    for name, tensor in one.items():
+    for name in (name for name in one if not re.search(r"projections\.\d\.0\.bias", name)):
         torch.testing.assert_close(
-            other[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda why, name=name: f"{name}: {why}"
+            other[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda why, name=name: f"{name}: {why}"
         )
 
 
@@ -122,6 +127,7 @@ def test_sharded_the_same_losses_and_files(photos, recipe, alone, tmp_path):
     assert other["val"] == pytest.approx(one["val"], abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False], ids=["sharded first", "sharded then"])
 def test_a_run_goes_on_with_shards_or_without(photos, recipe, alone, tmp_path, first):
     """Half of it on two processes, half on one, or on two that share everything."""
@@ -151,6 +157,38 @@ def test_a_run_goes_on_with_shards_or_without(photos, recipe, alone, tmp_path, f
     assert again.returncode == 0, again.stderr
     check_same_steps(folder, alone)
     check_same_tensors(folder / "last.safetensors", alone / "last.safetensors")
+
+
+@pytest.mark.slow
+def test_sharded_with_all_that_makes_processes_differ(photos, alone, tmp_path):
+    """From weights, with a frozen part, a step's images in parts, and two images that cannot be read."""
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    for image in sorted((data / "train").glob("*.[jp][pn]g"))[2:4]:
+        image.write_bytes(b"no picture")
+    given = ("--data", data, "--weights", alone / "best.safetensors", "--freeze", "backbone", "--epochs", 3)
+    given += (
+        "--batch-size",
+        4,
+        "--skip-bad-images",
+        "--set",
+        "log_every=1",
+        "--set",
+        "accumulate=2",
+        "--device",
+        "cpu",
+    )
+    runs = {1: (), 2: ("--devices", 2, "--set", "sharded=true", "--set", "on_non_finite=skip")}
+    for processes, more in runs.items():
+        done = run("finetune", *given, *more, "--output", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("skipped: ") == 2
+    one, other = (records(tmp_path / str(processes), "step") for processes in runs)
+    assert [step["loss"] for step in other] == pytest.approx([step["loss"] for step in one], rel=1e-4)
+    before, after = (tensors_of(folder / "best.safetensors") for folder in (alone, tmp_path / "2"))
+    kept = [name for name in before if name.startswith("pyramid.backbone.")]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
 
 
 def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, recipe, tmp_path):
