@@ -51,7 +51,7 @@ def backward(model):
     "From one process' images on the model as it is."
     def of(rank):
         output = model(*share(rank))
-        sum(one.logits.square().sum() + one.boxes_cxcywh.sum() for one in output.layers).backward()
+        sum(one.logits.square().sum() + one.boxes.sum() for one in output.layers).backward()
     return of
 
 def grads_of(model):
@@ -91,7 +91,8 @@ def compare(config, frozen, ranks):
     for name, parameter in plain.named_parameters():
         parameter.grad = sums.get(name)
     report = {"gradients": far(gathered(grads_of(model), keep=True), sums), "num_gradients": len(sums)}
-    report["statistics"] = max([float(b.abs().max()) for n, b in model.named_buffers() if n.endswith("mean")], default=0)
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    report["statistics"] = max(float(one.abs().max()) for one in means)
     norms = clip_gradients(model, 0.5), clip_gradients(plain, 0.5)
     report["norms"] = norms
     report["clipped"] = far(gathered(grads_of(model), keep=True), sums)
