@@ -29,7 +29,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> TrainConfig:
     """A run of seconds: a backbone of timm's own tests, two levels, pictures of 48 pixels, all in this process."""
     model = DeformableDETRConfig(

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deformable_detr import checkpoint as checkpoints
-from deformable_detr.checkpoint import Checkpoint, TrainingState, build_model, load, load_weights, save
+from deformable_detr.checkpoint import Checkpoint, TrainingState, build_model, load, load_weights, save, writer
 from deformable_detr.errors import CheckpointError, OutputError
 from deformable_detr.models import build
 
@@ -68,6 +68,17 @@ def test_parameters_that_share_memory_are_written(checkpoint, tmp_path):
     weights = {"a": shared, "b": shared, "c": shared.view(2, 3).T}
     save(replace(checkpoint, weights=weights, training=None), tmp_path / "shared")
     assert equal(load(tmp_path / "shared").weights, weights)
+
+
+def test_what_is_a_copy_already_is_not_copied_again(checkpoint, tmp_path):
+    weights = {"a": torch.zeros(3, 2), "b": torch.zeros(2)}
+    plain = replace(checkpoint, weights=weights, training=None)
+    copied, borrowed = writer(plain), writer(plain, copy=False)
+    weights["a"].fill_(1)
+    for write, name in ((copied, "copied"), (borrowed, "borrowed")):
+        write(tmp_path / name)
+    assert not load(tmp_path / "copied").weights["a"].any()
+    assert load(tmp_path / "borrowed").weights["a"].all()
 
 
 def test_files_that_are_no_checkpoint_are_named(tmp_path, path):

@@ -154,7 +154,7 @@ def test_runs_of_earlier_versions_go_on(start):
 def test_without_an_average_the_weights_themselves_are_judged(start):
     session = start(ema_decay=0.0)
     assert session.average is None
-    assert session.judged is session.detector
+    assert session.judged() is session.detector
 
 
 def test_weights_that_are_lost_do_not_replace_others(start):

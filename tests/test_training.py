@@ -49,6 +49,14 @@ def interrupt_after(monkeypatch, steps):
     monkeypatch.setattr(loop, "_take_step", step)
 
 
+def test_one_process_says_that_there_is_nothing_to_share_out(tiny_config, scenes, tmp_path):
+    notes = Lines()
+    config = replace(tiny_config, epochs=1, sharded=True)
+    run = train(config, data=scenes, output=tmp_path / "run", device="cpu", report=False, reporter=notes)
+    assert run.epochs_completed == 1
+    assert notes.lines.count("sharded=true has no effect here: there is one process, and it keeps everything") == 1
+
+
 def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes, tmp_path):
     notes = Lines()
     run = train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 from deformable_detr.models import DeformableDETR
+from deformable_detr.sharding import part_of
+
+
+def to_average(model: DeformableDETR) -> DeformableDETR:
+    """A copy for averaged weights: it learns nothing by itself."""
+    return deepcopy(model).eval().requires_grad_(False)
 
 
 class Average:
@@ -18,14 +24,16 @@ class Average:
     Args:
         model: what is trained; it must stay on its device from now on.
         decay: above 0, below 1.
+        copy: what `to_average` made of the model; needed where both are sharded since.
     """
 
-    def __init__(self, model: DeformableDETR, decay: float) -> None:
+    def __init__(self, model: DeformableDETR, decay: float, copy: DeformableDETR | None = None) -> None:
         self.decay = decay
         self.updates = 0
-        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.model = copy or to_average(model)
         # Looked up once: both lists hold the same tensors from the first step to the last.
-        pairs = [(own, model.state_dict()[name]) for name, own in self.model.state_dict().items()]
+        weights = model.state_dict()
+        pairs = [(part_of(own), part_of(weights[name])) for name, own in self.model.state_dict().items()]
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._averages: list[Tensor] = [own for own, _ in floating]
         self._weights: list[Tensor] = [weight for _, weight in floating]

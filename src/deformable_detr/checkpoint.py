@@ -67,15 +67,20 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     write_atomically(path, writer(checkpoint))
 
 
-def writer(checkpoint: Checkpoint) -> Callable[[Path], None]:
-    """What writes the file to a path it is given, from a copy of the tensors made now."""
+def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], None]:
+    """What writes the file to a path it is given, from a copy of the tensors made now.
+
+    Args:
+        checkpoint: what to write.
+        copy: False where the tensors are copies already, of which none shares memory with another.
+    """
     tensors = dict(checkpoint.weights)
     header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
         tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
-    owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
     return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
 
 

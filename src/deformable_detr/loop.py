@@ -21,6 +21,7 @@ from deformable_detr.optimizer import clip_gradients, schedule, set_learning_rat
 from deformable_detr.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.ranks import Ranks
 from deformable_detr.session import Position, Session
+from deformable_detr.sharding import equally_many
 from deformable_detr.types import Batch, Target
 
 _MOST_LEFT_OUT = 10
@@ -87,7 +88,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter, held_back:
         with uninterrupted():
             session.save_last()
         report = evaluate(
-            session.judged,
+            session.judged(),
             session.data.val,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
@@ -178,12 +179,14 @@ def _take_step(session: Session, batch: Batch) -> _Step:
     device, ranks, network = session.detector.device, session.ranks, session.network
     # A step's images may go through in parts, and in several processes; its sums are divided by all of its objects.
     (num_boxes,) = ranks.total(sum(len(one.labels) for one in batch.targets))
-    counts = 1.0 if batch.sample_indices else 0.0  # a stand-in for nothing to learn from does not
     session.optimizer.zero_grad(set_to_none=True)
     figures: Tensor | float = 0.0
     try:
         parts = split(batch, session.config.accumulate)
+        if session.sharded:
+            parts = equally_many(parts, ranks)
         for number, part in enumerate(parts, start=1):
+            counts = 1.0 if part.sample_indices else 0.0  # a stand-in for nothing to learn from does not
             # Processes exchange gradients once a step, with those of its last part.
             more = number < len(parts)
             with network.no_sync() if more and isinstance(network, DistributedDataParallel) else nullcontext():

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from deformable_detr.errors import ConfigError
 
@@ -143,4 +144,6 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> float:
     """Scale gradients down to `clip_norm` if they are longer; returns their length before, one 2-norm over all."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     limit = clip_norm if clip_norm > 0 else math.inf
-    return float(nn.utils.clip_grad_norm_(parameters, limit))
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    # Where each process has a part of every gradient, it has a part of this, too.
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

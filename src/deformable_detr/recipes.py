@@ -70,6 +70,8 @@ class TrainConfig:
     """Compile the layers of encoder and decoder with torch.compile: minutes before the first steps, quicker after."""
     precision: PrecisionName = "auto"
     """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
+    sharded: bool = False
+    """With several processes, leave each a part of weights, gradients, moments and average instead of all of them."""
     ema_decay: float = 0.9997
     """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
     best_by: str = "ap"

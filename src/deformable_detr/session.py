@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deformable_detr import checkpoint as checkpoints
 from deformable_detr.activation_checkpointing import checkpoint_activations
-from deformable_detr.averaging import Average
+from deformable_detr.averaging import Average, to_average
 from deformable_detr.checkpoint import Checkpoint, TrainingState
 from deformable_detr.compiling import compile_layers
 from deformable_detr.criterion import Criterion
@@ -27,6 +27,7 @@ from deformable_detr.precision import Precision
 from deformable_detr.ranks import ALONE, Ranks
 from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import RunFolder
+from deformable_detr.sharding import cut_like_those_of, gather_into, gathered, learnt_statistics, shard, take_from_first
 from deformable_detr.splits import TrainingData
 from deformable_detr.training_state import generator_states, optimizer_tensors, restore_generators, restore_optimizer
 from deformable_detr.transfer import Origin, Transfer, fill
@@ -95,12 +96,29 @@ class Session(NamedTuple):
     ranks: Ranks = ALONE
     """The processes that train together; the first of them writes."""
 
-    @property
     def judged(self) -> Detector:
-        """What is evaluated and kept for use: around the averaged weights if there are any."""
-        if self.average is None:
-            return self.detector
-        return self.detector.around(self.average.model)
+        """What is evaluated: around the weights that are kept, or around a whole copy where they are sharded.
+
+        Several processes call it together.
+        """
+        if not self.sharded:
+            if self.ranks.together:
+                take_from_first(learnt_statistics(self.kept))  # those of the others are of their own images
+            return self.detector if self.average is None else self.detector.around(self.kept)
+        with torch.random.fork_rng(devices=[]):  # chance stands where it stood
+            whole = self.detector.around(build(self.config.model, load_backbone_weights=False))
+        gather_into(whole.model, self.kept)
+        return whole
+
+    @property
+    def kept(self) -> DeformableDETR:
+        """The network whose weights are evaluated and kept for use: the averaged ones if there are any."""
+        return self.model if self.average is None else self.average.model
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of every weight; one alone has them all, whatever the settings say."""
+        return self.config.sharded and self.ranks.size > 1
 
     @property
     def model(self) -> DeformableDETR:
@@ -135,40 +153,48 @@ class Session(NamedTuple):
             TrainingError: a weight is not finite; what was saved before stays.
             OutputError: the disk is full, or the folder cannot be written; likewise.
         """
+        first = self.ranks.is_first
         chance = self.ranks.gathered(generator_states(self.detector.device))
-        if not self.ranks.is_first:
+        kept = gathered(self.kept.state_dict(), keep=first)
+        trained = kept if self.average is None else gathered(self.model.state_dict(), keep=first)
+        tensors = gathered(optimizer_tensors(self.model, self.optimizer), keep=first)
+        if not first:
             return
         progress: dict[str, Any] = {
             "position": asdict(self.position),
             "steps_per_epoch": len(self.loader),
             "precision": self.precision.state(),
         }
-        tensors = optimizer_tensors(self.model, self.optimizer)
         for rank, states in enumerate(chance):
             tensors |= {f"{_CHANCE}{rank}/{name}": state for name, state in states.items()}
         if self.average is not None:
             # The averaged ones are the file's weights, for use; those that take the steps are for going on.
             progress["average_updates"] = self.average.updates
-            tensors |= {_TRAINED + name: tensor for name, tensor in self.model.state_dict().items()}
-        saved = self._checkpoint({}, TrainingState(progress=progress, tensors=tensors))
-        self.folder.replace_last(checkpoints.writer(saved), keep=self.config.keep_last)
+            tensors |= {_TRAINED + name: tensor for name, tensor in trained.items()}
+        _check_finite(trained, self.position)
+        saved = self._checkpoint(kept, {}, TrainingState(progress=progress, tensors=tensors))
+        self.folder.replace_last(checkpoints.writer(saved, copy=not self.sharded), keep=self.config.keep_last)
 
     def save_best(self, metrics: Metrics) -> None:
         """Write the weights, for use, with what was measured.
+
+        Several processes call it together.
 
         Raises:
             TrainingError: a weight is not finite.
             OutputError: the disk is full, or the folder cannot be written.
         """
+        kept = gathered(self.kept.state_dict(), keep=self.ranks.is_first)
         if self.ranks.is_first:
-            checkpoints.save(self._checkpoint(metrics.twelve(), None), self.folder.best)
+            _check_finite(kept, self.position)
+            checkpoints.save(self._checkpoint(kept, metrics.twelve(), None), self.folder.best)
 
     def restore(self, saved: Checkpoint) -> list[str]:
         """Go back to where `save_last` was called; returns what is not as it was, for people."""
         assert saved.training is not None
         notes, progress, tensors = [], saved.training.progress, saved.training.tensors
-        trained = _below(_TRAINED, tensors)
-        checkpoints.load_weights(self.model, trained or saved.weights, str(self.folder.last))
+        trained = cut_like_those_of(self.model, _below(_TRAINED, tensors) or saved.weights)
+        checkpoints.load_weights(self.model, trained, str(self.folder.last))
         position = _position(progress, self.folder.last, self.config.best_by)
         if progress["steps_per_epoch"] != len(self.loader):
             # Other images or another batch size: a place inside the epoch means nothing any more.
@@ -180,7 +206,8 @@ class Session(NamedTuple):
             )
         vars(self.position).update(vars(position))
         if self.average is not None and "average_updates" in progress:
-            checkpoints.load_weights(self.average.model, saved.weights, str(self.folder.last))
+            averaged = cut_like_those_of(self.average.model, saved.weights)
+            checkpoints.load_weights(self.average.model, averaged, str(self.folder.last))
             self.average.updates = progress["average_updates"]
         elif self.average is not None:
             self.average.begin()
@@ -193,9 +220,9 @@ class Session(NamedTuple):
         restore_generators(states, self.detector.device)
         return notes
 
-    def _checkpoint(self, metrics: dict[str, float], training: TrainingState | None) -> Checkpoint:
-        weights = self.judged.model.state_dict()
-        _check_finite(self.model.state_dict(), self.position)
+    def _checkpoint(
+        self, weights: dict[str, Tensor], metrics: dict[str, float], training: TrainingState | None
+    ) -> Checkpoint:
         weights_source = Path(self.config.model.backbone_weights).name  # no path of this machine
         return Checkpoint(
             weights=weights,
@@ -261,11 +288,12 @@ def start_session(
         ranks=ranks,
         epochs=config.epochs,
     )
-    average = Average(model, config.ema_decay) if config.ema_decay else None
+    copy = to_average(model) if config.ema_decay else None
     if config.activation_checkpointing:
         checkpoint_activations(model)
     if config.compile:
         compile_layers(model)
+    network = _shared(model, copy, config, ranks)
     if ranks.rank:
         torch.manual_seed(config.seed + ranks.rank)  # the same weights, but a dropout of its own
     return Session(
@@ -279,9 +307,9 @@ def start_session(
         position=Position(),
         data_name=data_name,
         precision=Precision(config.precision, detector.device),
-        network=_shared(model, ranks),
+        network=network,
         origin=weights.origin if isinstance(weights, Transfer) else Origin(),
-        average=average,
+        average=Average(model, config.ema_decay, copy) if config.ema_decay else None,
         ranks=ranks,
     )
 
@@ -316,11 +344,14 @@ def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _shared(model: DeformableDETR, ranks: Ranks) -> torch.nn.Module:
+def _shared(model: DeformableDETR, copy: DeformableDETR | None, config: TrainConfig, ranks: Ranks) -> torch.nn.Module:
     if not ranks.together:
         return model
     # Frozen norms are the same everywhere and stay so; those that learn are the first process' at every step.
     device = next(model.parameters()).device
+    if config.sharded and ranks.size > 1:
+        shard([model] if copy is None else [model, copy], ranks, device)
+        return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -380,4 +380,10 @@ def _introduce(session: Session, reporter: Reporter) -> None:
         f"{config.epochs} epochs of {len(session.loader)} steps of {config.batch_size} images, "
         f"learning rate {in_force:.3g}{origin}"
     )
+    if config.sharded:
+        reporter.say(
+            f"sharded: each of {session.ranks.size} processes keeps its part of the weights and of what goes with them"
+            if session.sharded
+            else "sharded=true has no effect here: there is one process, and it keeps everything"
+        )
     reporter.say(f"run folder: {session.folder.path}; Ctrl-C stops, and what is there can be resumed")

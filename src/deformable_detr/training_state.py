@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.errors import CheckpointError
+from deformable_detr.sharding import cut_like
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -35,11 +36,11 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: d
                 continue  # a parameter that had no gradient yet
             if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
-            # AdamW keeps its step counter on the CPU and its moments beside the parameter. Copies, because what was
-            # loaded may still lie in the file, and a file may go away.
-            optimizer.state[parameter] = {
-                moment: one.clone() if moment == "step" else one.to(parameter.device, copy=True)
-                for moment, one in found.items()
+            # Fused AdamW keeps all of it beside the parameter. Copies, because what was loaded may still lie in the
+            # file, and a file may go away.
+            step = found.pop("step").to(parameter.device, copy=True)
+            optimizer.state[parameter] = {"step": step} | {
+                moment: cut_like(one, parameter) for moment, one in found.items()
             }
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from dataclasses import replace
 
 import pytest
 import timm
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deformable_detr.config import to_dict
@@ -43,13 +47,14 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def recipe(tiny_config, tmp_path):
+@pytest.fixture(scope="module")
+def recipe(tiny_config, tmp_path_factory):
     """Nothing drawn by chance inside the network, and no result that depends on an image's neighbours.
 
     Batch norm that learns divides by the spread of a few pixels here, and would make much of the last bit. Proposals
     are made for the padding, too, of which smaller batches have less.
     """
+    tmp_path = tmp_path_factory.mktemp("recipe")
     body = timm.create_model(tiny_config.model.backbone, pretrained=False)
     save_file(body.state_dict(), tmp_path / "backbone.safetensors")
     weights = str(tmp_path / "backbone.safetensors")
@@ -66,17 +71,124 @@ def records(folder, kind):
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-def test_the_same_losses(photos, recipe, tmp_path):
-    for processes in (1, 2):
-        done = run(recipe, "--data", photos, "--output", tmp_path / str(processes), "--devices", processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == done.stderr.count("epoch 10/10") == 1
-    alone, together = tmp_path / "1", tmp_path / "2"
-    assert len(records(together, "step")) == STEPS_A_EPOCH * EPOCHS
-    for one, other in zip(records(alone, "step"), records(together, "step"), strict=True):
+@pytest.fixture(scope="module")
+def alone(photos, recipe, tmp_path_factory):
+    """The run of one process that those of several are held against."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run(recipe, "--data", photos, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def check_same_steps(folder, alone):
+    assert len(records(folder, "step")) == STEPS_A_EPOCH * EPOCHS
+    for one, other in zip(records(alone, "step"), records(folder, "step"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["terms"] == pytest.approx(one["terms"], rel=1e-5, abs=1e-6)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def tensors_of(file):
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def check_same_tensors(file, alone):
+    """The same names, whole and nearly equal; where chance stands is each process' own.
+
+    A bias before a norm has no gradient but rounding, of which Adam makes steps of full size.
+    """
+    one, other = ({n: t for n, t in tensors_of(f).items() if "generator/" not in n} for f in (alone, file))
+    assert other.keys() == one.keys()
+    for name in (name for name in one if not re.search(r"projections\.\d\.0\.bias", name)):
+        torch.testing.assert_close(
+            other[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda why, name=name: f"{name}: {why}"
+        )
+
+
+def test_the_same_losses(photos, recipe, alone, tmp_path):
+    done = run(recipe, "--data", photos, "--output", tmp_path / "2", "--devices", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == done.stderr.count("epoch 10/10") == 1
+    check_same_steps(tmp_path / "2", alone)
+
+
+def test_sharded_the_same_losses_and_files(photos, recipe, alone, tmp_path):
+    """Images in two parts on each process, clipped to 0.1, averaged."""
+    folder = tmp_path / "run"
+    arguments = (recipe, "--data", photos, "--output", folder, "--devices", 2, "--set", "sharded=true")
+    done = run(*arguments, "--set", "accumulate=2")
+    assert done.returncode == 0, done.stderr
+    assert "sharded: each of 2 processes keeps its part" in done.stderr
+    check_same_steps(folder, alone)
+    for name in ("last.safetensors", "best.safetensors"):
+        check_same_tensors(folder / name, alone / name)
+    one, other = records(alone, "epoch")[-1], records(folder, "epoch")[-1]
+    assert other["val"] == pytest.approx(one["val"], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False], ids=["sharded first", "sharded then"])
+def test_a_run_goes_on_with_shards_or_without(photos, recipe, alone, tmp_path, first):
+    """Half of it on two processes, half on one, or on two that share everything."""
+    folder = tmp_path / "run"
+    half = ("--devices", 2, "--set", f"sharded={json.dumps(first)}", "--epochs", EPOCHS)
+    with subprocess.Popen(
+        command(recipe, "--data", photos, "--output", folder, *half),
+        env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        while not (folder / "metrics.jsonl").exists() or len(records(folder, "step")) < 3:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    steps = len(records(folder, "step"))
+    assert steps < STEPS_A_EPOCH * EPOCHS
+    if first:
+        again = run("--resume", folder, "--device", "cpu")
+        assert "sharded=true has no effect here" in again.stderr
+    else:
+        settings = folder / "config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "sharded": True}))
+        again = run("--resume", folder, "--devices", 2, "--device", "cpu")
+        assert "sharded: each of 2 processes" in again.stderr
+    assert again.returncode == 0, again.stderr
+    check_same_steps(folder, alone)
+    check_same_tensors(folder / "last.safetensors", alone / "last.safetensors")
+
+
+@pytest.mark.slow
+def test_sharded_with_all_that_makes_processes_differ(photos, alone, tmp_path):
+    """From weights, with a frozen part, a step's images in parts, and two images that cannot be read."""
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    for image in sorted((data / "train").glob("*.[jp][pn]g"))[2:4]:
+        image.write_bytes(b"no picture")
+    given = ("--data", data, "--weights", alone / "best.safetensors", "--freeze", "backbone", "--epochs", 3)
+    given += (
+        "--batch-size",
+        4,
+        "--skip-bad-images",
+        "--set",
+        "log_every=1",
+        "--set",
+        "accumulate=2",
+        "--device",
+        "cpu",
+    )
+    runs = {1: (), 2: ("--devices", 2, "--set", "sharded=true", "--set", "on_non_finite=skip")}
+    for processes, more in runs.items():
+        done = run("finetune", *given, *more, "--output", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("skipped: ") == 2
+    one, other = (records(tmp_path / str(processes), "step") for processes in runs)
+    assert [step["loss"] for step in other] == pytest.approx([step["loss"] for step in one], rel=1e-4)
+    before, after = (tensors_of(folder / "best.safetensors") for folder in (alone, tmp_path / "2"))
+    kept = [name for name in before if name.startswith("pyramid.backbone.")]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
 
 
 def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, recipe, tmp_path):
