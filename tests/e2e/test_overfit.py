@@ -26,6 +26,7 @@ SETTINGS = {
     "optimizer.backbone_lr_factor": 1.0,
     "optimizer.warmup_steps": 10,
     "optimizer.clip_norm": 1.0,
+    "augmentation_by": "settings",
     "augmentation.crop_probability": 0.0,
     "augmentation.hflip": 0.0,
     "augmentation.short_sides": [64],
