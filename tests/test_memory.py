@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -81,3 +83,24 @@ def test_a_system_that_does_not_tell(tiny_config, train_set, monkeypatch, tmp_pa
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"memory cannot be measured .* --batch-size"):
         fitting_batch(tiny_config, train_set, CPU)
+
+
+@pytest.mark.parametrize("own", [None, "1000"])
+def test_convolutions_of_sizes_long_gone_are_forgotten(own):
+    code = """
+import torch
+from deformable_detr.memory import bound_primitive_cache
+bound_primitive_cache()
+conv = torch.nn.Conv2d(16, 16, 3)
+for side in [*range(40, 80), 40]:
+    conv(torch.zeros(1, 16, side, side))
+"""
+    environment = os.environ | {"ONEDNN_VERBOSE": "2"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    if own is not None:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    prepared = [line for line in done.stdout.splitlines() if "create:cache_miss,cpu,convolution" in line]
+    if not prepared:
+        pytest.skip("convolutions are not oneDNN's here")
+    assert len(prepared) == (41 if own is None else 40)

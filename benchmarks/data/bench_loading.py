@@ -24,6 +24,7 @@ from deformable_detr.criterion import Criterion
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.presets import PRESETS
+from deformable_detr.memory import bound_primitive_cache
 from deformable_detr.models import build
 from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer
 from deformable_detr.recipes import TrainConfig, small, with_augmentation, with_backbone
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", type=int, metavar="STEPS", help="train for so many steps and read the memory")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    bound_primitive_cache()  # as a training does
     config = replace(small(), batch_size=given.batch_size, image_cache_gb=given.cache_gb)
     data = open_training_data(given.data, val_share=config.val_share, seed=0, skip_bad_images=False).train
     facts = {"data": given.data.name, "images": len(data), "batch_size": given.batch_size, "cache_gb": given.cache_gb}
@@ -155,10 +157,10 @@ def training_step(config: TrainConfig, num_classes: int) -> Callable[[Batch], fl
 
     def step(batch: Batch) -> float:
         losses = criterion(model(batch.images, batch.padding_mask), batch.targets)
-        optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         clip_gradients(model, config.optimizer.clip_norm)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         return float(losses.total.detach())
 
     return step

@@ -179,7 +179,7 @@ def _take_step(session: Session, batch: Batch) -> _Step:
     device, ranks, network = session.detector.device, session.ranks, session.network
     # A step's images may go through in parts, and in several processes; its sums are divided by all of its objects.
     (num_boxes,) = ranks.total(sum(len(one.labels) for one in batch.targets))
-    session.optimizer.zero_grad(set_to_none=True)
+    session.optimizer.zero_grad(set_to_none=True)  # those of a step that was left out
     figures: Tensor | float = 0.0
     try:
         parts = split(batch, session.config.accumulate)
@@ -223,6 +223,7 @@ def _take_step(session: Session, batch: Batch) -> _Step:
     if not math.isfinite(grad_norm) and not session.precision.may_overflow:
         raise _not_finite(session, batch, "gradient", terms)
     session.precision.step(session.optimizer)
+    session.optimizer.zero_grad(set_to_none=True)  # while the next step remembers activations they are of no use
     if session.average is not None:
         session.average.update()
     return _Step(loss, terms, class_error, grad_norm)

@@ -21,6 +21,7 @@ from deformable_detr.freezing import count
 from deformable_detr.interrupt import Terminated, held, terminable, uninterrupted
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
+from deformable_detr.memory import bound_primitive_cache
 from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.ranks import joined
@@ -107,6 +108,7 @@ def train(
         OutputError: the run folder is not empty or cannot be written.
         TrainingError: the loss is not finite, or memory does not suffice.
     """
+    bound_primitive_cache()
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
         device = ranks.device(device)
@@ -198,6 +200,7 @@ def resume(
         DataError: see `train`.
         TrainingError: see `train`.
     """
+    bound_primitive_cache()
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
         device = ranks.device(device)
