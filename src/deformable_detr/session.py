@@ -29,10 +29,17 @@ from deformable_detr.recipes import TrainConfig
 from deformable_detr.run_folder import RunFolder
 from deformable_detr.sharding import cut_like_those_of, gather_into, gathered, learnt_statistics, shard, take_from_first
 from deformable_detr.splits import TrainingData
-from deformable_detr.training_state import generator_states, optimizer_tensors, restore_generators, restore_optimizer
+from deformable_detr.training_state import (
+    TRAINED,
+    below,
+    generator_states,
+    optimizer_tensors,
+    restore_generators,
+    restore_optimizer,
+    trained_weights,
+)
 from deformable_detr.transfer import Origin, Transfer, fill
 
-_TRAINED = "trained/"
 _CHANCE = "generator/"
 
 
@@ -170,7 +177,7 @@ class Session(NamedTuple):
         if self.average is not None:
             # The averaged ones are the file's weights, for use; those that take the steps are for going on.
             progress["average_updates"] = self.average.updates
-            tensors |= {_TRAINED + name: tensor for name, tensor in trained.items()}
+            tensors |= {TRAINED + name: tensor for name, tensor in trained.items()}
         _check_finite(trained, self.position)
         saved = self._checkpoint(kept, {}, TrainingState(progress=progress, tensors=tensors))
         self.folder.replace_last(checkpoints.writer(saved, copy=not self.sharded), keep=self.config.keep_last)
@@ -193,7 +200,7 @@ class Session(NamedTuple):
         """Go back to where `save_last` was called; returns what is not as it was, for people."""
         assert saved.training is not None
         notes, progress, tensors = [], saved.training.progress, saved.training.tensors
-        trained = cut_like_those_of(self.model, _below(_TRAINED, tensors) or saved.weights)
+        trained = cut_like_those_of(self.model, trained_weights(saved))
         checkpoints.load_weights(self.model, trained, str(self.folder.last))
         position = _position(progress, self.folder.last, self.config.best_by)
         if progress["steps_per_epoch"] != len(self.loader):
@@ -214,9 +221,9 @@ class Session(NamedTuple):
             notes.append("the checkpoint has no averaged weights: averaging begins here; ema_decay=0 goes without")
         restore_optimizer(self.model, self.optimizer, tensors)
         self.precision.restore(progress.get("precision", {}))
-        states = _below(f"{_CHANCE}{self.ranks.rank}/", tensors)
+        states = below(f"{_CHANCE}{self.ranks.rank}/", tensors)
         if not states and not self.ranks.together:
-            states = _below(_CHANCE, tensors)  # of an earlier version, which knew one process only
+            states = below(_CHANCE, tensors)  # of an earlier version, which knew one process only
         restore_generators(states, self.detector.device)
         return notes
 
@@ -338,10 +345,6 @@ def _position(progress: dict[str, Any], path: Path, best_by: str) -> Position:
         return Position(**saved)
     except TypeError as error:
         raise CheckpointError(f"{path} does not say where the run was: {error}") from error
-
-
-def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _shared(model: DeformableDETR, copy: DeformableDETR | None, config: TrainConfig, ranks: Ranks) -> torch.nn.Module:

@@ -5,10 +5,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.checkpoint import Checkpoint
 from deformable_detr.errors import CheckpointError
 from deformable_detr.sharding import cut_like
 
+TRAINED = "trained/"
+"""Before the names of weights that take the steps, in a checkpoint whose own weights are their average."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def trained_weights(saved: Checkpoint) -> dict[str, Tensor]:
+    """The weights that take the steps; the file's own are their average if there is one.
+
+    Args:
+        saved: a checkpoint to go on from, read with `training=True`.
+    """
+    return below(TRAINED, saved.training.tensors if saved.training else {}) or saved.weights
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
