@@ -214,9 +214,9 @@ def small() -> TrainConfig:
             ffn_dim=512,
             num_queries=100,
             dropout=0.0,
-            proposals="valid",
+            proposals="distinct",
         ),
-        optimizer=OptimizerConfig(lr=4e-4, lr_batch_size=4, warmup_steps=None),
+        optimizer=OptimizerConfig(lr=8e-4, lr_batch_size=4, warmup_steps=None),
         epochs=None,
         eval_every=None,
         batch_size=4,
@@ -235,7 +235,7 @@ def finetune() -> TrainConfig:
     """
     return TrainConfig(
         name="finetune",
-        # A quarter of what `small` starts with; what is learnt already would not survive more.
+        # An eighth of what `small` starts with; what is learnt already would not survive more.
         optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=None),
         epochs=None,
         eval_every=None,

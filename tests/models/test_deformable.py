@@ -121,6 +121,10 @@ def test_per_image_a_padded_batch_gives_each_images_own_result(variant):
         ({"hidden_dim": 100}, "multiple of 32"),
         ({"num_heads": 5}, "hidden_dim 32 cannot be split over num_heads 5"),
         ({"proposals": "valid"}, "has no meaning for variant 'base'"),
+        (
+            {"proposals": "distinct", "variant": "refine"},
+            "'distinct' has no meaning for variant 'refine'.*proposals=paper",
+        ),
         ({"backbone": ""}, "cannot be empty"),
         ({"frozen_stages": 1}, "cannot stay frozen; set frozen_stages=0"),
         ({"frozen_batch_norm": True}, "set frozen_batch_norm=false"),

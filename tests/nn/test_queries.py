@@ -19,8 +19,8 @@ def make_memory():
     return Memory(torch.randn(2, 75, DIM), torch.randn(2, 75, DIM), mask, ratios, SHAPES)
 
 
-def make_proposals(num_queries=9, *, valid_only=False):
-    return ProposalQueries(num_queries, DIM, 3, valid_only=valid_only)
+def make_proposals(num_queries=9, *, choice="paper"):
+    return ProposalQueries(num_queries, DIM, 3, choice=choice)
 
 
 def test_learned_queries_are_the_same_for_every_image():
@@ -56,16 +56,60 @@ class SmallestFirst(nn.Module):
         return -tokens.square().sum(-1, keepdim=True).expand(-1, -1, 3)
 
 
-@pytest.mark.parametrize("valid_only", [False, True])
-def test_padding_has_the_box_1_and_valid_only_never_picks_it(valid_only):
-    source, memory = make_proposals(20, valid_only=valid_only), make_memory()
+@pytest.mark.parametrize("choice", ["paper", "valid", "distinct"])
+def test_padding_has_the_box_1_and_only_the_paper_picks_it(choice):
+    source, memory = make_proposals(20, choice=choice), make_memory()
     source.class_head = SmallestFirst()
     torch.nn.init.zeros_(source.memory_proj.bias)
     queries, proposals = source(memory)
     assert (proposals.boxes[1][memory.padding_mask[1]] == 1).all()
     from_padding = (queries.reference[1] == 1).all(-1)
-    assert from_padding.all() == (not valid_only)
-    assert from_padding.any() == (not valid_only)
+    assert from_padding.all() == (choice == "paper")
+    assert from_padding.any() == (choice == "paper")
+
+
+class Given(nn.Module):
+    """Scores and boxes of our own, whatever the tokens."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, tokens):
+        return self.values
+
+
+def test_of_proposals_for_the_same_box_the_best_become_queries_first():
+    source, memory = make_proposals(4, choice="distinct"), make_memory()
+    memory = memory._replace(padding_mask=torch.zeros(2, 75, dtype=torch.bool), valid_ratios=torch.ones(2, 2, 2))
+    anchors = proposal_boxes(SHAPES, memory.valid_ratios)
+    wanted = anchors.clone()
+    wanted[1, 20:60] = torch.tensor([0.5, 0.4, 0.3, 0.2])  # forty times the same object
+    wanted[1, 23, 2] = 0.3 * 0.81  # still
+    wanted[1, 22, 2] = 0.3 * 0.79  # another
+    logits = -torch.arange(150.0).view(2, 75, 1).expand(-1, -1, 3).clone()
+    logits[1] = -1000
+    logits[1, 19:24] = torch.tensor([3.0, 2.0, 5.0, 1.0, 4.0])[:, None]
+    source.class_head = Given(logits)
+    source.box_head = Given(torch.special.logit(wanted) - torch.special.logit(anchors))
+    queries, _ = source(memory)
+    # By score 21, 23, 19, 20, 22; where 23 and 20 are for the box of 21.
+    torch.testing.assert_close(queries.reference[1, :3], wanted[1, [21, 19, 22]])
+
+
+def test_where_few_are_distinct_others_fill_up_before_the_invalid():
+    source, memory = make_proposals(60, choice="distinct"), make_memory()
+    anchors = proposal_boxes(SHAPES, memory.valid_ratios)
+    same = torch.tensor([0.5, 0.4, 0.3, 0.2]).expand(2, 75, 4)
+    scores = torch.randn(2, 75, 1)
+    source.class_head = Given(scores.expand(-1, -1, 3))
+    source.box_head = Given((torch.special.logit(same) - torch.special.logit(anchors)).nan_to_num())
+    queries, _ = source(memory)
+    torch.testing.assert_close(queries.reference[0], same[0, :60])
+    valid = int((~memory.padding_mask[1]).sum())
+    invalid = (queries.reference[1] == 1).all(-1)
+    assert invalid.sum() == 60 - valid
+    assert not invalid[:valid].any()
 
 
 def test_fewer_positions_than_queries():
@@ -73,9 +117,9 @@ def test_fewer_positions_than_queries():
     assert queries.reference.shape == (2, 75, 4)
 
 
-@pytest.mark.parametrize("valid_only", [False, True])
-def test_every_parameter_gets_a_gradient(valid_only):
-    source = make_proposals(valid_only=valid_only)
+@pytest.mark.parametrize("choice", ["paper", "valid", "distinct"])
+def test_every_parameter_gets_a_gradient(choice):
+    source = make_proposals(choice=choice)
     queries, proposals = source(make_memory())
     (
         queries.content.square().sum() + queries.position.sum() + proposals.logits.sum() + proposals.boxes.sum()

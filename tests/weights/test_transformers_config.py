@@ -167,7 +167,7 @@ def test_every_setting_of_ours_comes_back():
     assert not settings_of(replace(ours, variant="refine"), ("cat", "dog"), (17, 18))["tie_word_embeddings"]
 
 
-@pytest.mark.parametrize("change", [{"features": "per_image"}, {"proposals": "valid"}])
+@pytest.mark.parametrize("change", [{"features": "per_image"}, {"proposals": "valid"}, {"proposals": "distinct"}])
 def test_what_they_cannot_do_is_refused(change):
     with pytest.raises(CheckpointError, match=next(iter(change))):
         settings_of(replace(PAPER, variant="two_stage", **change), (), ())

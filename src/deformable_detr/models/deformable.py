@@ -58,9 +58,10 @@ class DeformableDETRConfig:
     dropout: float = 0.1
     num_queries: int = 300
     """Objects that can be found in one image at most, and proposals kept in two-stage."""
-    proposals: Literal["paper", "valid"] = "paper"
+    proposals: Literal["paper", "valid", "distinct"] = "paper"
     """Two-stage only. "paper" lets proposals in the padding and at the border compete with the box (1, 1, 1, 1), as
-    the official code does; "valid" never picks them."""
+    the official code does; "valid" never picks them while there are others; "distinct" neither, and of proposals for
+    nearly the same box it picks the best."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -77,8 +78,11 @@ class DeformableDETRConfig:
             raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 32 (groups of the norms)")
         if self.hidden_dim % self.num_heads:
             raise ConfigError(f"hidden_dim {self.hidden_dim} cannot be split over num_heads {self.num_heads}")
-        if self.proposals == "valid" and self.variant != "two_stage":
-            raise ConfigError(f"proposals='valid' has no meaning for variant {self.variant!r}; it needs 'two_stage'")
+        if self.proposals != "paper" and self.variant != "two_stage":
+            raise ConfigError(
+                f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
+                "or set proposals=paper"
+            )
         if not self.backbone or not self.backbone_weights:
             raise ConfigError("backbone and backbone_weights cannot be empty; say backbone_weights='none' for random")
         if self.backbone_weights == "none" and self.frozen_stages:
@@ -153,9 +157,7 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
     )
     query_source: LearnedQueries | ProposalQueries
     if config.variant == "two_stage":
-        query_source = ProposalQueries(
-            config.num_queries, dim, config.num_classes, valid_only=config.proposals == "valid"
-        )
+        query_source = ProposalQueries(config.num_queries, dim, config.num_classes, choice=config.proposals)
     else:
         query_source = LearnedQueries(config.num_queries, dim)
     refine = config.variant != "base"

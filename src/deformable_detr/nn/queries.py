@@ -1,11 +1,13 @@
 """Where decoder queries come from: learned (one stage), or the best proposals of the encoder (two-stage, A.4)."""
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torchvision.ops import nms
 
+from deformable_detr.boxes import cxcywh_to_xyxy
 from deformable_detr.nn.encoder import pixel_centres
 from deformable_detr.nn.ffn import MLP
 from deformable_detr.nn.full_precision import in_float32
@@ -14,6 +16,8 @@ from deformable_detr.types import Memory, Predictions, Queries, SpatialShapes
 
 _FINEST_PROPOSAL_SIZE = 0.05
 _PROPOSAL_MARGIN = 0.01
+_SAME_OBJECT_IOU = 0.8
+_CANDIDATES_PER_QUERY = 10
 
 
 @runtime_checkable
@@ -49,14 +53,19 @@ class ProposalQueries(nn.Module):
         num_queries: how many proposals are kept; all of them where the image has fewer positions.
         dim: width of the memory.
         num_classes: channels of the class head; only channel 0 is ever trained, as "there is an object".
-        valid_only: never pick proposals in the padding or at the very border. The official code scores them like
-            any other, with the box (1, 1, 1, 1).
+        choice: "paper" scores proposals in the padding and at the very border like any other, with the box
+            (1, 1, 1, 1), as the official code does. "valid" picks those last. "distinct" does, too, and before them
+            come those that overlap a better one by an IoU of more than 0.8, after Zhang et al., "Dense Distinct Query
+            for End-to-End Object Detection", CVPR 2023: two queries read from nearly the same box are nearly the same
+            query, and the decoder takes long to learn to let one of them go.
     """
 
-    def __init__(self, num_queries: int, dim: int, num_classes: int, *, valid_only: bool) -> None:
+    def __init__(
+        self, num_queries: int, dim: int, num_classes: int, *, choice: Literal["paper", "valid", "distinct"]
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.valid_only = valid_only
+        self.choice = choice
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, num_classes)
@@ -73,16 +82,24 @@ class ProposalQueries(nn.Module):
         logits = in_float32(self.class_head, tokens)
         anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf"))
         boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
-        reference = _pick(boxes, self._best(logits, valid)).detach()
+        reference = _pick(boxes, self._best(logits, boxes, valid)).detach()
         embedded = embed_boxes(reference, self.position_proj.in_features)
         position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
         return Queries(content, position, reference), Predictions(logits, boxes)
 
-    def _best(self, logits: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
-        scores = logits[..., 0].detach()
-        if self.valid_only:
-            scores = scores.masked_fill(~valid, -torch.inf)
-        return scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices
+    @torch.no_grad()
+    def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
+        scores = logits[..., 0]
+        kept = min(self.num_queries, scores.shape[1])
+        if self.choice == "paper":
+            return scores.topk(kept, dim=1).indices
+        scores = scores.masked_fill(~valid, -torch.inf)
+        if self.choice == "valid":
+            return scores.topk(kept, dim=1).indices
+        # Far more than are kept overlap each other, yet not all positions of a large image need to be compared.
+        candidates = scores.topk(min(_CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
+        pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes), strict=True)
+        return torch.stack([own[_distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
 
 
 def proposal_boxes(
@@ -99,3 +116,11 @@ def proposal_boxes(
 
 def _pick(values: Float[Tensor, "batch positions 4"], index: Tensor) -> Float[Tensor, "batch queries 4"]:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
+    """Places of boxes that fall in score: those that overlap no better one first, then the others, then the invalid."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[nms(boxes_xyxy, scores, _SAME_OBJECT_IOU)] = True
+    # Invalid ones all have the same box, of which one would be chosen.
+    return (chosen & scores.isfinite()).logical_not().int().argsort(stable=True)
