@@ -154,7 +154,7 @@ def settings_of(model: DeformableDETRConfig, classes: Sequence[str], category_id
     if model.proposals != "paper":
         raise CheckpointError(
             f"proposals is {model.proposals!r}: models of transformers let proposals in the padding compete and would "
-            "choose others"
+            "choose others; only what was trained with --set model.proposals=paper can be written"
         )
     equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
     return {
