@@ -46,6 +46,8 @@ def test_from_end_to_end(photos, runs, tmp_path, capsys):
         assert 0 < one["minutes"] < 10
     assert sorted(path.name for path in output.iterdir()) == ["curves.png", "seed_3", "seed_5", "table.md"]
     assert json.loads((output / "seed_3" / "config.json").read_text())["seed"] == 3
+    kept = (output / "seed_3" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(text)["epoch"] for text in kept] == [1, 2]
     assert (output / "table.md").read_text().count("\n| all |") == 2
     assert (output / "curves.png").stat().st_size > 10_000
 

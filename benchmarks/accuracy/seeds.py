@@ -3,14 +3,13 @@
     ddetr train --data bccd --backbone-weights mobilenetv2_100.safetensors --seed 0 --output RUN0
     python -m benchmarks.accuracy.seeds RUN0 RUN1 RUN2 --data bccd --output benchmarks/results/FOLDER
 
-Judges every run's best.safetensors on the validation and the test split, and with them the weights of its last step:
-as they were averaged, and as they were trained. Leaves config.json and metrics.jsonl of each run, table.md and
-curves.png in the output folder. The tables also go to standard error; one line of JSON goes to standard output, last.
+Judges every run's best.safetensors on the validation and the test split, and with them the weights of its last step: as
+they were averaged, and as they were trained. Leaves config.json and the epochs of metrics.jsonl of each run, table.md
+and curves.png in the output folder. The tables also go to standard error; one line of JSON goes to standard output.
 """
 
 import argparse
 import json
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,6 +136,15 @@ def draw(runs: Mapping[int, Sequence[Mapping[str, Any]]], title: str, output: Pa
     figure.savefig(output)
 
 
+def _keep(run: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["model"]["backbone_weights"] = Path(config["model"]["backbone_weights"]).name  # no path of this machine
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    epochs = [json.dumps(row) + "\n" for row in _rows(run) if row["kind"] == "epoch"]
+    (folder / "metrics.jsonl").write_text("".join(epochs), encoding="utf-8")
+
+
 def _rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -157,10 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves = {}
     for run, result in zip(given.runs, results, strict=True):
         curves[result["seed"]] = _rows(run)
-        kept = given.output / f"seed_{result['seed']}"
-        kept.mkdir(exist_ok=True)
-        for name in ("config.json", "metrics.jsonl"):
-            shutil.copy(run / name, kept / name)
+        _keep(run, given.output / f"seed_{result['seed']}")
     table = tables(results)
     (given.output / "table.md").write_text(table, encoding="utf-8")
     draw(curves, given.data.name, given.output / "curves.png")

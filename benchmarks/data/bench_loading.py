@@ -24,6 +24,7 @@ from deformable_detr.criterion import Criterion
 from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.presets import PRESETS
+from deformable_detr.fitting import fit_to_data
 from deformable_detr.memory import bound_primitive_cache
 from deformable_detr.models import build
 from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bound_primitive_cache()  # as a training does
     config = replace(small(), batch_size=given.batch_size, image_cache_gb=given.cache_gb)
     data = open_training_data(given.data, val_share=config.val_share, seed=0, skip_bad_images=False).train
-    facts = {"data": given.data.name, "images": len(data), "batch_size": given.batch_size, "cache_gb": given.cache_gb}
+    config, _ = fit_to_data(config, data)
+    facts = {"data": given.data.name, "images": len(data), "batch_size": config.batch_size, "cache_gb": given.cache_gb}
+    facts["short_side"] = config.preprocessing.short_side
     if given.memory:
         measured = memory(data, with_augmentation(config, given.presets[-1]), given.workers[-1], given.memory)
         facts |= {"preset": given.presets[-1], "workers": given.workers[-1]}
