@@ -199,8 +199,9 @@ def small() -> TrainConfig:
     """A two-stage model for a few hundred photos and a processor without an accelerator; what `ddetr train` does alone.
 
     ddetr train --data /data/photos
-    Cost: our runs are in benchmarks/results.
-    Expected: depends on the photos.
+    Cost: an hour or less on one core of a server for 200 to 250 photos (2026-11).
+    Expected: depends on the photos. Ours: 56.7 AP +- 0.5 on blood cells, 70.5 +- 0.4 on playing cards, three seeds each
+    (test splits; benchmarks/results).
     """
     return TrainConfig(
         name="small",
