@@ -11,13 +11,14 @@ from benchmarks import __main__ as bench
 from benchmarks import memory, timing
 from benchmarks.cases import MODEL_CASES, OPERATOR_CASES, STEP_CASES, OperatorCase
 from benchmarks.data import bench_loading
-from benchmarks.model import bench_vs_transformers
+from benchmarks.model import bench_training, bench_vs_transformers
 from benchmarks.ops import bench_msda, contenders, peak_memory
 from benchmarks.ops.check import Expected, check
 from benchmarks.ops.problem import FORMS, LOCATIONS, make, pixel_coordinates
 from benchmarks.ops.roofline import copy_bandwidth, traffic
 from benchmarks.report import Measurement, json_line, machine, spread, table
 from benchmarks.worker import Worker
+from deformable_detr.nn import deformable_attention
 from deformable_detr.ops.reference import locations_and_weights
 
 
@@ -342,3 +343,47 @@ def test_loading_is_measured_against_the_step(scenes, capsys, monkeypatch, tiny_
     readings = json.loads(capsys.readouterr().out)["memory_mb_by_step"]
     assert list(readings) == ["1", "2", "3", "4"]
     assert min(readings.values()) > 50
+
+
+def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
+    monkeypatch.setattr(timing, "_FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(bench_training, "RECIPES", {"small": lambda: tiny_config})
+    ways = ["float32", "bfloat16", "float16", "grid_sample", "checkpointed", "one_by_one"]
+    common = [str(scenes), "--ways", *ways, "--threads", "1", "--batch-size", "2", "--batches", "2", "--seconds", "0"]
+    bench_training.main(common)
+    out, err = capsys.readouterr()
+    content = json.loads(out.splitlines()[-1])
+    assert list(content["images_per_second"]) == [way for way in ways if way != "float16"]
+    assert "float16 is left out: precision float16 is for GPUs" in err
+    assert all(speed > 0 for speed in content["images_per_second"].values())
+    bench_training.main([*common, "--memory-of", "float32"])
+    assert int(capsys.readouterr().out) >= 0  # this process is not a fresh one
+
+
+def test_every_way_takes_the_same_step(scenes, tiny_config):
+    given = bench_training._options([str(scenes), "--recipe", "demo", "--batch-size", "2"])
+    config, data = bench_training.settings(given)
+    config = replace(config, model=replace(tiny_config.model, num_classes=len(data.classes), dropout=0.0))
+    ready = bench_training.batches(config, data, 2, "cpu")
+    losses = {}
+    for name in ("float32", "grid_sample", "checkpointed", "one_by_one"):
+        step = bench_training.Step(bench_training.WAYS[name], config, "cpu")
+        losses[name] = [step.take(batch) for batch in (*ready, ready[0])]
+        assert deformable_attention.multi_scale_deformable_attention_from_projection is not bench_training._grid_sample
+    assert losses["float32"][2] != losses["float32"][0]
+    for name, found in losses.items():
+        # One by one a batch has less padding, which the published features see.
+        assert found == pytest.approx(losses["float32"], rel=0.2 if name == "one_by_one" else 2e-3), name
+
+
+def test_a_way_that_computes_something_else_is_not_timed(scenes, tiny_config, monkeypatch):
+    given = bench_training._options([str(scenes), "--batch-size", "2"])
+    config, data = bench_training.settings(given)
+    config = replace(config, model=replace(tiny_config.model, num_classes=len(data.classes)))
+    ready = bench_training.batches(config, data, 1, "cpu")
+    right = bench_training._grid_sample
+    monkeypatch.setattr(
+        bench_training, "_grid_sample", lambda *problem, num_points: 3 * right(*problem, num_points=num_points)
+    )
+    with pytest.raises(SystemExit, match="grid_sample has a loss of"):
+        bench_training.prepare(["float32", "grid_sample"], config, ready, "cpu")

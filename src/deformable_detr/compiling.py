@@ -21,5 +21,8 @@ def compile_layers(model: DeformableDETR) -> None:
     wanted = (os.environ["CXX"],) if os.environ.get("CXX") else _COMPILERS
     if not any(shutil.which(name) for name in wanted):
         raise ConfigError(f"compile is true, which needs a C++ compiler, and there is no {' or '.join(wanted)}")
+    # On a processor a compiler's own random numbers come one after another, and take longer than all that it saves.
+    on_processor = next(model.parameters()).device.type == "cpu"
+    options = {"fallback_random": True} if on_processor else None
     for layer in (*model.encoder.layers, *model.decoder.layers):
-        layer.compile(dynamic=True)
+        layer.compile(dynamic=True, options=options)

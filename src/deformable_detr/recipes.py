@@ -67,7 +67,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Compute what is inside the layers twice instead of remembering it: less memory, more time, the same step."""
     compile: bool = False
-    """Compile the layers of encoder and decoder with torch.compile: minutes before the first steps, quicker after."""
+    """Compile the layers of encoder and decoder with torch.compile, for GPUs; on a processor it gains nothing."""
     precision: PrecisionName = "auto"
     """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
     sharded: bool = False

@@ -374,7 +374,8 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     if config.activation_checkpointing:
         reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(session.model))}")
     if config.compile:
-        reporter.say("the layers of encoder and decoder are compiled in the first steps, which takes minutes")
+        gain = "; on a processor steps are no quicker for it" if session.detector.device.type == "cpu" else ""
+        reporter.say(f"the layers of encoder and decoder are compiled in the first steps, which takes a minute{gain}")
     in_force = learning_rate(config.optimizer, config.batch_size)
     origin = ""
     if config.optimizer.lr_batch_size not in (None, config.batch_size):

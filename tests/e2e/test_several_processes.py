@@ -113,6 +113,33 @@ def test_the_same_losses(photos, recipe, alone, tmp_path):
     check_same_steps(tmp_path / "2", alone)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_one_process_of_torchrun_learns_what_one_alone_learns(photos, recipe, alone, tmp_path, device):
+    """By gloo, and on a GPU by NCCL, whole and sharded, where sums come in another order every time."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
+    options = ["--data", photos, "--device", device, "--precision", "float32"]
+    if device == "cuda":
+        environment = {name: value for name, value in ENVIRONMENT.items() if name != "CUDA_VISIBLE_DEVICES"}
+        ways: dict[str, list[str]] = {"alone": [], "whole": torchrun, "sharded": torchrun}
+        tolerance = 1e-2
+    else:
+        environment, ways, tolerance = ENVIRONMENT, {"whole": torchrun}, 1e-5
+    runs = {"alone": alone}
+    for name, start in ways.items():
+        runs[name] = tmp_path / name
+        module = command(recipe, *options, "--output", runs[name], "--set", f"sharded={str(name == 'sharded').lower()}")
+        done = subprocess.run(
+            [*start, *module[2:]] if start else module,
+            env=environment, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in ways:
+        pairs = list(zip(records(runs["alone"], "step"), records(runs[name], "step"), strict=True))
+        assert len(pairs) == STEPS_A_EPOCH * EPOCHS
+        for one, other in pairs:
+            assert other["loss"] == pytest.approx(one["loss"], rel=tolerance)
+
+
 def test_sharded_the_same_losses_and_files(photos, recipe, alone, tmp_path):
     """Images in two parts on each process, clipped to 0.1, averaged."""
     folder = tmp_path / "run"
