@@ -129,6 +129,19 @@ def test_a_safetensors_file_by_another_name(tmp_path, document):
         read_torch_file(path)
 
 
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x4a"])
+def test_the_length_of_a_header_says_nothing_about_the_kind(tmp_path, document, start):
+    path = tmp_path / "x.safetensors"
+    save_file(document["model"], path, metadata={"filler": ""})
+    missing = int.from_bytes(start, "little") - int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(document["model"], path, metadata={"filler": missing * "x"})
+    assert path.read_bytes().startswith(start)
+    assert not is_torch_file(path)
+    path.rename(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is a safetensors file, whatever its name says"):
+        read_torch_file(tmp_path / "x.pth")
+
+
 def test_archives_without_weights(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("weights/readme.txt", "none")

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from deformable_detr.errors import CheckpointError
 
-_ZIP = b"PK"
+# Of an archive with files in it, and of an empty one. Four bytes: a safetensors file starts with the length of its
+# header, and one of 19280 bytes reads PK.
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 # A pickled number that torch.save wrote first of all before 1.6, the default then.
 _BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
@@ -47,7 +49,7 @@ def is_torch_file(path: Path) -> bool:
         start = _start_of(path)
     except OSError:
         return False
-    return start.startswith((_ZIP, _BEFORE_1_6))
+    return start.startswith((*_ZIP, _BEFORE_1_6))
 
 
 def read_torch_file(path: Path) -> Any:
@@ -64,7 +66,7 @@ def read_torch_file(path: Path) -> Any:
         raise CheckpointError(f"no such checkpoint file: {path}")
     try:
         start = _start_of(path)
-        if not start.startswith((_ZIP, _BEFORE_1_6)):
+        if not start.startswith((*_ZIP, _BEFORE_1_6)):
             raise CheckpointError(f"{path} {_kind(start)}")
         if path.suffix == ".safetensors":  # torch goes by the name there
             raise CheckpointError(f"{path} is a file of PyTorch's own kind, whatever its name says; let it end in .pth")
@@ -111,10 +113,10 @@ def _kind(start: bytes) -> str:
     """What a file is that does not start as one of PyTorch's."""
     if not start:
         return "is empty; the download or copy that made it did not finish"
-    if start.startswith(_PICKLE):
-        return "is a pickle, but not one of PyTorch's; such files can only be read by running them"
     if start[8:9] == b"{":
         return "is a safetensors file, whatever its name says; let it end in .safetensors"
+    if start.startswith(_PICKLE):
+        return "is a pickle, but not one of PyTorch's; such files can only be read by running them"
     if start.startswith(_LFS):
         return "only stands for a file that Git LFS keeps elsewhere; run git lfs pull"
     if start.lstrip()[:1] == b"<":
