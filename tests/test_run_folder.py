@@ -114,6 +114,19 @@ def test_files_have_the_mode_the_umask_gives(tmp_path):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    linked = tmp_path / "link"
+    linked.symlink_to(pipe)
+    for path, what in ((pipe, "a device or a pipe"), (linked, "a device or a pipe"), (folder, "a folder")):
+        with pytest.raises(OutputError, match=f"{path.name}: it is {what}, .* name a file"):
+            write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
 def test_json_for_people(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, 2]})
     assert read_json(tmp_path / "a.json") == {"b": [1, 2]}

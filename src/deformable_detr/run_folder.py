@@ -222,8 +222,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one go, safely on disk.
 
     Raises:
-        OutputError: the disk is full, or the folder is gone or cannot be written.
+        OutputError: the disk is full, the folder is gone or cannot be written, or what is at `path` is no file.
     """
+    if path.exists() and not path.is_file():  # a device, say: whoever may rename over /dev/null has lost it
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"cannot write {path}: it is {what}, and not a file that can be replaced; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()

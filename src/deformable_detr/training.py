@@ -115,8 +115,8 @@ def train(
         services = _services(log, reporter)
         with ranks.first_alone():
             choose_device(device)  # an error here is better than one after a folder and a download
-            if ranks.together and config.batch_size_by == "memory":
-                raise ConfigError("a batch that fits in memory is found by one process alone; name the --batch-size")
+            if ranks.size > 1 and config.batch_size_by == "memory":
+                raise ConfigError(f"--batch-size auto is for one process, and there are {ranks.size}; give a number")
             source = None if weights is None else read_source(weights, reporter=reporter)
             config = settle(config, source)
             opened = _open(config, data, val_data, format)

@@ -186,6 +186,8 @@ def test_a_batch_that_memory_decides_on(ddetr, recipe, scenes, tmp_path):
         result = ddetr("train", recipe, "--data", scenes, "--batch-size", wrong)
         assert result.code == 2
         assert "it must be a number" in " ".join(result.err.split())
+    result = ddetr("train", recipe, "--data", scenes, "--batch-size", "auto", "--devices", 2)
+    assert (result.code, result.err.count("--batch-size auto is for one process, and --devices asks for 2")) == (1, 1)
 
 
 def test_activations_computed_twice_make_the_same_run(ddetr, recipe, scenes, tmp_path):

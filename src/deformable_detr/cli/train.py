@@ -126,6 +126,7 @@ def train(
     services = None if log is None else [name for name in log if name != "none"]
 
     from deformable_detr import ranks, training, transfer
+    from deformable_detr.errors import ConfigError
     from deformable_detr.progress import TerminalReporter
 
     with TerminalReporter() as reporter:
@@ -154,6 +155,8 @@ def train(
             )
         )
     if devices is not None and not ranks.started_by_torchrun():
+        if devices > 1 and config is not None and config.batch_size_by == "memory":
+            raise ConfigError(f"--batch-size auto is for one process, and --devices asks for {devices}; give a number")
         # What is wrong with the settings has been said, once.
         raise typer.Exit(ranks.start(devices, sys.argv[1:]))
     with TerminalReporter() as reporter:
