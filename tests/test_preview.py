@@ -68,8 +68,9 @@ def test_one_sheet(scenes, tiny_config, tmp_path, name):
 
 
 def test_what_cannot_be(scenes, tiny_config, tmp_path, dataset):
-    with pytest.raises(OutputError, match="no/sheet"):
-        save_preview(tmp_path / "no" / "sheet.png", scenes, tiny_config, 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/sheet\.png: it is no folder: .*file$"):
+        save_preview(tmp_path / "file" / "sheet.png", scenes, tiny_config, 1)
     gone = replace(dataset.samples[0], path=tmp_path / "gone.png")
     some = replace(dataset, samples=[gone, dataset.samples[1]])
     with pytest.raises(DataError, match=r"gone\.png"):

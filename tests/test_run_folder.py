@@ -7,6 +7,7 @@ import pytest
 from deformable_detr.errors import ConfigError, OutputError
 from deformable_detr.run_folder import (
     RunFolder,
+    check_output_file,
     create_run_folder,
     new_run_path,
     open_run_folder,
@@ -123,8 +124,19 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
     for path, what in ((pipe, "a device or a pipe"), (linked, "a device or a pipe"), (folder, "a folder")):
         with pytest.raises(OutputError, match=f"{path.name}: it is {what}, .* name a file"):
             write_atomically(path, lambda temporary: temporary.write_text("new"))
+        with pytest.raises(OutputError, match=f"{path.name}: it is {what}"):
+            check_output_file(path)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
+def test_whether_a_file_can_be_written_is_known_before(tmp_path):
+    check_output_file(tmp_path / "new" / "folder" / "file")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "taken").touch()
+    check_output_file(tmp_path / "taken")
+    with pytest.raises(OutputError, match=r"cannot write .*file: it is no folder: .*taken$"):
+        check_output_file(tmp_path / "taken" / "file")
 
 
 def test_json_for_people(tmp_path):

@@ -17,7 +17,7 @@ from deformable_detr.drawing import contact_sheet, draw_objects
 from deformable_detr.errors import DataError
 from deformable_detr.fitting import fit_to_data
 from deformable_detr.recipes import TrainConfig
-from deformable_detr.run_folder import write_atomically
+from deformable_detr.run_folder import check_output_file, write_atomically
 from deformable_detr.splits import open_training_data
 
 _COLUMNS = 4
@@ -82,6 +82,7 @@ def save_preview(
         DataError: the data set or an image in it cannot be used.
         OutputError: the picture cannot be written.
     """
+    check_output_file(output)
     data = open_training_data(
         path, format=format, val_share=config.val_share, seed=config.seed, skip_bad_images=config.skip_bad_images
     )

@@ -218,15 +218,36 @@ def new_run_path(parent: Path, recipe: str, data_name: str) -> Path:
     return path
 
 
+def check_output_file(path: Path) -> None:
+    """Make the folder of a file that is to be written later, and find out whether it can be: before the long work.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    _refuse_what_is_no_file(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"cannot write {path}: it is no folder: {error.filename}") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a device, say: whoever may rename over /dev/null has lost it
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"cannot write {path}: it is {what}, and not a file that can be replaced; name a file")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one go, safely on disk.
 
     Raises:
         OutputError: the disk is full, the folder is gone or cannot be written, or what is at `path` is no file.
     """
-    if path.exists() and not path.is_file():  # a device, say: whoever may rename over /dev/null has lost it
-        what = "a folder" if path.is_dir() else "a device or a pipe"
-        raise OutputError(f"cannot write {path}: it is {what}, and not a file that can be replaced; name a file")
+    _refuse_what_is_no_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()

@@ -26,6 +26,13 @@ def test_a_page_from_the_command_line(ddetr, recipe, scenes, tmp_path):
     result = ddetr("report", run, "--data", tmp_path / "nope", "--device", "cpu")
     assert (result.code, result.out) == (1, "")
     assert "nope: no such file or folder" in result.err
+    elsewhere = tmp_path / "new" / "folder" / "page.html"
+    assert ddetr("report", run, "--output", elsewhere, "--device", "cpu").out == f"{elsewhere}\n"
+    assert elsewhere.is_file()
+    result = ddetr("report", run, "--output", tmp_path, "--device", "cpu")
+    assert (result.code, result.out) == (1, "")
+    assert "it is a folder" in result.err
+    assert "detections" not in result.err  # nothing was evaluated for this
 
 
 def test_a_folder_that_is_no_run(ddetr, tmp_path):

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deformable_detr.data.open import FormatName
+    from deformable_detr.recipes import TrainConfig
 
 _SILENT_S = 2.0
 
@@ -45,7 +45,13 @@ def check_data(
     from rich.console import Console
 
     from deformable_detr.inspection import check_dataset, render
+    from deformable_detr.run_folder import check_output_file
 
+    picture = output or Path("augmented.png")
+    config = None
+    if augmented is not None:
+        config = _config(recipe or "small", augment)
+        check_output_file(picture)
     console = Console(stderr=True)
     with _progress(console) as on_progress:
         report = check_dataset(path, format=format, decode=decode, on_progress=on_progress)
@@ -57,28 +63,19 @@ def check_data(
         if augmented is not None:
             typer.echo("no picture: nothing can be trained on this data set as it is", err=True)
         raise typer.Exit(1)
-    if augmented is not None:
-        _draw(path, augmented, augment, recipe or "small", output or Path("augmented.png"), format, console)
+    if augmented is not None and config is not None:
+        from deformable_detr.preview import save_preview
+
+        with _progress(console, "drawing images") as on_progress:
+            save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
+        typer.echo(f"{augmented} training images as the model sees them: {picture}", err=True)
 
 
-def _draw(
-    path: Path,
-    count: int,
-    augment: str | None,
-    recipe: str,
-    output: Path,
-    format: "FormatName | None",
-    console: "Console",
-) -> None:
-    from deformable_detr.preview import save_preview
+def _config(recipe: str, augment: str | None) -> "TrainConfig":
     from deformable_detr.recipes import find_recipe, with_augmentation
 
     config = find_recipe(recipe)
-    if augment is not None:
-        config = with_augmentation(config, augment)
-    with _progress(console, "drawing images") as on_progress:
-        save_preview(output, path, config, count, format=format, on_progress=on_progress)
-    typer.echo(f"{count} training images as the model sees them: {output}", err=True)
+    return config if augment is None else with_augmentation(config, augment)
 
 
 @contextmanager

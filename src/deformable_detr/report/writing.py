@@ -19,7 +19,7 @@ from deformable_detr.report.examples import worst_examples
 from deformable_detr.report.history import History, history_of
 from deformable_detr.report.page import Section, page
 from deformable_detr.report.statistics import statistics_of
-from deformable_detr.run_folder import RunFolder, read_json, write_atomically
+from deformable_detr.run_folder import RunFolder, check_output_file, read_json, write_atomically
 from deformable_detr.services import flat_settings
 from deformable_detr.splits import TrainingData, open_training_data, pair
 
@@ -70,6 +70,7 @@ def write_report(
         raise OutputError(f"no such run folder: {run}")
     if not any(path.exists() for path in (folder.config, folder.metrics, folder.best, folder.last)):
         raise OutputError(f"{run} is not a run folder: it has none of config.json, metrics.jsonl and best.safetensors")
+    check_output_file(folder.report if output is None else Path(output))
     notes: list[str] = []
     config = _config(folder, notes)
     opened = _open(folder, config, data, val_data, format, notes)
