@@ -24,6 +24,24 @@ def test_a_processor_has_no_float16():
         Precision("float16", CPU)
 
 
+@pytest.mark.parametrize(
+    ("has", "slow"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, True),
+        ({"avx512_bf16": True}, False),
+        ({"amx_bf16": True}, False),
+        ({"architecture": "arm64", "bf16": True}, False),
+        ({}, True),
+    ],
+)
+def test_a_processor_without_instructions_for_bfloat16_is_known(monkeypatch, has, slow):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has, raising=False)
+    assert Precision("bfloat16", CPU).is_slow is slow
+    assert not Precision("auto", CPU).is_slow
+    monkeypatch.delattr("torch.cpu.get_capabilities")
+    assert not Precision("bfloat16", CPU).is_slow
+
+
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
 def test_a_gpu_gets_half_precision_by_what_it_has(monkeypatch, capability, expected):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)

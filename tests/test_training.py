@@ -71,9 +71,19 @@ def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes,
     report = deformable_detr.evaluate(detector, open_dataset(scenes, split="val"))
     assert report.metrics.twelve() == pytest.approx(run.best, abs=1e-6)
     said = "\n".join(notes.lines)
-    for fact in ("8 images with", "3 classes (disc, square, star)", "the validation split, 3 images", "on cpu"):
+    for fact in ("8 images with", "3 classes (disc, square, star)", "the validation split, 3 images", "on cpu in float32"):
         assert fact in said
     assert "learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))" in said
+
+
+def test_bfloat16_where_it_is_slow_is_said(tiny_config, scenes, tmp_path, monkeypatch):
+    config, notes = replace(tiny_config, precision="bfloat16", epochs=1), Lines()
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True}, raising=False)
+    run = train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    said = "\n".join(notes.lines)
+    assert "on cpu in bfloat16" in said
+    assert "no instructions for bfloat16: --precision float32 is several times as fast" in said
+    assert run.epochs_completed == 1
 
 
 def test_the_same_seed_is_the_same_run_whatever_the_workers(tiny_config, scenes, tmp_path):

@@ -10,6 +10,8 @@ from torch import Tensor
 from deformable_detr.errors import BackendError
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+# Of processors, as `torch.cpu.get_capabilities` calls them: without one of these bfloat16 is float32 in disguise.
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -17,8 +19,9 @@ class Precision:
     """Autocast of the network, and what float16 needs beside it. Weights, losses and matching stay float32.
 
     Args:
-        name: "auto" is bfloat16 on GPUs that have it, float16 on older ones, and float32 on a processor, where half
-            precision gains nothing for networks of this size.
+        name: "auto" is bfloat16 on GPUs that have it, float16 on older ones, and float32 on a processor: with
+            instructions for bfloat16 that would be quicker, without them much slower, and what a run learns should
+            not depend on which processor it met.
         device: where the network is.
 
     Raises:
@@ -57,6 +60,14 @@ class Precision:
         """Take the step, unless float16 has overflowed; then the scale is halved for the next one."""
         self._scaler.step(optimizer)
         self._scaler.update()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether this processor has no instructions for it, so that float32 is several times as fast."""
+        if self.name != "bfloat16" or self._device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+            return False  # PyTorch 2.11 cannot say what a processor has
+        has = torch.cpu.get_capabilities()
+        return not any(has.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
 
     @property
     def may_overflow(self) -> bool:

@@ -351,7 +351,7 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
 
 def _introduce(session: Session, reporter: Reporter) -> None:
     """Say what will be done, before it is done."""
-    config, data, model = session.config, session.data, session.config.model
+    config, data, model, precision = session.config, session.data, session.config.model, session.precision
     classes = data.train.classes
     objects = data.train.num_objects
     reporter.say(f"data: {data.train.source}")
@@ -369,8 +369,10 @@ def _introduce(session: Session, reporter: Reporter) -> None:
     frozen = f" ({', '.join(config.freeze)})" if config.freeze else ""
     reporter.say(
         f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
-        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device}"
+        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device} in {precision.name}"
     )
+    if precision.is_slow:
+        reporter.say("this processor has no instructions for bfloat16: --precision float32 is several times as fast")
     if config.activation_checkpointing:
         reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(session.model))}")
     if config.compile:
