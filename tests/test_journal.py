@@ -1,5 +1,6 @@
 import csv
 import json
+import time
 from contextlib import suppress
 
 import pytest
@@ -79,6 +80,21 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     assert set(events.Tags()["scalars"]) == {"step/loss", "step/lr", "step/terms/decoder.0/class"}
     (event,) = events.Scalars("step/loss")
     assert (event.step, event.value) == (3, 2.5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_tensorboard_shows_steps_that_are_taken_again_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in ((1, 2, 3, 4), (3, 4, 5)):
+        with Journal(RunFolder(tmp_path), services=("tensorboard",)) as journal:
+            for step in steps:
+                journal.step(STEP | {"step": step})
+        time.sleep(1.1)  # files are named, and so read, by the second
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_every_service_gets_every_record_and_hears_of_the_end(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from deformable_detr import loop
 from deformable_detr.checkpoint import load
 from deformable_detr.errors import DataError, TrainingError
-from deformable_detr.evaluation import EvaluationReport
+from deformable_detr.evaluation import EvaluationReport, evaluate
 from deformable_detr.fitting import fit_to_data
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
@@ -118,6 +118,37 @@ def test_too_little_memory_is_said_with_a_way_out(session, monkeypatch):
 
     monkeypatch.setattr(type(session.model), "forward", full)
     with pytest.raises(TrainingError, match=r"not enough memory on cpu for 3 images of \d+ x \d+; .*--batch-size"):
+        run(session)
+
+
+def test_an_evaluation_holds_no_more_images_than_a_part_of_a_step(session, monkeypatch):
+    sizes = []
+
+    def note(*arguments, batch_size, **others):
+        sizes.append(batch_size)
+        return evaluate(*arguments, batch_size=batch_size, **others)
+
+    monkeypatch.setattr(loop, "evaluate", note)
+    for images, parts in ((3, 1), (8, 1), (8, 4), (7, 3), (8, 8)):
+        loop._evaluate(session._replace(config=replace(session.config, batch_size=images, accumulate=parts)), Notes())
+    assert sizes == [3, 4, 2, 3, 1]
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "evaluate", full)
+    with pytest.raises(
+        TrainingError, match=r'to evaluate 3 images of 48 pixels at once; with "accumulate": 3 in config'
+    ):
+        run(session)
+
+
+def test_batch_norm_that_sees_a_single_number_is_said(session, monkeypatch):
+    def single(*_):
+        raise ValueError("Expected more than 1 value per channel when training, got input size [1, 8, 1, 1]")
+
+    monkeypatch.setattr(type(session.model), "forward", single)
+    with pytest.raises(TrainingError, match=r"batch norm has nothing to learn from: of 3 images .*larger --image-size"):
         run(session)
 
 

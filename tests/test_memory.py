@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from deformable_detr import memory
+from deformable_detr.data.batch import make_loader
 from deformable_detr.errors import ConfigError, TrainingError
 from deformable_detr.fitting import fit_to_data
 from deformable_detr.memory import fitting_batch, largest, step_memory
+from deformable_detr.recipes import with_augmentation
 from deformable_detr.splits import open_training_data
 
 CPU = torch.device("cpu")
@@ -52,6 +54,53 @@ def test_a_step_of_more_images_takes_more(tiny_config, train_set):
     assert 0 <= few < many
     in_parts = step_memory(replace(config, batch_size=40, accumulate=20), train_set, CPU, 40)
     assert in_parts < many / 2
+
+
+def test_the_largest_image_is_that_of_the_augmentation(tiny_config, train_set):
+    landscape = replace(train_set, samples=[replace(sample, size_wh=(640, 480)) for sample in train_set.samples])
+    augmentation = replace(tiny_config.augmentation, crop_probability=0.0).scaled(320)
+    plain = replace(tiny_config, augmentation=augmentation)
+    assert memory._largest_wh(plain, landscape) == (426, 320)
+    turned = replace(plain, augmentation=replace(augmentation, rotate90=0.5))
+    assert memory._largest_wh(turned, landscape) == (426, 426)
+    cropped = replace(plain, augmentation=replace(augmentation, crop_probability=0.5))
+    assert memory._largest_wh(cropped, landscape) == (502, 502)
+    windows = replace(plain, augmentation=replace(augmentation, iou_crop=0.3))
+    assert memory._largest_wh(windows, landscape) == (533, 533)  # as long as it may be
+    most = max(len(sample.class_ids) for sample in train_set.samples)
+    mixed = replace(plain, augmentation=replace(augmentation, mosaic=0.5, mixup=0.1))
+    assert (memory._most_objects(plain, train_set), memory._most_objects(mixed, train_set)) == (most, 8 * most)
+
+
+@pytest.mark.parametrize("preset", ["paper", "light", "strong", "aerial"])
+def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
+    config = with_augmentation(tiny_config, preset)
+    width, height = memory._largest_wh(config, train_set)
+    loader = make_loader(train_set, config.preprocessing, batch_size=8, augmentation=config.augmentation)
+    for epoch in range(12):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            # Rounding of extreme aspect ratios may miss the longest side by a pixel or two.
+            assert batch.images.shape[2] <= 1.02 * height
+            assert batch.images.shape[3] <= 1.02 * width
+            assert max(len(one.labels) for one in batch.targets) <= memory._most_objects(config, train_set)
+
+
+def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    plenty = memory._free(CPU)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 100000\n")
+    assert memory._free(CPU) == 800000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free(CPU) == pytest.approx(plenty, rel=0.5)
+
+
+def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_PEAK", tmp_path / "gone" / "clear_refs")
+    with pytest.raises(ConfigError, match=r"memory cannot be measured here .*clear_refs.*--batch-size"):
+        memory._begin_peak(CPU)
 
 
 def test_a_processor_takes_the_recipes_batch_or_less(tiny_config, train_set, monkeypatch):

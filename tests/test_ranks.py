@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from deformable_detr import ranks
 from deformable_detr.errors import ConfigError
 from deformable_detr.ranks import ALONE, Ranks, joined
 
@@ -76,6 +77,37 @@ def test_without_torchrun_one_is_alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with joined() as ranks:
         assert ranks is ALONE
+
+
+def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RANK", "")
+    with pytest.raises(ConfigError, match=r"RANK='', WORLD_SIZE='1', .* each must be a number"), joined():
+        pass
+    ranks.check_started(1)
+    with pytest.raises(ConfigError, match="--devices is 4, but WORLD_SIZE=1 in the environment"):
+        ranks.check_started(4)
+
+
+def test_a_stop_leaves_time_to_save(monkeypatch):
+    seen = []
+
+    def launch(config, command):
+        from torch.distributed.launcher.api import LaunchConfig
+
+        assert isinstance(config, LaunchConfig)
+        seen.append(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+        return lambda *_: None
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    assert ranks.start(2, ["train"]) == 0
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    assert ranks.start(2, ["train"]) == 0
+    assert seen == ["7", "600"]
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")  # `start` has set it itself: taken back at the end
 
 
 def test_half_an_environment_is_refused(monkeypatch):

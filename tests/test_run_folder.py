@@ -1,6 +1,6 @@
-import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,7 +9,7 @@ from deformable_detr.run_folder import (
     RunFolder,
     check_output_file,
     create_run_folder,
-    new_run_path,
+    new_run_folder,
     open_run_folder,
     read_json,
     write_atomically,
@@ -18,12 +18,30 @@ from deformable_detr.run_folder import (
 
 
 def test_new_runs_are_numbered(tmp_path):
-    assert new_run_path(tmp_path, "small", "my cats") == tmp_path / "small-my_cats-1"
-    (tmp_path / "small-my_cats-1").mkdir()
-    assert new_run_path(tmp_path, "small", "my cats").name == "small-my_cats-1"  # empty: free
-    (tmp_path / "small-my_cats-1" / "config.json").touch()
-    assert new_run_path(tmp_path, "small", "my cats").name == "small-my_cats-2"
-    assert new_run_path(tmp_path, "small", "").name == "small-1"
+    assert new_run_folder(tmp_path / "runs", "small", "my cats").path == tmp_path / "runs" / "small-my_cats-1"
+    # Still empty, but the run that asked for it is about to write there.
+    assert new_run_folder(tmp_path / "runs", "small", "my cats").path.name == "small-my_cats-2"
+    assert new_run_folder(tmp_path / "runs", "small", "").path.name == "small-1"
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write to the output folder"):
+        new_run_folder(tmp_path / "file", "small", "")
+
+
+def test_of_runs_that_start_at_once_each_has_a_folder(tmp_path):
+    with ThreadPoolExecutor(16) as threads:
+        folders = list(threads.map(lambda _: new_run_folder(tmp_path, "small", "cats").path, range(64)))
+    assert len(set(folders)) == 64
+
+
+def test_one_run_has_a_folder_that_two_found_empty(tmp_path):
+    first, second = create_run_folder(tmp_path), create_run_folder(tmp_path)
+    first.claim()
+    with pytest.raises(OutputError, match=r"another run has begun in .* in the meantime; name another folder"):
+        second.claim()
+    second.leave()
+    assert first.config.exists()
+    first.take_back()
+    assert not tmp_path.exists()
 
 
 def test_a_folder_must_be_empty_and_writable(tmp_path):
@@ -79,12 +97,23 @@ def test_a_line_that_cannot_be_written_is_an_error_of_ours(tmp_path):
 def test_lines_of_steps_to_be_taken_again_are_forgotten(tmp_path):
     folder = RunFolder(tmp_path)
     folder.forget_after(3, 0)  # nothing there yet
-    for step in (1, 2, 3, 4):
-        folder.log({"step": step})
+    for epoch in (1, 2):
+        for step in (1, 2, 3):
+            folder.log({"kind": "step", "epoch": epoch, "step": 3 * epoch - 3 + step})
+        folder.log({"kind": "epoch", "epoch": epoch, "step": 3 * epoch})
+    whole = folder.metrics.read_text().splitlines()
     with folder.metrics.open("a") as file:
-        file.write('{"step": 5, "lo')
-    folder.forget_after(2, 0)
-    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2]
+        file.write('{"step": 7, "lo')
+
+    def left(step, epoch):
+        folder.forget_after(step, epoch)
+        return folder.metrics.read_text().splitlines()
+
+    assert left(6, 2) == whole
+    assert left(6, 1) == whole[:-1]  # not yet evaluated
+    assert left(5, 1) == whole[:6]
+    # Going on with other data: fewer steps an epoch, or more. Completed epochs stay, the one under way begins anew.
+    assert left(2, 1) == left(0, 1) == whole[:4]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):

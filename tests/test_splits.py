@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,46 @@ def test_without_one_a_share_is_held_out_that_the_seed_decides(tmp_path):
     assert data.origin == "3 images held out, as there is no validation split"
     assert paths(pair(whole, None, val_share=0.1, seed=4).val) == paths(data.val)
     assert paths(pair(whole, None, val_share=0.1, seed=5).val) != paths(data.val)
+
+
+def test_images_that_were_held_out_are_held_out_again(tmp_path):
+    whole = dataset(tmp_path, 30)
+    before = pair(whole, None, val_share=0.1, seed=4)
+    assert set(before.held_out) == {path.name for path in paths(before.val)}
+    options = {"val_share": 0.1, "seed": 4, "held_out": before.held_out}
+    gone = next(index for index, sample in enumerate(whole.samples) if sample.path in paths(before.train))
+    fewer = whole.subset([index for index in range(30) if index != gone])
+    assert paths(pair(fewer, None, val_share=0.1, seed=4).val) != paths(before.val)  # why names are kept
+    after = pair(fewer, None, **options)
+    assert (paths(after.val), len(after.train), after.held_out) == (paths(before.val), 26, before.held_out)
+    assert after.origin == "3 images held out, as there is no validation split"
+    first, *others = sorted(paths(before.val))
+    less = pair(whole.subset([i for i, sample in enumerate(whole.samples) if sample.path != first]), None, **options)
+    assert (paths(less.val), len(less.train)) == (set(others), 27)
+    assert less.origin == "2 images held out, as there is no validation split (1 more are gone)"
+    assert less.held_out == before.held_out
+    with pytest.raises(DataError, match="of its 5 images none were held out by this run, which began with 3 images"):
+        pair(dataset(tmp_path / "other", 5), None, val_share=0.1, seed=4, held_out=("a.png", "b.png", "c.png"))
+
+
+def test_held_out_images_are_found_where_the_data_set_is_now(tmp_path):
+    def frames(root, videos):
+        whole = dataset(tmp_path, 4 * len(videos))
+        for number, sample in enumerate(whole.samples):
+            path = root / videos[number // 4] / "frames" / f"{number % 4}.png"
+            whole.samples[number] = replace(sample, path=path)
+        return whole
+
+    before = pair(frames(tmp_path / "a", "xyz"), None, val_share=0.3, seed=0)
+    options = {"val_share": 0.3, "seed": 0, "held_out": before.held_out}
+    kept = {path.relative_to(tmp_path / "a") for path in paths(before.val)}
+    moved = pair(frames(tmp_path / "b" / "c", "xyz"), None, **options)
+    assert {path.relative_to(tmp_path / "b" / "c") for path in paths(moved.val)} == kept
+    (video,) = {path.parts[0] for path in list(kept)[:1]}
+    alone = pair(frames(tmp_path / "a", [video]), None, **options)  # names are now below another folder
+    assert {path.relative_to(tmp_path / "a") for path in paths(alone.val)} == {
+        path for path in kept if path.parts[0] == video
+    }
 
 
 @pytest.mark.parametrize(("count", "train", "val"), [(2, 1, 1), (3, 2, 1), (9, 8, 1), (1, 1, 1)])

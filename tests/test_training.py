@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import deformable_detr
-from deformable_detr import loop
+from deformable_detr import loop, training
 from deformable_detr.checkpoint import load, save
 from deformable_detr.config import from_dict
 from deformable_detr.data.open import open_dataset
@@ -71,7 +71,12 @@ def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes,
     report = deformable_detr.evaluate(detector, open_dataset(scenes, split="val"))
     assert report.metrics.twelve() == pytest.approx(run.best, abs=1e-6)
     said = "\n".join(notes.lines)
-    for fact in ("8 images with", "3 classes (disc, square, star)", "the validation split, 3 images", "on cpu in float32"):
+    for fact in (
+        "8 images with",
+        "3 classes (disc, square, star)",
+        "the validation split, 3 images",
+        "on cpu in float32",
+    ):
         assert fact in said
     assert "learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))" in said
 
@@ -153,12 +158,65 @@ def test_moved_data_can_be_named_and_other_classes_are_refused(tiny_config, scen
     with pytest.raises(DataError, match="here: no such file or folder"):
         resume(tmp_path / "run", epochs=2, device="cpu")
     assert resume(tmp_path / "run", epochs=2, data=tmp_path / "there", device="cpu").epochs_completed == 2
+    assert resume(tmp_path / "run", epochs=3, device="cpu").epochs_completed == 3  # it is remembered
     annotations = tmp_path / "there" / "train" / "_annotations.coco.json"
     document = json.loads(annotations.read_text())
     document["categories"].append({"id": 77, "name": "cube"})
     annotations.write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match=r"3 classes \(disc, square, star\), the data set has 4"):
-        resume(tmp_path / "run", epochs=3, data=tmp_path / "there", device="cpu")
+        resume(tmp_path / "run", epochs=4, data=tmp_path / "there", device="cpu")
+
+
+def test_data_below_the_home_folder(tiny_config, scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(scenes, tmp_path / "photos")
+    run = train(replace(tiny_config, epochs=1), data="~/photos", output=tmp_path / "run", device="cpu")
+    assert json.loads((run.folder / "data.json").read_text())["path"] == str(tmp_path / "photos")
+    (run.folder / "data.json").unlink()
+    assert resume(run.folder, epochs=2, data="~/photos", device="cpu").epochs_completed == 2
+
+
+def test_with_fewer_images_a_run_keeps_its_images_to_judge_by_and_its_figures(tiny_config, scenes, tmp_path):
+    shutil.copytree(scenes / "train", tmp_path / "photos")
+    config = replace(tiny_config, batch_size=1, val_share=0.25, log_every=1)
+    run = train(config, data=tmp_path / "photos", output=tmp_path / "run", device="cpu")
+    held_out = json.loads((run.folder / "data.json").read_text())["held_out"]
+    before = read(run.folder)
+    assert [line["epoch"] for line in before if line["kind"] == "epoch"] == [1, 2]
+    annotations = tmp_path / "photos" / "_annotations.coco.json"
+    document = json.loads(annotations.read_text())
+    learnt_from = [one for one in document["images"] if one["file_name"] not in held_out]
+    gone = {one["id"] for one in learnt_from[:3]}
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        document[key] = [one for one in document[key] if one[name] not in gone]
+    annotations.write_text(json.dumps(document))
+    notes = Lines()
+    run = resume(run.folder, epochs=3, device="cpu", reporter=notes)
+    assert "an epoch now has 3 steps instead of 6: epoch 3 begins anew" in "\n".join(notes.lines)
+    assert "judged by 2 images held out" in "\n".join(notes.lines)
+    assert json.loads((run.folder / "data.json").read_text())["held_out"] == held_out
+    assert read(run.folder)[: len(before)] == before
+    assert [line["epoch"] for line in read(run.folder) if line["kind"] == "epoch"] == [1, 2, 3]
+
+
+def test_of_two_runs_that_found_a_folder_empty_one_has_it_and_the_other_leaves_it_whole(
+    tiny_config, scenes, tmp_path, monkeypatch
+):
+    config, folder = replace(tiny_config, epochs=1), tmp_path / "run"
+    start, first = training.start_session, []
+
+    def begin_another_meanwhile(*arguments, **others):
+        session = start(*arguments, **others)
+        if not first:
+            first.append(True)
+            first.append(train(config, data=scenes, output=folder, device="cpu"))
+        return session
+
+    monkeypatch.setattr(training, "start_session", begin_another_meanwhile)
+    with pytest.raises(OutputError, match=r"another run has begun in .*run in the meantime; name another folder"):
+        train(replace(config, seed=5), data=scenes, output=folder, device="cpu")
+    assert json.loads((folder / "config.json").read_text())["seed"] == config.seed
+    assert resume(folder, epochs=2, device="cpu").epochs_completed == 2
 
 
 def test_data_given_in_python_must_be_given_again(tiny_config, scenes, tmp_path):

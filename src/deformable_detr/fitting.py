@@ -100,7 +100,8 @@ def fitted_size(train: DetectionDataset) -> ImageSize:
         widths_heights = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2])[~sample.is_crowd]
         shares = np.sqrt(widths_heights.prod(axis=1)) / min(sample.size_wh)
         for class_id, share in zip(sample.class_ids[~sample.is_crowd], shares, strict=True):
-            sides.setdefault(int(class_id), []).append(float(share))
+            if share > 0:  # the readers leave out boxes without area; whoever makes a data set in Python may not
+                sides.setdefault(int(class_id), []).append(float(share))
     enough = {one: shares for one, shares in sides.items() if len(shares) >= _ENOUGH_OBJECTS} or sides
     if not enough:
         return ImageSize(smallest, "", 0.0)

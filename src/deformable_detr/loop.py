@@ -26,6 +26,8 @@ from deformable_detr.types import Batch, Target
 
 _MOST_LEFT_OUT = 10
 _NAMED_IMAGES = 8
+_MOST_AT_ONCE = 4
+"""Images in an evaluation's batch, which is not shared out: steps in parts or in processes hold few at a time, too."""
 
 
 class _Step(NamedTuple):
@@ -87,15 +89,7 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter, held_back:
         # Weights first: an evaluation that fails loses nothing but itself.
         with uninterrupted():
             session.save_last()
-        report = evaluate(
-            session.judged(),
-            session.data.val,
-            batch_size=config.batch_size,
-            num_workers=config.num_workers,
-            skip_bad_images=config.skip_bad_images,
-            reporter=reporter,
-            ranks=session.ranks,
-        )
+        report = _evaluate(session, reporter)
     with uninterrupted():
         is_best = _complete_epoch(session, report)
         record, line = _epoch_record(session, averages, report), _epoch_line(session, averages, report, is_best)
@@ -111,12 +105,33 @@ def run_epoch(session: Session, journal: Journal, reporter: Reporter, held_back:
         )
 
 
+def _evaluate(session: Session, reporter: Reporter) -> EvaluationReport:
+    config = session.config
+    batch_size = min(_MOST_AT_ONCE, -(-config.batch_size // config.accumulate))
+    try:
+        return evaluate(
+            session.judged(),
+            session.data.val,
+            batch_size=batch_size,
+            num_workers=config.num_workers,
+            skip_bad_images=config.skip_bad_images,
+            reporter=reporter,
+            ranks=session.ranks,
+        )
+    except torch.OutOfMemoryError as error:
+        singly = f'; with "accumulate": {config.batch_size} in config.json it is one at a time' * (batch_size > 1)
+        raise TrainingError(
+            f"not enough memory on {session.detector.device} to evaluate {batch_size} images of "
+            f"{config.preprocessing.short_side} pixels at once{singly}; a smaller --image-size needs less"
+        ) from error
+
+
 def _take_steps(session: Session, journal: Journal, reporter: Reporter, held_back: Sequence[int]) -> _Averages:
     config, position, loader = session.config, session.position, session.loader
     to_training_mode(session.model, config.freeze)
     loader.set_epoch(position.epoch, start=position.batches_in_epoch)
     averages = _Averages(position)
-    saved = time.monotonic()
+    saved, num_images = time.monotonic(), 0
     for batch in loader if position.batches_in_epoch < len(loader) else ():
         due = config.save_every > 0 and time.monotonic() - saved >= 60 * config.save_every
         if _agree(session.ranks, held_back, due):
@@ -130,6 +145,7 @@ def _take_steps(session: Session, journal: Journal, reporter: Reporter, held_bac
             position.step_in_epoch += 1
             position.batches_in_epoch = loader.consumed
             averages.num_steps += 1
+            num_images += len(batch.sample_indices)
             details = ""
             if step is not None:
                 averages.add(step)
@@ -140,9 +156,12 @@ def _take_steps(session: Session, journal: Journal, reporter: Reporter, held_bac
         stage = f"epoch {position.epoch + 1}/{config.epochs}"
         reporter.update(stage, position.step_in_epoch, len(loader), details)
     position.batches_in_epoch = len(loader)
-    if position.step_in_epoch == 0:
-        first = next(iter(session.skipped.values()))
-        raise DataError(f"none of the {len(session.data.train)} training images could be read; the first: {first}")
+    # Of several processes one without images takes part all the same: only together they know that there were none.
+    (num_images_of_all,) = session.ranks.total(num_images)
+    if num_images_of_all == 0 and position.step_in_epoch == averages.num_steps:
+        reasons = [why for part in session.ranks.gathered(session.skipped) for why in part.values()]
+        first = f"; the first: {reasons[0]}" if reasons else ""
+        raise DataError(f"none of the {len(session.data.train)} training images could be read{first}")
     return averages
 
 
@@ -209,6 +228,15 @@ def _take_step(session: Session, batch: Batch) -> _Step:
         message = f"{_place(session)}: {error}; {_images(session, batch)}"
         # The other processes have seen nothing and would wait for this one for ever.
         raise TrainingError(message) if ranks.together else _NotFinite(message) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = batch.images.shape[2:]
+        raise TrainingError(
+            f"batch norm has nothing to learn from: of {len(batch.images) // session.config.accumulate or 1} images of "
+            f"{width} x {height} its coarsest map is a single number; use a larger --image-size or --batch-size, or "
+            "weights for the backbone"
+        ) from error
     except torch.OutOfMemoryError as error:
         height, width = batch.images.shape[2:]
         raise TrainingError(

@@ -135,7 +135,7 @@ def _two_steps(config: TrainConfig, train: DetectionDataset, device: torch.devic
     width, height = _largest_wh(config, train)
     images = torch.zeros(num_images, 3, height, width, device=device)
     padding_mask = torch.zeros(num_images, height, width, dtype=torch.bool, device=device)
-    num_objects = max((len(sample.class_ids) for sample in train.samples), default=0)
+    num_objects = _most_objects(config, train)
     boxes = torch.full((num_objects, 4), 0.5, device=device)
     targets = [Target(torch.zeros(num_objects, dtype=torch.long, device=device), boxes)] * num_images
     # The first step makes the optimizer's own state, the second has it from the start.
@@ -153,18 +153,40 @@ def _two_steps(config: TrainConfig, train: DetectionDataset, device: torch.devic
 
 def _largest_wh(config: TrainConfig, train: DetectionDataset) -> tuple[int, int]:
     """What the widest and the highest image of a batch would be padded to."""
-    sides = config.augmentation.short_sides
-    sizes = [resized_wh(sample.size_wh, max(sides), config.augmentation.max_side) for sample in train.samples]
-    if config.augmentation.rotate90:
+    augmentation = config.augmentation
+    side = max(augmentation.short_sides)
+    sizes = [resized_wh(sample.size_wh, side, augmentation.max_side) for sample in train.samples]
+    if augmentation.rotate90:
         sizes += [(height, width) for width, height in sizes]
-    return max(width for width, _ in sizes), max(height for _, height in sizes)
+    width, height = max(width for width, _ in sizes), max(height for _, height in sizes)
+    # A window may be longer, or lie across: it is resized by its own shorter side.
+    longer = 1.0
+    if augmentation.crop_probability:
+        longer = augmentation.crop_max / augmentation.crop_min
+    if augmentation.iou_crop:
+        longer = max(longer, 2 * max(width, height) / side)
+    if longer > 1:
+        longest = min(augmentation.max_side, round(side * longer))
+        width, height = max(width, longest), max(height, longest)
+    return width, height
+
+
+def _most_objects(config: TrainConfig, train: DetectionDataset) -> int:
+    """On one image, which may be made of several."""
+    most = max((len(sample.class_ids) for sample in train.samples), default=0)
+    return most * (4 if config.augmentation.mosaic else 1) * (2 if config.augmentation.mixup else 1)
 
 
 def _begin_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    _PEAK.write_text("5", encoding="ascii")  # the kernel's own mark of the most resident memory begins anew
+    try:
+        _PEAK.write_text("5", encoding="ascii")  # the kernel's own mark of the most resident memory begins anew
+    except OSError as error:
+        raise ConfigError(
+            f"memory cannot be measured here ({_PEAK}: {error.strerror}); say how many images with --batch-size"
+        ) from error
     return _kibibytes(_STATUS, "VmRSS")
 
 
@@ -182,10 +204,13 @@ def _free(device: torch.device) -> int:
     free = _kibibytes(_MEMINFO, "MemAvailable")
     try:
         most = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = (_CGROUP / "memory.current").read_text(encoding="ascii")
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
     except OSError:
         return free
-    return free if most == "max" else min(free, int(most) - int(used))
+    # Files that were read lately count as used, and go as soon as somebody needs the room.
+    read_files = int(dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", 0))
+    return free if most == "max" else min(free, int(most) - used + read_files)
 
 
 def _kibibytes(file: Path, name: str) -> int:

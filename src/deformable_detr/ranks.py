@@ -18,6 +18,8 @@ from deformable_detr.errors import ConfigError, TrainingError
 
 _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: evaluating and saving takes some of them longer."""
+_LAST_SECONDS = "600"
+"""How long torchrun lets a process that was told to stop finish its step and save; 30 seconds by itself."""
 _WANTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Value = TypeVar("Value")
@@ -99,6 +101,19 @@ def started_by_torchrun() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
+def check_started(devices: int) -> None:
+    """Refuse another number of processes than this one is told that it is one of.
+
+    Raises:
+        ConfigError: both numbers.
+    """
+    if os.environ["WORLD_SIZE"] != str(devices):
+        raise ConfigError(
+            f"--devices is {devices}, but WORLD_SIZE={os.environ['WORLD_SIZE']} in the environment says that torchrun "
+            "has started this process already; leave one of them out"
+        )
+
+
 def is_first() -> bool:
     """Whether this process is the one that speaks; known before `joined` and after it."""
     return not started_by_torchrun() or os.environ["RANK"] == "0"
@@ -122,7 +137,11 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     if len(present) < len(_WANTED):
         missing = ", ".join(name for name in _WANTED if name not in present)
         raise ConfigError(f"WORLD_SIZE is set, but not {missing}; start several processes with torchrun or --devices")
-    rank, size, local_rank = (int(os.environ[name]) for name in _WANTED[:3])
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in _WANTED[:3])
+    except ValueError as error:
+        given = ", ".join(f"{name}={os.environ[name]!r}" for name in _WANTED[:3])
+        raise ConfigError(f"{given} in the environment: each must be a number, as torchrun sets them") from error
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ConfigError(
@@ -155,6 +174,7 @@ def start(devices: int, arguments: Sequence[str]) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _LAST_SECONDS)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -1,5 +1,6 @@
 """A run's folder: settings, figures, checkpoints and a report, none of them ever half-written."""
 
+import itertools
 import json
 import os
 import re
@@ -123,28 +124,46 @@ class RunFolder(NamedTuple):
         if self.metrics.exists():
             yield from read_records(self.metrics)
 
+    def claim(self) -> None:
+        """Make the folder this run's: of several that found it empty the first one has it.
+
+        Raises:
+            OutputError: another was first, or it cannot be written.
+        """
+        try:
+            self.config.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise OutputError(f"another run has begun in {self.path} in the meantime; name another folder") from error
+        except OSError as error:
+            raise OutputError(f"cannot write to the output folder {self.path}: {error.strerror}") from error
+
+    def leave(self) -> None:
+        """Remove the folder if nothing is in it: nobody had claimed it yet."""
+        with suppress(OSError):  # it holds something, or is not ours to remove
+            self.path.rmdir()
+
     def take_back(self) -> None:
         """Remove what a run wrote before its first step, and the folder, if it failed before it had learnt anything."""
         if self.metrics.exists():
             return
         for path in (self.config, self.data, self.transfer, self.last):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # it holds something else, or is not ours to remove
-            self.path.rmdir()
+        self.leave()
 
     def forget_after(self, step: int, epoch: int) -> None:
         """Drop the lines that a resumed run will write again, and a line cut off by a crash.
 
         Args:
-            step: the last that has been taken.
-            epoch: the last that is complete: its evaluation may lie after its last step.
+            step: the last that has been taken in the epoch under way; 0 if it begins anew.
+            epoch: the last that is complete. With other data its steps may have other numbers than before.
         """
         if not self.metrics.exists():
             return
         kept = [
             json.dumps(record) + "\n"
             for record in self.records()
-            if record.get("step", 0) <= step and (record.get("kind") != "epoch" or record.get("epoch", 0) <= epoch)
+            if record.get("epoch", 0) <= epoch
+            or (record.get("kind") != "epoch" and record.get("epoch") == epoch + 1 and record.get("step", 0) <= step)
         ]
         write_atomically(self.metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
 
@@ -166,6 +185,24 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def new_run_folder(parent: Path, recipe: str, data_name: str) -> RunFolder:
+    """The first of <recipe>-<data>-1, -2, ... that is not there yet; runs that start at once get one each.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    stem = re.sub(r"[^\w.-]+", "_", f"{recipe}-{data_name}") if data_name else recipe
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            with suppress(FileExistsError):
+                (parent / f"{stem}-{number}").mkdir()
+                break
+    except OSError as error:
+        raise OutputError(f"cannot write to the output folder {parent}: {error.strerror}") from error
+    return create_run_folder(parent / f"{stem}-{number}")
 
 
 def create_run_folder(path: Path) -> RunFolder:
@@ -207,15 +244,6 @@ def open_run_folder(path: Path) -> RunFolder:
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {path}: {error.strerror}") from error
     return folder
-
-
-def new_run_path(parent: Path, recipe: str, data_name: str) -> Path:
-    """The first of <recipe>-<data>-1, -2, ... that does not exist yet or is empty."""
-    stem = re.sub(r"[^\w.-]+", "_", f"{recipe}-{data_name}") if data_name else recipe
-    number = 1
-    while (path := parent / f"{stem}-{number}").exists() and (not path.is_dir() or any(path.iterdir())):
-        number += 1
-    return path
 
 
 def check_output_file(path: Path) -> None:

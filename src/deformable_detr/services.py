@@ -116,7 +116,8 @@ class _TensorBoard:
                 warnings.simplefilter("ignore")  # about its own insides, which a user cannot mend
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self._path))
+                # What a crash has left after the last checkpoint is done again, and would be shown twice.
+                self._writer = SummaryWriter(str(self._path), purge_step=step if self._path.exists() else None)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 

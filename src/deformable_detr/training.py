@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deformable_detr import checkpoint as checkpoints
-from deformable_detr.activation_checkpointing import checkpointed_parts
 from deformable_detr.checkpoint import Checkpoint
 from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.batch import explained_worker_deaths
@@ -17,12 +17,11 @@ from deformable_detr.data.open import FormatName
 from deformable_detr.detector import choose_device
 from deformable_detr.errors import CheckpointError, ConfigError, DeformableDetrError
 from deformable_detr.fitting import fit_to_data
-from deformable_detr.freezing import count
 from deformable_detr.interrupt import Terminated, held, terminable, uninterrupted
+from deformable_detr.introduction import introduce
 from deformable_detr.journal import Journal
 from deformable_detr.loop import run_epoch
 from deformable_detr.memory import bound_primitive_cache
-from deformable_detr.optimizer import learning_rate
 from deformable_detr.progress import Reporter, Silence
 from deformable_detr.ranks import joined
 from deformable_detr.recipes import TrainConfig
@@ -30,7 +29,7 @@ from deformable_detr.report import try_to_report
 from deformable_detr.run_folder import (
     RunFolder,
     create_run_folder,
-    new_run_path,
+    new_run_folder,
     open_run_folder,
     read_json,
     write_json,
@@ -127,23 +126,29 @@ def train(
             check_share(config, ranks.size)
             _check_metric(config, opened)
             name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
-            path = Path(output) if output else new_run_path(_RUNS, config.name, name)
-            folder = create_run_folder(path) if ranks.is_first else RunFolder(path)
+            folder = RunFolder(Path())
+            if ranks.is_first:
+                folder = create_run_folder(Path(output)) if output else new_run_folder(_RUNS, config.name, name)
             if transfer is None and config.model.backbone_weights == "hub":
                 reporter.say(
                     f"weights of {config.model.backbone}: from timm's hub, or from its cache if they are there"
                 )
         folder = RunFolder(ranks.from_first(folder.path))
+        claimed = False
         try:
             session = start_session(config, folder, opened, name, device=device, weights=transfer or True, ranks=ranks)
             if transfer is not None:
                 reporter.say(transfer.describe())
             if ranks.is_first:
-                _write_settings(folder, config, None if isinstance(data, DetectionDataset) else data, format, transfer)
+                folder.claim()
+                claimed = True
+                _write_settings(folder, config, _origin(data, format, opened), transfer)
             session.save_last()  # from now on, whatever ends the run, it can be resumed
         except DeformableDetrError:
-            if ranks.is_first:
+            if claimed:
                 folder.take_back()
+            elif ranks.is_first:
+                folder.leave()
             raise
         try:
             return _run(session, services, report, reporter)
@@ -153,17 +158,17 @@ def train(
             raise
 
 
-def _write_settings(
-    folder: RunFolder,
-    config: TrainConfig,
-    data: str | Path | None,
-    format: FormatName | None,
-    transfer: Transfer | None,
-) -> None:
+def _write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any], transfer: Transfer | None) -> None:
     if transfer is not None:
         write_json(folder.transfer, transfer.record())
     write_json(folder.config, to_dict(config))
-    write_json(folder.data, {"path": None if data is None else os.path.abspath(data), "format": format})
+    write_json(folder.data, origin)
+
+
+def _origin(data: str | Path | DetectionDataset, format: FormatName | None, opened: TrainingData) -> dict[str, Any]:
+    """Where the images are and which of them were held out, for those who come back to the run."""
+    path = None if isinstance(data, DetectionDataset) else os.path.abspath(os.path.expanduser(data))
+    return {"path": path, "format": format, "held_out": list(opened.held_out)}
 
 
 def resume(
@@ -218,10 +223,11 @@ def resume(
                     f"the run stopped early after epoch {before['epoch']}; "
                     "to go on, ask for more than that with --epochs"
                 )
-            origin = read_json(folder.data)
+            origin = read_json(folder.data) if data is None or folder.data.exists() else {}
             if data is None and origin.get("path") is None:
                 raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
-            opened = _open(config, data or origin["path"], val_data, origin.get("format"))
+            held_out = origin.get("held_out")
+            opened = _open(config, data or origin["path"], val_data, origin.get("format"), held_out)
             check_same_classes(saved, opened.train, path)
         name = saved.provenance.get("data", "")
         session = start_session(config, folder, opened, name, device=device, weights=False, ranks=ranks)
@@ -234,7 +240,9 @@ def resume(
         if ranks.is_first:
             folder.make_last(path)
             write_json(folder.config, to_dict(config))
-            folder.forget_after(position.step, position.epoch)
+            if data is not None and not isinstance(data, DetectionDataset):  # who comes next finds it there
+                write_json(folder.data, _origin(data, origin.get("format"), opened))
+            folder.forget_after(position.step if position.step_in_epoch else 0, position.epoch)
         for note in notes:
             reporter.say(note)
         reporter.say(f"resuming {run} at epoch {position.epoch + 1}, step {position.step_in_epoch + 1}")
@@ -281,9 +289,10 @@ def _open(
     data: str | Path | DetectionDataset,
     val_data: DetectionDataset | None,
     format: FormatName | None,
+    held_out: Sequence[str] | None = None,
 ) -> TrainingData:
     if isinstance(data, DetectionDataset):
-        return pair(data, val_data, val_share=config.val_share, seed=config.seed)
+        return pair(data, val_data, val_share=config.val_share, seed=config.seed, held_out=held_out)
     if val_data is not None:
         raise ConfigError("val_data is for a data set that is already open; a path brings its own validation split")
     return open_training_data(
@@ -292,6 +301,7 @@ def _open(
         val_share=config.val_share,
         seed=config.seed,
         skip_bad_images=config.skip_bad_images,
+        held_out=held_out,
     )
 
 
@@ -308,7 +318,7 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
     """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
     position, config = session.position, session.config
     assert config.epochs is not None
-    _introduce(session, reporter)
+    introduce(session, reporter)
     interrupted = terminated = False
     written = session.folder if session.ranks.is_first else None
     journal = Journal(written, services=services, settings=to_dict(config), say=reporter.say)
@@ -347,49 +357,3 @@ def _run(session: Session, services: Sequence[ServiceName], report: bool, report
         num_not_finite=position.num_not_finite,
         report=page,
     )
-
-
-def _introduce(session: Session, reporter: Reporter) -> None:
-    """Say what will be done, before it is done."""
-    config, data, model, precision = session.config, session.data, session.config.model, session.precision
-    classes = data.train.classes
-    objects = data.train.num_objects
-    reporter.say(f"data: {data.train.source}")
-    reporter.say(
-        f"{len(data.train)} images with {objects} objects of {len(classes)} classes "
-        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
-    )
-    if data.num_problems:
-        left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
-        reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
-    parameters = count(session.model)
-    backbone = f"backbone {model.backbone} (weights: {model.backbone_weights})"
-    if session.origin.weights:
-        backbone = f"backbone {model.backbone}, all weights from {session.origin.weights}"
-    frozen = f" ({', '.join(config.freeze)})" if config.freeze else ""
-    reporter.say(
-        f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
-        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device} in {precision.name}"
-    )
-    if precision.is_slow:
-        reporter.say("this processor has no instructions for bfloat16: --precision float32 is several times as fast")
-    if config.activation_checkpointing:
-        reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(session.model))}")
-    if config.compile:
-        gain = "; on a processor steps are no quicker for it" if session.detector.device.type == "cpu" else ""
-        reporter.say(f"the layers of encoder and decoder are compiled in the first steps, which takes a minute{gain}")
-    in_force = learning_rate(config.optimizer, config.batch_size)
-    origin = ""
-    if config.optimizer.lr_batch_size not in (None, config.batch_size):
-        origin = f" ({config.optimizer.lr:g} x sqrt({config.batch_size} / {config.optimizer.lr_batch_size}))"
-    reporter.say(
-        f"{config.epochs} epochs of {len(session.loader)} steps of {config.batch_size} images, "
-        f"learning rate {in_force:.3g}{origin}"
-    )
-    if config.sharded:
-        reporter.say(
-            f"sharded: each of {session.ranks.size} processes keeps its part of the weights and of what goes with them"
-            if session.sharded
-            else "sharded=true has no effect here: there is one process, and it keeps everything"
-        )
-    reporter.say(f"run folder: {session.folder.path}; Ctrl-C stops, and what is there can be resumed")

@@ -253,6 +253,18 @@ def test_what_is_wrong_is_said_once(photos, recipe, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_without_a_single_image_that_can_be_read_nothing_is_trained(photos, recipe, tmp_path):
+    here = shutil.copytree(photos, tmp_path / "photos")
+    for path in (here / "train").glob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:800])
+    arguments = ("--devices", 2, "--skip-bad-images", "--epochs", 1)
+    done = run(recipe, "--data", here, "--output", tmp_path / "run", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("Error: none of the 11 training images could be read; the first: ") == 1, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_after_a_step_and_the_run_goes_on(photos, recipe, tmp_path, sent, code):
     folder = tmp_path / "run"

@@ -25,6 +25,11 @@ def test_lines_of_a_run():
     assert (len(history.steps), len(history.epochs), len(history.judged)) == (20, 4, 2)
     assert history.seconds == 44
     assert history.best()["epoch"] == 4  # of equals the latest
+    assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 4
+    history.epochs[1]["val"]["ap50"], history.epochs[1]["val_per_class"]["cat"]["ap"] = 0.9, 0.2
+    assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 2  # as best.safetensors
+    assert history.best("ap")["epoch"] == history.best("dog/ap")["epoch"] == 4
+    history.epochs[1]["val"]["ap50"] = 0.4
     averages, steps = history.loss()
     assert (averages.xs, averages.ys) == ([1, 2, 3, 4], [9, 4.5, 3, 2.25])
     assert steps.xs[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])

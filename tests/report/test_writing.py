@@ -1,10 +1,13 @@
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
 
 import deformable_detr
+from deformable_detr import checkpoint
 from deformable_detr.data.open import open_dataset
 from deformable_detr.errors import DataError, OutputError
 from deformable_detr.report import write_report, writing
@@ -47,6 +50,15 @@ def text_of(path):
     return " ".join(" ".join(Tree(path.read_text(encoding="utf-8")).words).split())
 
 
+def epochs_of(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if json.loads(line)["kind"] == "epoch"]
+
+
+def replace_in(training, progress):
+    return checkpoint.TrainingState(progress=progress, tensors=training.tensors)
+
+
 EVERYTHING = [
     "overview",
     "training",
@@ -81,7 +93,7 @@ def test_another_place_and_the_public_name(run, tmp_path):
     assert (path, path.is_file()) == (tmp_path / "page.html", True)
     assert not (run / "report.html").exists()
     with pytest.raises(OutputError, match="cannot write"):
-        write_report(run, output=tmp_path / "no folder" / "page.html", device="cpu")
+        write_report(run, output=tmp_path / "page.html" / "page.html", device="cpu")
 
 
 def test_a_training_ends_with_a_report(tiny_config, scenes, tmp_path):
@@ -146,6 +158,62 @@ def test_a_run_that_was_interrupted(run):
     (run / "metrics.jsonl").write_text("".join(lines[:first_epoch]))
     path = write_report(run, device="cpu")
     assert "this is about last.safetensors" in text_of(path)
+    assert titles(path) == [*EVERYTHING, "configuration"]
+
+
+def test_a_run_that_patience_ended(run):
+    (run / "metrics.jsonl").write_text("".join(line + "\n" for line in epochs_of(run)[:1]))
+    progress = {"position": {"stopped_early": True}}
+    saved = checkpoint.load(run / "last.safetensors", training=True)
+    checkpoint.save(replace(saved, training=replace_in(saved.training, progress)), run / "last.safetensors")
+    text = text_of(write_report(run, device="cpu"))
+    assert f"Patience ended this run after 1 of 2 epochs. To go on all the same: ddetr train --resume {run}" in text
+    assert "not finished" not in text
+
+
+def test_the_best_epoch_is_that_of_the_weights(tiny_config, scenes, tmp_path):
+    ran = train(replace(tiny_config, best_by="ap50"), data=scenes, output=tmp_path / "run", device="cpu", report=False)
+    lines = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "epoch":
+            first = line["epoch"] == 1
+            line["val"] |= {"ap": 0.5 if first else 0.4, "ap50": 0.6 if first else 0.9}
+    (ran.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "best epoch 2" in text_of(write_report(ran.folder, device="cpu")).replace("2 best epoch", "best epoch 2")
+
+
+def test_the_images_held_out_are_those_of_the_training(tiny_config, scenes, tmp_path):
+    here = tmp_path / "here"
+    shutil.copytree(scenes / "train", here)
+    config = replace(tiny_config, epochs=1, val_share=0.25)
+    ran = train(config, data=here, output=tmp_path / "run", device="cpu", report=False)
+    held_out = json.loads((ran.folder / "data.json").read_text())["held_out"]
+    assert len(held_out) == 2
+    learnt_from = sorted(path for path in here.glob("*.jpg") if path.name not in held_out)
+    learnt_from[0].unlink()
+    seen = []
+    original = writing.evaluate
+
+    def note(detector, dataset, **others):
+        seen.append({sample.path.name for sample in dataset.samples})
+        return original(detector, dataset, **others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writing, "evaluate", note)
+        text = text_of(write_report(ran.folder, device="cpu"))
+    assert seen == [set(held_out)]
+    assert "1 images are missing or are not of the size that the labels say" in text
+
+
+def test_without_data_json_the_data_can_be_named(run, scenes):
+    (run / "data.json").unlink()
+    assert titles(write_report(run, data=scenes, device="cpu")) == [*EVERYTHING, "configuration"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
+def test_a_name_that_is_no_unicode_costs_no_report(run, scenes, tmp_path):
+    here = shutil.copytree(scenes, tmp_path / os.fsdecode(b"caf\xe9"))
+    path = write_report(run, data=here, device="cpu")
     assert titles(path) == [*EVERYTHING, "configuration"]
 
 

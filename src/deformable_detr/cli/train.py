@@ -154,7 +154,9 @@ def train(
                 settings=set_ or [],
             )
         )
-    if devices is not None and not ranks.started_by_torchrun():
+    if devices is not None and ranks.started_by_torchrun():
+        ranks.check_started(devices)
+    elif devices is not None:
         if devices > 1 and config is not None and config.batch_size_by == "memory":
             raise ConfigError(f"--batch-size auto is for one process, and --devices asks for {devices}; give a number")
         # What is wrong with the settings has been said, once.

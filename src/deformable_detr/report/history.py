@@ -26,9 +26,19 @@ class History(NamedTuple):
         """Training and evaluation of the epochs that were completed."""
         return math.fsum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
 
-    def best(self) -> dict[str, Any] | None:
-        """The epoch with the highest AP, of equals the latest, as best.safetensors is chosen."""
-        return max(reversed(self.judged), key=lambda row: row["val"]["ap"], default=None)
+    def best(self, by: str = "ap") -> dict[str, Any] | None:
+        """The epoch with the highest metric, of equals the latest, as best.safetensors is chosen.
+
+        Args:
+            by: as `TrainConfig.best_by`: one of the twelve, or of one class as "cat/ap".
+        """
+        class_name, _, metric = by.rpartition("/")
+
+        def value(row: dict[str, Any]) -> float:
+            metrics = row.get("val_per_class", {}).get(class_name, {}) if class_name else row["val"]
+            return float(metrics.get(metric, -1.0))
+
+        return max(reversed(self.judged), key=value, default=None)
 
     def loss(self) -> list[Series]:
         """Averages of the epochs, and the logged steps."""

@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from deformable_detr import checkpoint as checkpoints
 from deformable_detr.config import from_dict, to_dict
 from deformable_detr.data.dataset import DetectionDataset
@@ -74,6 +76,8 @@ def write_report(
     notes: list[str] = []
     config = _config(folder, notes)
     opened = _open(folder, config, data, val_data, format, notes)
+    if opened is not None and opened.num_bad_images:
+        notes.append(f"{opened.num_bad_images} images are missing or are not of the size that the labels say.")
     return _write(folder, config, opened, notes, output, device=device, reporter=reporter)
 
 
@@ -111,9 +115,10 @@ def _open(
         notes.append("Without config.json nobody knows which images the run was judged by: nothing is evaluated.")
         return None
     if isinstance(data, DetectionDataset):
-        return pair(data, val_data, val_share=config.val_share, seed=config.seed)
+        held_out = read_json(folder.data).get("held_out") if folder.data.exists() else None
+        return pair(data, val_data, val_share=config.val_share, seed=config.seed, held_out=held_out)
     try:
-        origin = read_json(folder.data) if data is None or format is None else {}
+        origin = read_json(folder.data) if data is None or folder.data.exists() else {}
         where = data or origin.get("path")
         if where is None:
             raise ConfigError("the run was given its data in Python")
@@ -123,6 +128,7 @@ def _open(
             val_share=config.val_share,
             seed=config.seed,
             skip_bad_images=True,
+            held_out=origin.get("held_out"),
         )
     except (DataError, ConfigError) as error:
         if data is not None and not isinstance(error, ConfigError):
@@ -149,10 +155,7 @@ def _write(
         notes.append("There is no metrics.jsonl with figures in it: how the training went is unknown.")
     completed = max((row["epoch"] for row in history.epochs), default=0)
     if config is not None and config.epochs is not None and completed < config.epochs:
-        notes.append(
-            f"This run is not finished: {completed} of {config.epochs} epochs are complete. "
-            f"Go on with: ddetr train --resume {folder.path}"
-        )
+        notes.append(_not_finished(folder, completed, config.epochs))
     weights = next((path for path in (folder.best, folder.last) if path.is_file()), None)
     evaluation = None
     if weights is None:
@@ -166,10 +169,27 @@ def _write(
     name = folder.path.resolve().name
     text = page(f"Run {name}", _subtitle(findings), notes, shown)
     target = Path(output) if output is not None else folder.report
-    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
+    # Names of files may be no valid Unicode, and are still worth a page.
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
     for note in notes:
         reporter.say(f"report: {note}")
     return target
+
+
+def _not_finished(folder: RunFolder, completed: int, epochs: int) -> str:
+    try:
+        saved = checkpoints.load(folder.last, training=True)
+    except CheckpointError:
+        saved = None
+    if saved is not None and saved.training is not None and saved.training.progress["position"].get("stopped_early"):
+        return (
+            f"Patience ended this run after {completed} of {epochs} epochs. "
+            f"To go on all the same: ddetr train --resume {folder.path} --epochs {epochs}"
+        )
+    return (
+        f"This run is not finished: {completed} of {epochs} epochs are complete. "
+        f"Go on with: ddetr train --resume {folder.path}"
+    )
 
 
 def _evaluate(
@@ -185,13 +205,16 @@ def _evaluate(
         evaluation = evaluate(
             Detector.load(weights, device=device),
             data.val,
-            batch_size=config.batch_size if config is not None else 1,
+            batch_size=1 if config is None else min(4, config.batch_size),
             num_workers=config.num_workers if config is not None else 0,
             skip_bad_images=True,
             reporter=reporter,
         )
     except (DataError, CheckpointError) as error:
         notes.append(f"Nothing could be evaluated: {error}")
+        return None
+    except torch.OutOfMemoryError:
+        notes.append(f"Nothing could be evaluated: there is not enough memory on {device}; try another --device.")
         return None
     if evaluation.skipped:
         first = next(iter(evaluation.skipped.values()))
@@ -232,7 +255,7 @@ def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
 def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, str]]:
     config, history, data = findings.config, findings.history, findings.data
     facts: list[tuple[str, str]] = []
-    best = history.best()
+    best = history.best() if config is None else history.best(config.best_by)
     twelve: dict[str, Any] | None = None
     if findings.evaluation is not None:
         twelve = findings.evaluation.metrics.twelve()
