@@ -51,7 +51,11 @@ def test_nothing_fits():
 def test_a_step_of_more_images_takes_more(tiny_config, train_set):
     config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
     few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 40)
-    assert 0 <= few < many
+    assert few < many
+    # What was used before and is free again would hide what a step needs.
+    used = [torch.ones(1000) for _ in range(200_000)]
+    del used
+    assert step_memory(config, train_set, CPU, 40) > many / 2
     in_parts = step_memory(replace(config, batch_size=40, accumulate=20), train_set, CPU, 40)
     assert in_parts < many / 2
 
@@ -88,13 +92,13 @@ def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
 
 def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    plenty = memory._free(CPU)
+    assert memory._free(CPU) > 10**7  # a system without such files
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
     (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 100000\n")
     assert memory._free(CPU) == 800000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._free(CPU) == pytest.approx(plenty, rel=0.5)
+    assert memory._free(CPU) > 10**7
 
 
 def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):

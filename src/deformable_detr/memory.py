@@ -1,5 +1,6 @@
 """Memory of a training: that it stays as it is, and how many images a step can hold."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -181,6 +182,7 @@ def _begin_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    _give_back()
     try:
         _PEAK.write_text("5", encoding="ascii")  # the kernel's own mark of the most resident memory begins anew
     except OSError as error:
@@ -188,6 +190,13 @@ def _begin_peak(device: torch.device) -> int:
             f"memory cannot be measured here ({_PEAK}: {error.strerror}); say how many images with --batch-size"
         ) from error
     return _kibibytes(_STATUS, "VmRSS")
+
+
+def _give_back() -> None:
+    """To the system, what was freed: a step that takes it again would seem to need nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others do not keep as much
+    if trim is not None:
+        trim(0)
 
 
 def _peak(device: torch.device) -> int:
