@@ -13,7 +13,7 @@ help: ## this list
 setup: $(READY) ## .venv with pinned versions
 
 # Nothing but python3 is assumed: uv comes from the package index into the environment itself.
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deformable_detr/ops/csrc/* src/deformable_detr/ops/build.py)
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deformable_detr/ops/csrc/* src/deformable_detr/ops/compile_flags.py)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; name another with PYTHON=...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
 
 OPS = Path("src/deformable_detr/ops")
-BUILD = runpy.run_path(str(OPS / "build.py"))
+BUILD = runpy.run_path(str(OPS / "compile_flags.py"))
 COMMON = ["-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-g0"]
 
 
@@ -74,7 +74,7 @@ setup(
         Extension(
             "deformable_detr.ops._msda",
             [str(OPS / "csrc" / "select.c"), str(OPS / "csrc" / "msda.c")],
-            depends=[str(OPS / "csrc" / name) for name in ("msda.h", "lanes.h", "tasks.h")],
+            depends=[str(OPS / "csrc" / name) for name in ("msda.h", "simd.h", "passes.h")],
             optional=True,
         )
     ],

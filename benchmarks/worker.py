@@ -12,7 +12,7 @@ import torch
 
 import deformable_detr
 from benchmarks.report import Measurement, machine
-from deformable_detr.errors import DeformableDetrError
+from deformable_detr.core.errors import DeformableDetrError
 
 _MODULES = {"msda": "benchmarks.ops.bench_msda", "training_step": "benchmarks.model.bench_training_step"}
 _WARM_UP_RUNS = 2

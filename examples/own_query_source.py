@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.criterion import Criterion, CriterionConfig
+from deformable_detr.core.types import Memory, Predictions, Queries, Target
 from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
-from deformable_detr.types import Memory, Predictions, Queries, Target
+from deformable_detr.models.losses import Criterion, CriterionConfig
 
 
 class GridQueries(nn.Module):

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import deformable_detr
-from deformable_detr.data.scenes import draw_scenes
-from deformable_detr.progress import TerminalReporter
+from deformable_detr.core.progress import TerminalReporter
+from deformable_detr.data.synthetic import draw_scenes
 
 
 def main(folder: Path, *, images: int, epochs: int) -> deformable_detr.EvaluationReport:

@@ -9,8 +9,8 @@ import torch
 
 import deformable_detr
 from benchmarks.accuracy import seeds
-from deformable_detr import checkpoint as checkpoints
-from deformable_detr.training_state import trained_weights
+from deformable_detr.training.state import trained_weights
+from deformable_detr.weights import checkpoint as checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import transfer
-from deformable_detr.config import to_dict
+from deformable_detr.core.config import to_dict
 from deformable_detr.data.open import open_dataset
 
 

@@ -18,7 +18,7 @@ from benchmarks.ops.problem import FORMS, LOCATIONS, make, pixel_coordinates
 from benchmarks.ops.roofline import copy_bandwidth, traffic
 from benchmarks.report import Measurement, json_line, machine, spread, table
 from benchmarks.worker import Worker
-from deformable_detr.nn import deformable_attention
+from deformable_detr.models.layers import deformable_attention
 from deformable_detr.ops.reference import locations_and_weights
 
 

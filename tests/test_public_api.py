@@ -96,7 +96,8 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not loaded & HEAVY
     assert {name for name in loaded if name.startswith("deformable_detr")} == {
         "deformable_detr",
-        "deformable_detr.version",
+        "deformable_detr.core",
+        "deformable_detr.core.version",
     }
 
 
@@ -119,7 +120,12 @@ def test_help_loads_nothing_heavy():
 def test_the_operator_loads_nothing_of_the_detector():
     loaded = modules_after("import deformable_detr.ops")
     own = {name for name in loaded if name.startswith("deformable_detr")}
-    allowed = {"deformable_detr", "deformable_detr.version", "deformable_detr.types", "deformable_detr.errors"}
+    allowed = {
+        "deformable_detr",
+        "deformable_detr.core.version",
+        "deformable_detr.core.types",
+        "deformable_detr.core.errors",
+    }
     assert {name for name in own if not name.startswith("deformable_detr.ops")} <= allowed
     assert not loaded & (HEAVY - {"torch", "numpy"})
 

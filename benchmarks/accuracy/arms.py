@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.model.peer import peer
-from deformable_detr.criterion import Criterion, CriterionConfig
+from deformable_detr.core.types import Batch, DetectorOutput, Predictions
 from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
+from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.ops.adapters import accelerate
-from deformable_detr.types import Batch, DetectorOutput, Predictions
-from deformable_detr.weights.transformers_keys import to_transformers_keys
+from deformable_detr.weights.huggingface.keys import to_transformers_keys
 
 OURS = "ours"
 SAME = 1e-4

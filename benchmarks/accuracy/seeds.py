@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks.report import machine, say
-from deformable_detr import checkpoint as checkpoints
 from deformable_detr.data.open import list_splits, open_dataset
-from deformable_detr.detector import Detector
-from deformable_detr.evaluation import evaluate
-from deformable_detr.splits import open_training_data
-from deformable_detr.training_state import trained_weights
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.inference.detector import Detector
+from deformable_detr.training.state import trained_weights
+from deformable_detr.weights import checkpoint as checkpoints
 
 Result = dict[str, Any]
 """Of one run: its seed, its time, and what was measured by split and weights."""

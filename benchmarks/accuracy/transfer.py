@@ -23,10 +23,10 @@ import torch
 import deformable_detr
 from benchmarks.report import machine, say
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.recipes import TrainConfig, find_recipe, with_backbone, with_image_size
-from deformable_detr.splits import open_training_data
-from deformable_detr.training import Run
-from deformable_detr.transfer import Source, match_classes, read_source
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.runs.recipes import TrainConfig, find_recipe, with_backbone, with_image_size
+from deformable_detr.training.finetune import Source, match_classes, read_source
+from deformable_detr.training.train import Run
 
 _BORDER_PX = 2.0
 _FORGOTTEN = "forgotten "

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deformable_detr.types import Target
+from deformable_detr.core.types import Target
 
 
 class Data(NamedTuple):

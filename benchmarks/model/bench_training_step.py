@@ -7,10 +7,10 @@ import torch
 from benchmarks.cases import ONLY_WHEN_NAMED, STEP_CASES, StepCase
 from benchmarks.model.batch import make
 from benchmarks.report import Measurement
-from deformable_detr.criterion import Criterion
 from deformable_detr.models import DeformableDETR, build
-from deformable_detr.optimizer import clip_gradients, learning_rate, make_optimizer
-from deformable_detr.recipes import RECIPES, TrainConfig, with_backbone
+from deformable_detr.models.losses import Criterion
+from deformable_detr.runs.recipes import RECIPES, TrainConfig, with_backbone
+from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer
 
 _FIRST_STEPS = 3
 

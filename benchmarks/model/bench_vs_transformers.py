@@ -25,10 +25,10 @@ from benchmarks.model.batch import Data, make
 from benchmarks.model.peer import peer
 from benchmarks.report import ROOT, Spread, aligned, machine, say
 from benchmarks.timing import Wall, interleaved
-from deformable_detr.criterion import Criterion, CriterionConfig
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.optimizer import OptimizerConfig, make_optimizer
-from deformable_detr.weights.transformers_keys import to_transformers_keys
+from deformable_detr.models.losses import Criterion, CriterionConfig
+from deformable_detr.training.optimizer import OptimizerConfig, make_optimizer
+from deformable_detr.weights.huggingface.keys import to_transformers_keys
 
 OURS, THEIRS = "ours", "transformers"
 TARGETS = {"inference": 1.7, "training_step": 2.0, "memory": 0.6}

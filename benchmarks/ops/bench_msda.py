@@ -26,7 +26,7 @@ from benchmarks.ops.problem import FORMS, LOCATIONS, Form, Locations, Problem, m
 from benchmarks.ops.roofline import Traffic, copy_bandwidth, traffic
 from benchmarks.report import Measurement, Spread, aligned, machine, say
 from benchmarks.timing import Clock, Graph, Queue, Wall, interleaved
-from deformable_detr.errors import DeformableDetrError
+from deformable_detr.core.errors import DeformableDetrError
 
 DIRECTIONS = ("forward", "backward")
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -6,14 +6,16 @@ Names load what they need when they are first used; importing the package loads 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deformable_detr.version import __version__
+from deformable_detr.core.version import __version__
 
 if TYPE_CHECKING:
+    from deformable_detr.core.errors import DeformableDetrError
+    from deformable_detr.core.types import Detections
     from deformable_detr.data import DetectionDataset, Sample, open_dataset
-    from deformable_detr.detector import Detector
-    from deformable_detr.errors import DeformableDetrError
-    from deformable_detr.evaluation import EvaluationReport, evaluate
-    from deformable_detr.recipes import (
+    from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+    from deformable_detr.inference.detector import Detector
+    from deformable_detr.report import write_report
+    from deformable_detr.runs.recipes import (
         RECIPES,
         TrainConfig,
         finetune,
@@ -24,35 +26,33 @@ if TYPE_CHECKING:
         paper_r50_two_stage,
         small,
     )
-    from deformable_detr.report import write_report
-    from deformable_detr.training import Run, resume, train
-    from deformable_detr.types import Detections
+    from deformable_detr.training.train import Run, resume, train
 
     load = Detector.load
 
 _HOMES = {
-    "DeformableDetrError": "errors",
-    "Detections": "types",
+    "DeformableDetrError": "core.errors",
+    "Detections": "core.types",
     "DetectionDataset": "data.dataset",
-    "Detector": "detector",
-    "EvaluationReport": "evaluation",
-    "RECIPES": "recipes",
-    "Run": "training",
+    "Detector": "inference.detector",
+    "EvaluationReport": "evaluation.evaluate",
+    "RECIPES": "runs.recipes",
+    "Run": "training.train",
     "Sample": "data.dataset",
-    "TrainConfig": "recipes",
-    "paper_r50": "recipes",
-    "paper_r50_refine": "recipes",
-    "paper_r50_single_scale": "recipes",
-    "paper_r50_single_scale_dc5": "recipes",
-    "paper_r50_two_stage": "recipes",
-    "evaluate": "evaluation",
-    "finetune": "recipes",
-    "load": "detector",
+    "TrainConfig": "runs.recipes",
+    "paper_r50": "runs.recipes",
+    "paper_r50_refine": "runs.recipes",
+    "paper_r50_single_scale": "runs.recipes",
+    "paper_r50_single_scale_dc5": "runs.recipes",
+    "paper_r50_two_stage": "runs.recipes",
+    "evaluate": "evaluation.evaluate",
+    "finetune": "runs.recipes",
+    "load": "inference.detector",
     "open_dataset": "data.open",
-    "resume": "training",
-    "small": "recipes",
-    "train": "training",
-    "write_report": "report",
+    "resume": "training.train",
+    "small": "runs.recipes",
+    "train": "training.train",
+    "write_report": "report.write",
 }
 
 __all__ = [

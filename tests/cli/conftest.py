@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
-from deformable_detr.checkpoint import Checkpoint, save
 from deformable_detr.cli.main import run
-from deformable_detr.config import to_dict
-from deformable_detr.detector import Detector
-from deformable_detr.recipes import TrainConfig
+from deformable_detr.core.config import to_dict
+from deformable_detr.inference.detector import Detector
+from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.weights.checkpoint import Checkpoint, save
 
 
 class Result(NamedTuple):

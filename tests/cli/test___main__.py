@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from deformable_detr.version import __version__
+from deformable_detr.core.version import __version__
 
 
 def test_python_can_start_the_command():

@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deformable_detr.cli import check_data as module
-from deformable_detr.errors import ConfigError, DataError, OutputError
+from deformable_detr.core.errors import ConfigError, DataError, OutputError
 
 app = typer.Typer()
 app.command("check-data")(module.check_data)
@@ -101,7 +101,7 @@ def test_options_of_a_picture_that_is_not_asked_for(folder: Path) -> None:
 def test_what_no_picture_can_come_of_is_said_before_images_are_decoded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deformable_detr.inspection.check_dataset", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("deformable_detr.data.check.check_dataset", lambda *_, **__: pytest.fail("too late"))
     for arguments in (["--output", tmp_path], ["--augment", "lihgt"], ["--recipe", "smal"]):
         result = call(folder, "--augmented", 1, *arguments)
         assert isinstance(result.exception, OutputError if "--output" in arguments else ConfigError)

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from deformable_detr import demo as demo_module
-from deformable_detr import recipes
-from deformable_detr.demo import NumScenes
+from deformable_detr.runs import recipes
+from deformable_detr.training import demo as demo_module
+from deformable_detr.training.demo import NumScenes
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from deformable_detr import diagnosis
-from deformable_detr.ops import build, cpu, trial
+from deformable_detr.ops import compile_flags as build
+from deformable_detr.ops import cpu
+from deformable_detr.ops import doctor as diagnosis
+from deformable_detr.ops import selftest as trial
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from deformable_detr.cli import main
-from deformable_detr.errors import DataError
-from deformable_detr.version import __version__
+from deformable_detr.core.errors import DataError
+from deformable_detr.core.version import __version__
 
 
 def test_help_lists_every_command(ddetr):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deformable_detr import loop
 from deformable_detr.cli.train import chosen_config
-from deformable_detr.errors import ConfigError
-from deformable_detr.recipes import small
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.runs.recipes import small
+from deformable_detr.training import loop
 
 
 def test_a_run_from_the_command_line(ddetr, recipe, scenes, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deformable_detr.data.augmentation.geometry import Example
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.geometry import Example
 
 WIDTH, HEIGHT = 57, 38
 SIZES_WH = [(40, 25), (31, 47), (40, 25), (50, 22), (33, 33), (31, 47), (40, 25)]

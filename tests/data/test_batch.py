@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from deformable_detr.core.distributed import Ranks
+from deformable_detr.core.errors import DataError
+from deformable_detr.core.types import Target
 from deformable_detr.data import batch as b
-from deformable_detr.data.transforms import Augmentation, Preprocessing
-from deformable_detr.errors import DataError
-from deformable_detr.ranks import Ranks
-from deformable_detr.types import Target
+from deformable_detr.data.augmentation.pipeline import Augmentation, Preprocessing
 from tests.data.drawn import SIZES_WH, broken
 
 PREPROCESSING = Preprocessing(short_side=21, max_side=40)

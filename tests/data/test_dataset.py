@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem, align_classes
-from deformable_detr.errors import DataError
 
 
 def test_counts(drawn: DetectionDataset) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.open import open_dataset
-from deformable_detr.errors import DataError
 
 ODD_VALUES: list[Any] = [
     None, True, False, "", "7", "text", "\ud800", "\0", "../..", -1, 0, 1, 0.5, -0.0, 1e400, -1e400, float("nan"),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.data.images import SizeMismatchError, image_size, list_images, load_image, read_image
-from deformable_detr.errors import DataError
 
 WIDTH, HEIGHT = 33, 21
 

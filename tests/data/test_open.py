@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.open import recognise_format
-from deformable_detr.errors import DataError
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 import torch
 import typer
 
-from deformable_detr import checkpoint, recipes
 from deformable_detr.cli.main import app
-from deformable_detr.data.scenes import SHAPES, draw_scenes
+from deformable_detr.data.synthetic import SHAPES, draw_scenes
 from deformable_detr.models import build
+from deformable_detr.runs import recipes
+from deformable_detr.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

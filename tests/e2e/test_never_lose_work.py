@@ -16,16 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deformable_detr import loop, run_folder
-from deformable_detr.checkpoint import load
 from deformable_detr.cli.main import run
-from deformable_detr.config import to_dict
-from deformable_detr.errors import CheckpointError, DataError, OutputError, TrainingError
-from deformable_detr.training import resume, train
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.errors import CheckpointError, DataError, OutputError, TrainingError
+from deformable_detr.runs import folder as run_folder
+from deformable_detr.training import loop
+from deformable_detr.training.train import resume, train
+from deformable_detr.weights.checkpoint import load
 
 # Forked from a process that has imported everything and computed nothing: nothing of a test's time goes into imports.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["deformable_detr.cli.main", "deformable_detr.training", "hotcoco", "timm"])
+PROCESSES.set_forkserver_preload(["deformable_detr.cli.main", "deformable_detr.training.train", "hotcoco", "timm"])
 
 
 class Notes:

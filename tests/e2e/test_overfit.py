@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.data.scenes import SceneStyle, draw_scenes
+from deformable_detr.data.synthetic import SceneStyle, draw_scenes
 
 SETTINGS = {
     "model.variant": "two_stage",

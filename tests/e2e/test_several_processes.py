@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from deformable_detr.config import to_dict
-from deformable_detr.data.scenes import SceneStyle, draw_scenes
+from deformable_detr.core.config import to_dict
+from deformable_detr.data.synthetic import SceneStyle, draw_scenes
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 STEPS_A_EPOCH, EPOCHS = 2, 10
@@ -224,7 +224,7 @@ def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, recipe,
     code = """
 import json, sys
 from deformable_detr import Detector, evaluate, open_dataset
-from deformable_detr.ranks import joined
+from deformable_detr.core.distributed import joined
 with joined("cpu") as ranks:
     report = evaluate(
         Detector.load(sys.argv[1], device="cpu"), open_dataset(sys.argv[2], split="val"), batch_size=2, ranks=ranks

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deformable_detr.criterion import Criterion, CriterionConfig
-from deformable_detr.errors import ConfigError
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.types import Target
 from deformable_detr.models import MODELS, DeformableDETRConfig, build
-from deformable_detr.types import Target
+from deformable_detr.models.losses import Criterion, CriterionConfig
 
 TINY = DeformableDETRConfig(
     num_classes=3,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deformable_detr.errors import BackendError
+from deformable_detr.core.errors import BackendError
 from deformable_detr.ops import (
     backends,
     cpu,

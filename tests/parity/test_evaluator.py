@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.metrics import coco_metrics, metrics_from_coco
-from deformable_detr.types import Detections
+from deformable_detr.evaluation.coco_metrics import coco_metrics, metrics_from_coco
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "checks" / "evaluator"
 CASES = ("basic", "crowd", "over_100_dets", "no_detections")

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from deformable_detr import weights
-from deformable_detr.checkpoint import Checkpoint, build_model
-from deformable_detr.data.transforms import Preprocessing, to_model_input
+from deformable_detr.data.augmentation.pipeline import Preprocessing, to_model_input
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.postprocess import to_detections
-from deformable_detr.weights.coco import COCO_CLASSES
+from deformable_detr.models.postprocess import to_detections
+from deformable_detr.weights.checkpoint import Checkpoint, build_model
+from deformable_detr.weights.coco_classes import COCO_CLASSES
 
 PHOTOGRAPH = "http://images.cocodataset.org/val2017/000000039769.jpg"
 TOLERANCE = 2e-4

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from deformable_detr.checkpoint import build_model
-from deformable_detr.criterion import Criterion, CriterionConfig
+from deformable_detr.core.types import Target
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.postprocess import to_detections
-from deformable_detr.types import Target
-from deformable_detr.weights.official import read_official
-from deformable_detr.weights.official_keys import from_official_keys
+from deformable_detr.models.losses import Criterion, CriterionConfig
+from deformable_detr.models.postprocess import to_detections
+from deformable_detr.weights.checkpoint import build_model
+from deformable_detr.weights.official.keys import from_official_keys
+from deformable_detr.weights.official.reader import read_official
 
 VARIANTS = {"plain": "base", "two_stage": "two_stage"}
 ARGS = argparse.Namespace(num_feature_levels=4, nheads=8, num_queries=300, dilation=False, backbone="resnet50")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.types import Detections
 
 
 def sample(boxes, class_ids, *, is_crowd=None, image_id=1, size_wh=(300, 200), path="image.jpg", first_id=1):

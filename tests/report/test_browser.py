@@ -12,14 +12,14 @@ import subprocess
 import pytest
 from PIL import Image
 
+from deformable_detr.data.statistics import statistics_of
+from deformable_detr.evaluation.analysis import analyse
 from deformable_detr.report import sections
-from deformable_detr.report.analysis import analyse
-from deformable_detr.report.examples import worst_examples
 from deformable_detr.report.history import history_of
+from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import page
-from deformable_detr.report.statistics import statistics_of
+from tests.evaluation.test_analysis import evaluation
 from tests.report.cases import random_case
-from tests.report.test_analysis import evaluation
 from tests.report.test_history import rows
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,12 +1,12 @@
 import pytest
 
+from deformable_detr.data.statistics import statistics_of
+from deformable_detr.evaluation.analysis import analyse
 from deformable_detr.report import sections
-from deformable_detr.report.analysis import analyse
-from deformable_detr.report.examples import Example, Examples
 from deformable_detr.report.history import history_of
-from deformable_detr.report.statistics import statistics_of
+from deformable_detr.report.mistakes import Example, Examples
+from tests.evaluation.test_analysis import evaluation
 from tests.report.cases import dataset, detections, random_case, sample
-from tests.report.test_analysis import evaluation
 from tests.report.test_history import rows
 from tests.report.test_page import Tree
 

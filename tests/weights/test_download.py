@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.errors import CheckpointError, OutputError
+from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.weights import download as downloads
 from deformable_detr.weights.download import cache_folder, download, hash_of, shown
 

@@ -6,8 +6,8 @@ import torchvision
 
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.foreign import whose
-from deformable_detr.weights.official_keys import to_official_keys
-from deformable_detr.weights.transformers_keys import to_transformers_keys
+from deformable_detr.weights.huggingface.keys import to_transformers_keys
+from deformable_detr.weights.official.keys import to_official_keys
 
 RESNET = ["backbone.0.body.conv1.weight", "backbone.0.body.layer1.0.conv1.weight"]
 NAMES = {

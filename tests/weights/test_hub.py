@@ -4,7 +4,7 @@ import os
 import pytest
 from huggingface_hub import constants
 
-from deformable_detr.errors import CheckpointError, OutputError
+from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.weights.hub import fetch
 
 NAME = "SomeOne/some-model"

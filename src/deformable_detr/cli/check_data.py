@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deformable_detr.recipes import TrainConfig
+    from deformable_detr.runs.recipes import TrainConfig
 
 _SILENT_S = 2.0
 
@@ -44,8 +44,8 @@ def check_data(
 
     from rich.console import Console
 
-    from deformable_detr.inspection import check_dataset, render
-    from deformable_detr.run_folder import check_output_file
+    from deformable_detr.data.check import check_dataset, render
+    from deformable_detr.runs.folder import check_output_file
 
     picture = output or Path("augmented.png")
     config = None
@@ -64,7 +64,7 @@ def check_data(
             typer.echo("no picture: nothing can be trained on this data set as it is", err=True)
         raise typer.Exit(1)
     if augmented is not None and config is not None:
-        from deformable_detr.preview import save_preview
+        from deformable_detr.training.preview import save_preview
 
         with _progress(console, "drawing images") as on_progress:
             save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
@@ -72,7 +72,7 @@ def check_data(
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":
-    from deformable_detr.recipes import find_recipe, with_augmentation
+    from deformable_detr.runs.recipes import find_recipe, with_augmentation
 
     config = find_recipe(recipe)
     return config if augment is None else with_augmentation(config, augment)

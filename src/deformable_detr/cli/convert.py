@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from deformable_detr.weights.converting import Conversion
+    from deformable_detr.weights.convert import Conversion
 
 
 def convert(
@@ -23,8 +23,8 @@ def convert(
     sha256: Annotated[str | None, typer.Option(help="What the weights file of IN must hash to.")] = None,
 ) -> None:
     """Write weights in another layout, read them back, and compare every tensor bit for bit."""
-    from deformable_detr.progress import TerminalReporter
-    from deformable_detr.weights.converting import convert as convert_weights
+    from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.weights.convert import convert as convert_weights
 
     with TerminalReporter() as reporter:
         done = convert_weights(source, output, to=to, force=force, sha256=sha256, reporter=reporter)

@@ -16,9 +16,9 @@ def demo(
     """Draw scenes, train a small model on them, and see what it finds in scenes it has not seen."""
     from dataclasses import replace
 
-    from deformable_detr import demo as demonstration
-    from deformable_detr.progress import TerminalReporter
-    from deformable_detr.recipes import demo as recipe
+    from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.runs.recipes import demo as recipe
+    from deformable_detr.training import demo as demonstration
 
     config = replace(recipe(), seed=seed)
     if epochs is not None:

@@ -14,7 +14,7 @@ def doctor(
     """Report versions, hardware and backends of the operator, and check it; exit code 1 if it computes nonsense."""
     import json
 
-    from deformable_detr.diagnosis import diagnose, render
+    from deformable_detr.ops.doctor import diagnose, render
 
     diagnosis = diagnose(timing=timing)
     # People get theirs on standard output, too: it is made to be redirected into a bug report.

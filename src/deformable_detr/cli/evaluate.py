@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deformable_detr.evaluation import EvaluationReport
+    from deformable_detr.evaluation.evaluate import EvaluationReport
 
 
 def evaluate(
@@ -35,10 +35,10 @@ def evaluate(
     """Compare what a checkpoint finds with the truth: COCO's twelve numbers, and every class's own."""
     from rich.console import Console
 
-    from deformable_detr import evaluation
-    from deformable_detr.detector import Detector
-    from deformable_detr.progress import TerminalReporter
-    from deformable_detr.splits import open_for_evaluation
+    from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.data.splits import open_for_evaluation
+    from deformable_detr.evaluation import evaluate as evaluation
+    from deformable_detr.inference.detector import Detector
 
     with TerminalReporter() as reporter:
         detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
@@ -82,7 +82,7 @@ def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
 def _summary_table(report: "EvaluationReport") -> "Table":
     from rich.table import Table
 
-    from deformable_detr.progress import percent
+    from deformable_detr.core.progress import percent
 
     table = Table()
     table.add_column("metric")
@@ -95,7 +95,7 @@ def _summary_table(report: "EvaluationReport") -> "Table":
 def _class_table(report: "EvaluationReport") -> "Table":
     from rich.table import Table
 
-    from deformable_detr.progress import percent
+    from deformable_detr.core.progress import percent
 
     table = Table()
     table.add_column("class")

@@ -15,8 +15,8 @@ from deformable_detr.cli.evaluate import evaluate
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
-from deformable_detr.errors import DeformableDetrError
-from deformable_detr.version import __version__
+from deformable_detr.core.errors import DeformableDetrError
+from deformable_detr.core.version import __version__
 
 app = typer.Typer(
     name="ddetr",

@@ -29,9 +29,9 @@ def predict(
     ] = False,
 ) -> None:
     """Find objects in images: one JSON line per image on standard output, boxes as x1, y1, x2, y2 in pixels."""
-    from deformable_detr.detector import Detector
-    from deformable_detr.prediction import find_images, predict_files
-    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.inference.detector import Detector
+    from deformable_detr.inference.files import find_images, predict_files
 
     paths = find_images(images)
     with TerminalReporter() as reporter:

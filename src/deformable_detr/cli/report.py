@@ -19,7 +19,7 @@ def report(
 
     The page is one file without scripts, needs no network and may be sent to anybody.
     """
-    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.report import write_report
 
     with TerminalReporter() as reporter:

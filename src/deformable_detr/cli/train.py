@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from deformable_detr.precision import PrecisionName
-    from deformable_detr.recipes import TrainConfig
-    from deformable_detr.training import Run
-    from deformable_detr.transfer import Source
+    from deformable_detr.runs.recipes import TrainConfig
+    from deformable_detr.training.finetune import Source
+    from deformable_detr.training.precision import PrecisionName
+    from deformable_detr.training.train import Run
 
 
 def train(
@@ -125,9 +125,11 @@ def train(
         raise typer.BadParameter("--log none leaves no room for another --log")
     services = None if log is None else [name for name in log if name != "none"]
 
-    from deformable_detr import ranks, training, transfer
-    from deformable_detr.errors import ConfigError
-    from deformable_detr.progress import TerminalReporter
+    from deformable_detr.core import distributed as ranks
+    from deformable_detr.core.errors import ConfigError
+    from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.training import finetune as transfer
+    from deformable_detr.training import train as training
 
     with TerminalReporter() as reporter:
         source = None if weights is None else transfer.read_source(weights, reporter=reporter)
@@ -201,8 +203,8 @@ def _batch_size(text: str | None) -> int | Literal["auto"] | None:
 
 def _conclude(run: "Run") -> None:
     """Where it is and what to do next for people; the same as one JSON line for machines."""
-    from deformable_detr.progress import percent
-    from deformable_detr.ranks import is_first
+    from deformable_detr.core.distributed import is_first
+    from deformable_detr.core.progress import percent
 
     code = (143 if run.terminated else 130) if run.interrupted else 0
     if not is_first():
@@ -262,10 +264,10 @@ def chosen_config(
     """
     from dataclasses import replace
 
-    from deformable_detr.config import apply_overrides
-    from deformable_detr.errors import ConfigError
-    from deformable_detr.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
-    from deformable_detr.transfer import settle
+    from deformable_detr.core.config import apply_overrides
+    from deformable_detr.core.errors import ConfigError
+    from deformable_detr.runs.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
+    from deformable_detr.training.finetune import settle
 
     config = find_recipe(recipe)
     if source is not None:

@@ -17,13 +17,18 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from deformable_detr.core.distributed import ALONE, Ranks
+from deformable_detr.core.errors import DataError
+from deformable_detr.core.types import Batch, Target
+from deformable_detr.data.augmentation.geometry import resized_wh
+from deformable_detr.data.augmentation.pipeline import (
+    Augmentation,
+    Preprocessing,
+    evaluation_transform,
+    training_transform,
+)
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.geometry import resized_wh
-from deformable_detr.data.transformed import BadImage, Item, TransformedDataset, seed_of
-from deformable_detr.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
-from deformable_detr.errors import DataError
-from deformable_detr.ranks import ALONE, Ranks
-from deformable_detr.types import Batch, Target
+from deformable_detr.data.torch_dataset import BadImage, Item, TransformedDataset, seed_of
 
 
 class Collated(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from deformable_detr.errors import DataError
+from deformable_detr.core.errors import DataError
 
 SMALL_AREA = 32**2
 """Objects of less area, in square pixels, are small to COCO's evaluation."""

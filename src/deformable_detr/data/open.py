@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
-from deformable_detr.data.formats.splits import SplitLoaders, canonical_split
-from deformable_detr.errors import DataError
+from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
 
 FormatName = Literal["coco", "yolo", "voc"]
 _NESTED_FOLDERS = 3

@@ -6,15 +6,15 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from deformable_detr.errors import ConfigError
-from deformable_detr.nn.backbone import Backbone
-from deformable_detr.nn.decoder import Decoder, DecoderLayer
-from deformable_detr.nn.encoder import Encoder, EncoderLayer
-from deformable_detr.nn.ffn import MLP
-from deformable_detr.nn.initialisation import initialise
-from deformable_detr.nn.pyramid import Pyramid
-from deformable_detr.nn.queries import LearnedQueries, ProposalQueries, QuerySource
-from deformable_detr.types import DetectorOutput
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.types import DetectorOutput
+from deformable_detr.models.layers.backbone import Backbone
+from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
+from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
+from deformable_detr.models.layers.feedforward import MLP
+from deformable_detr.models.layers.initialisation import initialise
+from deformable_detr.models.layers.pyramid import Pyramid
+from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource
 
 # The backbone gives maps of strides 8, 16 and 32 at most; further levels are strided convolutions of the last.
 _MAX_BACKBONE_MAPS = 3

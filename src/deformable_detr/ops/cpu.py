@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deformable_detr.ops import build
+from deformable_detr.core.types import SpatialShapes
+from deformable_detr.ops import compile_flags as build
 from deformable_detr.ops.reference import accumulation_dtype
-from deformable_detr.types import SpatialShapes
 
 COST = "deformable attention runs on grid_sample, some 30 times slower on the CPU"
 """What it means that there is no compiled kernel."""

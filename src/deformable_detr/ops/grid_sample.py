@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops.reference import accumulation_dtype, locations_and_weights
-from deformable_detr.types import SpatialShapes
 
 # In grid units a map spans -1..1, and no pixel of any map reaches further than 2 from its middle.
 _FAR_OUTSIDE = 3.0

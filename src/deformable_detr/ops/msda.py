@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from deformable_detr.errors import BackendError
-from deformable_detr.ops import cpu, grid_sample, library, reference
-from deformable_detr.ops.contract import check_devices, check_given, check_projected
+from deformable_detr.core.errors import BackendError
+from deformable_detr.core.types import SpatialShapes
+from deformable_detr.ops import cpu, grid_sample, reference
+from deformable_detr.ops import registration as library
+from deformable_detr.ops.checks import check_devices, check_given, check_projected
 from deformable_detr.ops.reference import accumulation_dtype
-from deformable_detr.types import SpatialShapes
 
 BackendName = Literal["auto", "cpu", "triton", "grid_sample", "reference"]
 Run = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]

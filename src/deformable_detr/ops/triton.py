@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deformable_detr.types import SpatialShapes
+from deformable_detr.core.types import SpatialShapes
 
 try:
     from deformable_detr.ops.triton_kernels import (

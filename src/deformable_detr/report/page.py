@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
-from deformable_detr.version import __version__
+from deformable_detr.core.version import __version__
 
 # A longer table scrolls in a window of its own, its headings staying in place.
 _MOST_ROWS = 25

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from deformable_detr.evaluation import EvaluationReport
-from deformable_detr.progress import percent
-from deformable_detr.report.analysis import THRESHOLDS, Analysis, Curves
+from deformable_detr.core.progress import percent
+from deformable_detr.data.statistics import SIDE_NAMES, SplitStatistics
+from deformable_detr.evaluation.analysis import THRESHOLDS, Analysis, Curves
+from deformable_detr.evaluation.box_outcomes import OVERLAP
+from deformable_detr.evaluation.evaluate import EvaluationReport
 from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
-from deformable_detr.report.examples import Example, Examples
 from deformable_detr.report.history import History
-from deformable_detr.report.matching import OVERLAP
+from deformable_detr.report.mistakes import Example, Examples
 from deformable_detr.report.page import (
     Section,
     cards,
@@ -24,7 +25,6 @@ from deformable_detr.report.page import (
     pictures,
     table,
 )
-from deformable_detr.report.statistics import SIDE_NAMES, SplitStatistics
 
 _MOST_LINES = 8
 _LARGEST_TABLE = 12

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.errors import CheckpointError, OutputError
-from deformable_detr.progress import Reporter, Silence
+from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.progress import Reporter, Silence
 
 CONFIG = "config.json"
 _BESIDE = ("preprocessor_config.json", "README.md")

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco
 from deformable_detr.data.open import open_dataset
-from deformable_detr.errors import DataError, OutputError
 
 IMAGES = [{"id": 3, "file_name": "a.png", "width": 50, "height": 30}]
 

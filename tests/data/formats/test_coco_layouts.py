@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
 from deformable_detr.data.open import list_splits, open_dataset
-from deformable_detr.errors import DataError
 
 
 def write_json(path: Path, *names: str) -> None:

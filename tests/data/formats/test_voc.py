@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import voc
 from deformable_detr.data.open import list_splits, open_dataset
-from deformable_detr.errors import DataError
 
 
 def box(name: str = "cat", corners: tuple[object, ...] = (1, 2, 11, 22), extra: str = "") -> str:

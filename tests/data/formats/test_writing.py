@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deformable_detr.core.errors import OutputError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.writing import place_image, unique_names, write_text
 from deformable_detr.data.open import open_dataset
-from deformable_detr.errors import OutputError
 
 
 def test_coco_yolo_voc_coco(drawn: DetectionDataset, tmp_path: Path) -> None:

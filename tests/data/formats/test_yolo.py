@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import yolo
 from deformable_detr.data.formats.yolo import LabelFault, LabelledBox, parse_labels
 from deformable_detr.data.open import open_dataset
-from deformable_detr.errors import DataError
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.open import list_splits, open_dataset
-from deformable_detr.errors import DataError
 
 NAMES = "names: [cat, dog]\n"
 LABEL = "1 0.5 0.5 0.5 0.5\n"

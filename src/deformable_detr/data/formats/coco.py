@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.assembly import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
+from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
-from deformable_detr.data.formats.documents import name_text, read_json, shown, whole_number
-from deformable_detr.data.formats.splits import SplitLoaders, name_splits
+from deformable_detr.data.formats.parsing import name_text, read_json, shown, whole_number
+from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_text
 from deformable_detr.data.images import image_size
-from deformable_detr.errors import DataError
 
 LOOKED_FOR = (
     "COCO: annotations/instances_*.json, annotations/*.json, */_annotations.coco.json, coco/*.json, or a *.json with "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deformable_detr.data.formats.splits import canonical_split
+from deformable_detr.data.formats.split_names import canonical_split
 
 _SNIFFED_BYTES = 1 << 16
 _PROBED_IMAGES = 16

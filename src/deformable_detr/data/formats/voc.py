@@ -15,8 +15,9 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
-from deformable_detr.data.formats.assembly import (
+from deformable_detr.data.formats.assemble import (
     LARGEST_SIDE,
     ImageEntry,
     ObjectTable,
@@ -24,8 +25,8 @@ from deformable_detr.data.formats.assembly import (
     problem_of,
     unannotated,
 )
-from deformable_detr.data.formats.documents import name_text, read_names, read_text, read_xml, shown
-from deformable_detr.data.formats.splits import SplitLoaders, name_splits
+from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_xml, shown
+from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.voc_layouts import Part, find_parts, xml_files
 from deformable_detr.data.formats.writing import (
     Placement,
@@ -35,7 +36,6 @@ from deformable_detr.data.formats.writing import (
     write_text,
 )
 from deformable_detr.data.images import image_size
-from deformable_detr.errors import DataError
 
 LOOKED_FOR = (
     "VOC: ImageSets/Main/*.txt with Annotations/ and JPEGImages/, or xml files beside images or in annotations/ next "

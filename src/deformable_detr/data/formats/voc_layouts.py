@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deformable_detr.data.dataset import Problem
-from deformable_detr.data.formats.documents import read_text
-from deformable_detr.data.formats.splits import canonical_split
+from deformable_detr.data.formats.parsing import read_text
+from deformable_detr.data.formats.split_names import canonical_split
 from deformable_detr.data.images import IMAGE_SUFFIXES, is_image_file
 
 _XML_FOLDERS = ("Annotations", "annotations", "xml", "labels")

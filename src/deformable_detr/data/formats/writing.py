@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from deformable_detr.core.errors import OutputError
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.images import IMAGE_SUFFIXES
-from deformable_detr.errors import OutputError
 
 Placement = Literal["copy", "link"]
 """Whether image files are copied or symbolic links to the originals."""

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
-from deformable_detr.data.formats.assembly import ImageEntry, ObjectTable, assemble, problem_of, unannotated
-from deformable_detr.data.formats.documents import read_text, shown
-from deformable_detr.data.formats.splits import SplitLoaders, name_splits
+from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
+from deformable_detr.data.formats.parsing import read_text, shown
+from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_text
 from deformable_detr.data.formats.yolo_layouts import (
     ClassList,
@@ -28,7 +29,6 @@ from deformable_detr.data.formats.yolo_layouts import (
     read_description,
 )
 from deformable_detr.data.images import image_size
-from deformable_detr.errors import DataError
 
 LOOKED_FOR = (
     "YOLO: data.yaml, dataset.yaml or another yaml with names and train, val or test; or images/ and labels/*.txt "

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
-from deformable_detr.data.formats.documents import name_text, read_names, read_text, read_yaml, shown, whole_number
-from deformable_detr.data.formats.splits import canonical_split
+from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_yaml, shown, whole_number
+from deformable_detr.data.formats.split_names import canonical_split
 from deformable_detr.data.images import is_image_file, list_images
-from deformable_detr.errors import DataError
 
 _USUAL_YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test")

@@ -1,12 +1,12 @@
 """Other people's code on this operator: the signatures they call, and whole models of the transformers library."""
 
+from deformable_detr.ops.adapters.huggingface import Acceleration, accelerate, restore
 from deformable_detr.ops.adapters.signatures import (
     MSDeformAttnFunction,
     MultiScaleDeformableAttnFunction,
     ms_deform_attn_core_pytorch,
     multi_scale_deformable_attn_pytorch,
 )
-from deformable_detr.ops.adapters.transformers import Acceleration, accelerate, restore
 
 __all__ = [
     "Acceleration",

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops.msda import multi_scale_deformable_attention
-from deformable_detr.types import SpatialShapes
 
 Shapes = Tensor | Sequence[Sequence[int]]
 Starts = Tensor | Sequence[int]

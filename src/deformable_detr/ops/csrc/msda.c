@@ -124,12 +124,12 @@ static plan level_plan(const job *job, scratch *own, int64_t level, int64_t stri
 #endif
 
 #define LANES NARROW
-#include "lanes.h"
-#include "tasks.h"
+#include "simd.h"
+#include "passes.h"
 #ifdef WIDE
 #define LANES WIDE
-#include "lanes.h"
-#include "tasks.h"
+#include "simd.h"
+#include "passes.h"
 #endif
 
 #ifndef WIDE

@@ -1,0 +1,157 @@
+"""Images and objects as a reader found them, to samples: the one place that says what happens to a bad box.
+
+    not finite, or negative width or height   fatal
+    no width or height left in 32 bits        dropped, reported
+    wholly outside the image                  fatal
+    partly outside                            clipped, reported
+    equal to another of its class and image   kept, reported
+
+Samples come out without the boxes that are fatal, so that a report can go on.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from deformable_detr.core.errors import DataError
+from deformable_detr.data.dataset import Problem, ProblemKind, Sample
+
+# A box may reach past its image by this share of a side, as decimals rounded to five or six places do, without a word.
+_ROUNDING = 1e-5
+
+LARGEST_SIDE = 1_000_000
+"""No image is wider or higher, in pixels; an annotation that says so is wrong."""
+
+
+class ImageEntry(NamedTuple):
+    """An image as the source lists it."""
+
+    path: Path
+    size_wh: tuple[int, int]
+    image_id: int
+
+
+class ObjectTable(NamedTuple):
+    """All objects of a data set as parallel columns, in the source's order."""
+
+    image_indices: Int[np.ndarray, "objects"]
+    boxes_xyxy: Float[np.ndarray, "objects 4"]
+    class_ids: Int[np.ndarray, "objects"]
+    is_crowd: Bool[np.ndarray, "objects"]
+    areas: Float[np.ndarray, "objects"]
+    """Not a number where the source gives none; becomes width x height."""
+    object_ids: Int[np.ndarray, "objects"]
+
+    def select(self, keep: Bool[np.ndarray, "objects"] | Int[np.ndarray, "kept"]) -> "ObjectTable":
+        """The rows that `keep` picks, as numpy indexing does."""
+        return ObjectTable(*(column[keep] for column in self))
+
+
+def assemble(
+    images: Sequence[ImageEntry], objects: ObjectTable, where: Callable[[int], str]
+) -> tuple[list[Sample], list[Problem]]:
+    """Samples in the order of `images`, and what was wrong with their boxes. `where` names an object by its row."""
+    sizes_wh = np.array([entry.size_wh for entry in images], dtype=np.float64).reshape(-1, 2)
+    boxes = objects.boxes_xyxy
+    limits = np.tile(sizes_wh[objects.image_indices], 2)
+    clipped = np.clip(boxes, 0.0, limits)
+
+    finite = np.isfinite(boxes).all(axis=1)
+    x1, y1, x2, y2 = boxes.T
+    negative = finite & ((x2 < x1) | (y2 < y1))
+    empty = finite & ~negative & _is_empty(boxes)
+    outside = finite & ~negative & ~empty & _is_empty(clipped)
+    sound = finite & ~negative & ~empty & ~outside
+    reach = np.zeros(len(boxes))
+    reach[sound] = (np.abs(boxes[sound] - clipped[sound]) / limits[sound]).max(axis=1)
+
+    problems: list[Problem] = []
+
+    def report(rows: Bool[np.ndarray, "objects"], kind: ProblemKind, fault: str, fatal: bool) -> None:
+        for row in np.flatnonzero(rows).tolist():
+            size_wh = images[objects.image_indices[row]].size_wh
+            problems.append(Problem(kind, where(row), _box_message(boxes[row], fault, size_wh), fatal))
+
+    report(~finite, "invalid_box", "has a coordinate that is not a finite number", True)
+    report(negative, "invalid_box", "has a negative width or height", True)
+    report(outside, "outside_box", "lies outside its image", True)
+    report(empty, "degenerate_box", "has no width or height: dropped", False)
+    report(reach > _ROUNDING, "clipped_box", "reaches past its image: clipped", False)
+
+    rows = np.flatnonzero(sound)
+    rows = rows[np.argsort(objects.image_indices[rows], kind="stable")]
+    kept = objects.select(rows)._replace(boxes_xyxy=clipped[rows])
+    twins = np.zeros(len(boxes), dtype=bool)
+    twins[rows[_repeats(kept)]] = True
+    report(twins, "duplicate_box", "repeats another box of its class: kept", False)
+
+    width, height = (kept.boxes_xyxy[:, 2:] - kept.boxes_xyxy[:, :2]).T
+    kept = kept._replace(areas=np.where(np.isfinite(kept.areas) & (kept.areas >= 0), kept.areas, width * height))
+    return _split_by_image(images, kept), problems
+
+
+def _is_empty(boxes_xyxy: Float[np.ndarray, "objects 4"]) -> Bool[np.ndarray, "objects"]:
+    """Whether nothing of a box is left in the single precision that training uses."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = boxes_xyxy.astype(np.float32)
+    return (single[:, 2] <= single[:, 0]) | (single[:, 3] <= single[:, 1])
+
+
+def _repeats(objects: ObjectTable) -> Int[np.ndarray, "repeats"]:
+    """Rows whose image, class and box are those of an earlier row."""
+    columns = (*objects.boxes_xyxy.T, objects.class_ids, objects.image_indices)
+    order = np.lexsort(columns)
+    equal = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for column in columns:
+        in_order = column[order]
+        equal &= in_order[1:] == in_order[:-1]
+    return np.sort(order[1:][equal])
+
+
+def _split_by_image(images: Sequence[ImageEntry], objects: ObjectTable) -> list[Sample]:
+    """One sample per image from rows sorted by image."""
+    ends = np.cumsum(np.bincount(objects.image_indices, minlength=len(images))).tolist()
+    object_ids = objects.object_ids.tolist()
+    samples = []
+    start = 0
+    for entry, end in zip(images, ends, strict=True):
+        samples.append(
+            Sample(
+                path=entry.path,
+                size_wh=entry.size_wh,
+                boxes_xyxy=objects.boxes_xyxy[start:end],
+                class_ids=objects.class_ids[start:end],
+                is_crowd=objects.is_crowd[start:end],
+                areas=objects.areas[start:end],
+                image_id=entry.image_id,
+                object_ids=tuple(object_ids[start:end]),
+            )
+        )
+        start = end
+    return samples
+
+
+def _box_message(box_xyxy: Float[np.ndarray, "4"], fault: str, size_wh: tuple[int, int]) -> str:
+    x1, y1, x2, y2 = (f"{value:.7g}" for value in box_xyxy.tolist())
+    return f"the box from ({x1}, {y1}) to ({x2}, {y2}) {fault}; the image is {size_wh[0]} x {size_wh[1]}"
+
+
+def problem_of(error: DataError, path: Path, kind: ProblemKind) -> Problem:
+    """The error about a file as a fatal problem, the file named once."""
+    message = str(error).removeprefix(str(path)).lstrip(":, ")
+    return Problem(kind, str(path), message, True)
+
+
+def unannotated(images: Sequence[str], num_images: int, where: str, annotation: str) -> list[Problem]:
+    """Reports images without an annotation file; if they are more than half, training on them would be a mistake."""
+    problems = [
+        Problem("unannotated_image", image, f"has no {annotation} file: taken as an image without objects", False)
+        for image in images
+    ]
+    if 2 * len(images) > num_images:
+        text = f"{len(images)} of {num_images} images have no {annotation} file; are the annotations elsewhere?"
+        problems.insert(0, Problem("unannotated_image", where, text, True))
+    return problems

@@ -1,0 +1,195 @@
+"""JSON, YAML, XML and text files to plain values; what is wrong with them becomes a `DataError` with file and line."""
+
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+import yaml
+
+from deformable_detr.core.errors import DataError
+
+_INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
+_LARGEST_ID = 2**63 - 1
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: one short line, however large or strange it is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxlong, short.maxstring = 2, 4, 4, 30, 60
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number with thousands of digits"
+
+
+def _one_line(reason: object) -> str:
+    """What a parser says is wrong, in one short line that can be printed."""
+    text = " ".join(str(reason).split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: cannot read this file: {reason}") from error
+
+
+def read_text(path: Path) -> str:
+    """The file's content as UTF-8, without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read or is not UTF-8.
+    """
+    content = read_bytes(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        DataError: unreadable, not JSON, nested too deeply, or an object that has the same key twice.
+    """
+    content = read_bytes(path)
+    try:
+        return json.loads(content, object_pairs_hook=_object_without_twins)
+    except json.JSONDecodeError as error:
+        at_end = error.pos >= len(error.doc.rstrip()) - 5 or error.msg.startswith("Unterminated string")
+        ending = "; the file seems to be cut off" if at_end else ""
+        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}{ending}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not JSON: not {error.encoding} text") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: not an annotation file: its values are nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not usable JSON: {error}") from error
+
+
+def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {shown(twin)} twice")
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain values only, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base does, after looking for keys that repeat."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shown(key)} appears twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The YAML value in a file: plain data only.
+
+    Raises:
+        DataError: unreadable, not YAML, nested too deeply, or a mapping that has the same key twice.
+    """
+    text = read_text(path)
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise DataError(f"{path}{place}: not YAML: {_one_line(error.problem or error.context)}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: not a data set description: its values are nested too deeply") from error
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # The others come from PyYAML's converters, given text such as `!!int x`.
+        raise DataError(f"{path}: not usable YAML: {_one_line(error)}") from error
+
+
+def read_xml(path: Path) -> Element:
+    """The root element of an XML file.
+
+    Raises:
+        DataError: unreadable, not XML, or using entities, which annotations have no need for.
+    """
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
+    content = read_bytes(path)
+    try:
+        return fromstring(content, forbid_dtd=False)
+    except ParseError as error:
+        line, column = error.position
+        raise DataError(f"{path}, line {line}, column {column + 1}: not XML: {error.msg}") from error
+    except DefusedXmlException as error:
+        raise DataError(f"{path}: XML entities are not accepted in annotations") from error
+    except (ValueError, LookupError, RecursionError) as error:
+        raise DataError(f"{path}: not usable XML: {_one_line(error)}") from error
+
+
+def whole_number(value: object, where: str, what: str) -> int:
+    """The value as an integer; integers in quotes and floats without a fraction count, truth values do not.
+
+    Raises:
+        DataError: it is something else, or has more than 64 bits.
+    """
+    number: int | None = None
+    if isinstance(value, str):
+        number = int(value) if _INTEGER_IN_QUOTES.fullmatch(value.strip()) else None
+    elif isinstance(value, float):
+        number = int(value) if value.is_integer() else None
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    if number is None or abs(number) > _LARGEST_ID:
+        raise DataError(f"{where}: {what} must be a whole number, not {shown(value)}")
+    return number
+
+
+def name_text(value: object, where: str, what: str) -> str:
+    """The value as a name: text that is not empty and can be printed and used in a path.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {what} must be text, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {what} is not valid Unicode: {shown(value)}") from error
+    if "\0" in value:
+        raise DataError(f"{where}: {what} holds a zero character: {shown(value)}")
+    return value
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names, one per line; empty lines do not count.
+
+    Raises:
+        DataError: the file cannot be read, holds no names or one of them twice.
+    """
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path}: no class names in this file")
+    for position, name in enumerate(names):
+        name_text(name, f"{path}, name {position + 1}", "a class name")
+        if name in names[:position]:
+            raise DataError(f"{path}: the class name {shown(name)} appears twice")
+    return tuple(names)

@@ -1,0 +1,133 @@
+"""Samples of a data set as the network gets them: read, varied, normalised; the same from whichever process."""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deformable_detr.core.errors import DataError
+from deformable_detr.core.types import Target
+from deformable_detr.data.augmentation.geometry import Example
+from deformable_detr.data.augmentation.pipeline import Preprocessing, Transform, normalise, to_target
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.images import read_image
+from deformable_detr.data.rng import uniform_integer
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read, as a value: an exception loses its one clear line between processes."""
+
+    sample_index: int
+    message: str
+
+
+class Item(NamedTuple):
+    """One image ready for the network, with what is needed to find its way back."""
+
+    image: Float[Tensor, "3 height width"]
+    target: Target
+    sample_index: int
+    """Position in the data set; of an image made of several, that of the first."""
+    original_wh: tuple[int, int]
+    bad_images: tuple[BadImage, ...] = ()
+    """Those that should have been mixed in and could not be read; others took their place."""
+
+
+def seed_of(*numbers: int) -> int:
+    """A well mixed 64-bit seed that depends on every number and on their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class TransformedDataset(Dataset[Item | BadImage]):
+    """Samples read, transformed and normalised; crowd regions are left out of the targets.
+
+    Random decisions depend on seed, epoch and position alone: not on the number of workers or the order of access.
+    An image that cannot be read comes back as a `BadImage`; the caller decides whether that is an error.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        transform: Transform,
+        preprocessing: Preprocessing,
+        *,
+        seed: int = 0,
+        cache_bytes: int = 0,
+        mixing_epochs: int | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            dataset: What to read.
+            transform: What to make of it.
+            preprocessing: Its mean and standard deviation.
+            seed: Decides, with epoch and position, everything random.
+            cache_bytes: Bound on the decoded images kept in memory, in each process separately; 0 keeps none.
+            mixing_epochs: How many epochs, from the first, may mix images; None is all.
+        """
+        self.dataset = dataset
+        self.transform = transform
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self.mixing_epochs = mixing_epochs
+        self._cache: dict[int, Image.Image] = {}
+        self._cache_bytes_left = cache_bytes
+        # Shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on, the random decisions of this epoch; running workers included."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Item | BadImage:
+        epoch = int(self._epoch.item())
+        try:
+            example = self._example(index)
+        except DataError as error:
+            return BadImage(index, str(error))
+        # Positions count from 1 here: 0 is the seed of the epoch's order.
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, index + 1))
+        bad_images: list[BadImage] = []
+        mixes = self.mixing_epochs is None or epoch < self.mixing_epochs
+        example = self.transform(example, generator, partial(self._draw, bad_images, index) if mixes else None)
+        image, target = normalise(example.image, self.preprocessing), to_target(example)
+        return Item(image, target, index, self.dataset.samples[index].size_wh, tuple(bad_images))
+
+    def _example(self, index: int) -> Example:
+        sample = self.dataset.samples[index]
+        image = self._image(index)
+        single = ~sample.is_crowd
+        return Example(
+            image,
+            torch.from_numpy(sample.boxes_xyxy[single].astype(np.float32)),
+            torch.from_numpy(sample.class_ids[single].astype(np.int64)),
+        )
+
+    def _draw(self, bad_images: list[BadImage], index: int, generator: torch.Generator) -> Example:
+        """Any sample, or the next that can be read; `index` is known to be readable."""
+        position = uniform_integer(0, len(self) - 1, generator)
+        while position != index:
+            try:
+                return self._example(position)
+            except DataError as error:
+                bad_images.append(BadImage(position, str(error)))
+                position = (position + 1) % len(self)
+        return self._example(index)
+
+    def _image(self, index: int) -> Image.Image:
+        if index in self._cache:
+            return self._cache[index]
+        image = read_image(self.dataset.samples[index])
+        num_bytes = 3 * image.width * image.height
+        if num_bytes <= self._cache_bytes_left:
+            self._cache[index] = image
+            self._cache_bytes_left -= num_bytes
+        return image

@@ -1,0 +1,275 @@
+"""How good detections are: COCO's twelve numbers and each class's own, as pycocotools defines them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from deformable_detr.core.errors import ConfigError, DataError
+from deformable_detr.core.types import Detections
+from deformable_detr.data.dataset import DetectionDataset
+
+
+class ClassMetrics(NamedTuple):
+    """One class's average precision and recall, 0..1; -1 where the data set has no object of it."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ar: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """COCO's twelve numbers, 0..1; -1 where there is no object to find (none at all, or none of that size).
+
+    AP is the mean over classes and over overlaps 0.50, 0.55 ... 0.95; small, medium and large are by area, the borders
+    being 32 x 32 and 96 x 96 pixels; AR is the recall reached with so many detections per class and image.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: dict[str, ClassMetrics] = field(default_factory=dict)
+    """In the order of the data set's classes; a name that occurs twice gets its category id added."""
+
+    def twelve(self) -> dict[str, float]:
+        """The twelve numbers by name, in COCO's order."""
+        return {name: value for name, value in asdict(self).items() if name != "per_class"}
+
+    def value(self, name: str) -> float:
+        """One of the twelve, or of a class, as in "cat/ap".
+
+        Raises:
+            ConfigError: there is no such number or class.
+        """
+        check_metric_name(name)
+        class_name, slash, kind = name.rpartition("/")
+        if not slash:
+            return float(getattr(self, name))
+        if class_name not in self.per_class:
+            raise ConfigError(f"there is no {name}: the classes are {', '.join(self.per_class)}")
+        return float(getattr(self.per_class[class_name], kind))
+
+
+def check_metric_name(name: str) -> None:
+    """Refuse what `Metrics.value` cannot know, whatever the classes are.
+
+    Raises:
+        ConfigError: lists what there is.
+    """
+    twelve = [one.name for one in fields(Metrics) if one.name != "per_class"]
+    _, slash, kind = name.rpartition("/")
+    if kind not in (ClassMetrics._fields if slash else twelve):
+        raise ConfigError(
+            f"no metric {name!r}; there are {', '.join(twelve)}, and of each class CLASS/"
+            f"{', CLASS/'.join(ClassMetrics._fields)}"
+        )
+
+
+def coco_metrics(detections: Sequence[Detections], dataset: DetectionDataset) -> Metrics:
+    """Compare detections with the ground truth, one entry of `detections` for each sample and in their order.
+
+    Crowd regions and the samples' `areas` count as COCO wants it: what overlaps a crowd is not held against the
+    detector. At most 100 detections per class and image count.
+    """
+    return metrics_from_coco(coco_ground_truth(dataset), to_coco_results(detections, dataset))
+
+
+def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Metrics:
+    """The same from COCO's own forms: an annotation file's content and a result file's.
+
+    Detections of an image or category that the ground truth does not list are a `DataError`. Annotation ids play no
+    part: pycocotools takes an object with id 0 for one that is never found.
+    """
+    evaluation = evaluated(ground_truth, results)
+    ranks = category_ranks([category["id"] for category in ground_truth["categories"]])
+    arrays = evaluation.eval
+    assert arrays is not None
+    return _summary(
+        np.asarray(arrays["precision"]),
+        np.asarray(arrays["recall"]),
+        [(ranks[category["id"]], category) for category in ground_truth["categories"]],
+    )
+
+
+def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Any:
+    """hotcoco's evaluation of COCO's own forms, accumulated, for what else can be read from it.
+
+    In it, images and categories have their ranks as ids, from 1; annotations and detections their positions, from 1.
+
+    Raises:
+        DataError: see `metrics_from_coco`.
+    """
+    from hotcoco import COCO, COCOeval
+
+    images = _ranks("image", [image["id"] for image in ground_truth["images"]])
+    categories = _ranks("category", [category["id"] for category in ground_truth["categories"]])
+    if not images or not categories:
+        raise DataError(f"nothing to evaluate: {len(images)} images, {len(categories)} classes")
+    truth = COCO(_renumbered(ground_truth, images, categories))
+    evaluation = COCOeval(truth, truth.load_res(_result_rows(results, images, categories)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+def category_ranks(category_ids: Sequence[int]) -> dict[int, int]:
+    """Each category's place in the arrays of `evaluated`, from 0."""
+    return {id_: rank - 1 for id_, rank in _ranks("category", category_ids).items()}
+
+
+def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset) -> list[dict[str, Any]]:
+    """The list that COCO's result files hold: image id, category id, box as left, top, width, height, and score.
+
+    One entry of `detections` for each sample and in their order. Ids are the source's own. Numbers are the exact values
+    of the tensors, so that a file written and read again gives the same metrics.
+    """
+    _check(detections, dataset)
+    results = []
+    for sample, found in zip(dataset.samples, detections, strict=True):
+        boxes_xywh = _xyxy_to_xywh(found.boxes_xyxy.detach().cpu().double().numpy())
+        for box, score, class_id in zip(
+            boxes_xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True
+        ):
+            category_id = dataset.category_ids[class_id]
+            results.append({"image_id": sample.image_id, "category_id": category_id, "bbox": box, "score": score})
+    return results
+
+
+def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
+    """The data set in COCO's form with the source's own ids, as an evaluator reads it."""
+    annotations = []
+    for sample in dataset.samples:
+        boxes_xywh = _xyxy_to_xywh(sample.boxes_xyxy.astype(np.float64))
+        for position, box in enumerate(boxes_xywh.tolist()):
+            annotations.append(
+                {
+                    "id": sample.object_ids[position],
+                    "image_id": sample.image_id,
+                    "category_id": dataset.category_ids[int(sample.class_ids[position])],
+                    "bbox": box,
+                    "area": float(sample.areas[position]),
+                    "iscrowd": int(sample.is_crowd[position]),
+                }
+            )
+    images = [
+        {
+            "id": sample.image_id,
+            "width": sample.size_wh[0],
+            "height": sample.size_wh[1],
+            "file_name": sample.path.name,
+        }
+        for sample in dataset.samples
+    ]
+    categories = [{"id": id_, "name": name} for id_, name in zip(dataset.category_ids, dataset.classes, strict=True)]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _ranks(what: str, ids: Sequence[int]) -> dict[int, int]:
+    """Each id's rank, from 1. So any integers will do as ids, and equal scores keep COCO's order, that of ids."""
+    ranks = {id_: rank for rank, id_ in enumerate(sorted(ids), start=1)}
+    if len(ranks) < len(ids):
+        twice = next(id_ for id_, count in Counter(ids).items() if count > 1)
+        raise DataError(f"{what} id {twice} occurs more than once; evaluation needs ids that differ")
+    return ranks
+
+
+def _renumbered(ground_truth: dict[str, Any], images: dict[int, int], categories: dict[int, int]) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": images[image["id"]], "width": image["width"], "height": image["height"]}
+            for image in ground_truth["images"]
+        ],
+        "categories": [{"id": rank, "name": str(rank)} for rank in categories.values()],
+        "annotations": [
+            {
+                "id": position,
+                "image_id": images[annotation["image_id"]],
+                "category_id": categories[annotation["category_id"]],
+                "bbox": annotation["bbox"],
+                "area": annotation["area"],
+                "iscrowd": annotation["iscrowd"],
+            }
+            for position, annotation in enumerate(ground_truth["annotations"], start=1)
+        ],
+    }
+
+
+def _result_rows(
+    results: Sequence[dict[str, Any]], images: dict[int, int], categories: dict[int, int]
+) -> Float[np.ndarray, "detections 7"]:
+    for result in results:
+        if result["image_id"] not in images or result["category_id"] not in categories:
+            raise DataError(
+                f"a detection has image id {result['image_id']} and category id {result['category_id']}; "
+                "the ground truth does not have both"
+            )
+    rows = [
+        (images[result["image_id"]], *result["bbox"], result["score"], categories[result["category_id"]])
+        for result in results
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 7)
+
+
+def _summary(
+    precision: Float[np.ndarray, "thresholds recalls categories areas limits"],
+    recall: Float[np.ndarray, "thresholds categories areas limits"],
+    categories: Sequence[tuple[int, dict[str, Any]]],
+) -> Metrics:
+    """Areas: all, small, medium, large. Limits: 1, 10, 100. `categories` come with their positions in the arrays."""
+    names = Counter(category["name"] for _, category in categories)
+    per_class = {}
+    for position, category in categories:
+        name = category["name"] if names[category["name"]] == 1 else f"{category['name']} ({category['id']})"
+        own = precision[:, :, position, 0, 2]
+        per_class[name] = ClassMetrics(_mean(own), _mean(own[0]), _mean(own[5]), _mean(recall[:, position, 0, 2]))
+    return Metrics(
+        ap=_mean(precision[..., 0, 2]),
+        ap50=_mean(precision[0, ..., 0, 2]),
+        ap75=_mean(precision[5, ..., 0, 2]),
+        ap_small=_mean(precision[..., 1, 2]),
+        ap_medium=_mean(precision[..., 2, 2]),
+        ap_large=_mean(precision[..., 3, 2]),
+        ar_1=_mean(recall[..., 0, 0]),
+        ar_10=_mean(recall[..., 0, 1]),
+        ar_100=_mean(recall[..., 0, 2]),
+        ar_small=_mean(recall[..., 1, 2]),
+        ar_medium=_mean(recall[..., 2, 2]),
+        ar_large=_mean(recall[..., 3, 2]),
+        per_class=per_class,
+    )
+
+
+def _mean(values: Float[np.ndarray, "..."]) -> float:
+    """Over what is defined; -1 if nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def _xyxy_to_xywh(boxes_xyxy: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "objects 4"]:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+
+
+def _check(detections: Sequence[Detections], dataset: DetectionDataset) -> None:
+    if len(detections) != len(dataset):
+        raise ValueError(f"there are detections for {len(detections)} images, the data set has {len(dataset)}")
+    num_classes = len(dataset.classes)
+    for found in detections:
+        if len(found.class_ids) and not 0 <= int(found.class_ids.min()) <= int(found.class_ids.max()) < num_classes:
+            raise ValueError(
+                f"class ids run from {int(found.class_ids.min())} to {int(found.class_ids.max())}, "
+                f"the data set has {num_classes} classes"
+            )

@@ -1,0 +1,313 @@
+"""Pictures for people: boxes with names and scores on a photo, and many pictures on one sheet."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from deformable_detr.core.types import Detections
+from deformable_detr.data.dataset import Sample
+
+Color = tuple[int, int, int]
+"""Red, green, blue in 0..255."""
+
+# Okabe and Ito's colours and the darker of Paul Tol's: told apart by colour-blind people, too.
+_PALETTE: tuple[Color, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (213, 94, 0),
+    (204, 121, 167),
+    (0, 114, 178),
+    (68, 170, 153),
+    (136, 34, 85),
+    (153, 153, 51),
+    (51, 34, 136),
+    (17, 119, 51),
+)
+_GOLDEN_ANGLE = 137.508
+_PAPER = (246, 246, 244)
+_TRUTH_COLOR = (255, 255, 255)
+
+
+class _Rectangle(NamedTuple):
+    left: int
+    top: int
+    right: int
+    bottom: int
+    """Right and bottom are the last pixels inside."""
+
+    def overlap(self, other: "_Rectangle") -> int:
+        width = min(self.right, other.right) - max(self.left, other.left) + 1
+        height = min(self.bottom, other.bottom) - max(self.top, other.top) + 1
+        return max(0, width) * max(0, height)
+
+
+class _Tag(NamedTuple):
+    place: _Rectangle
+    text: str
+    color: Color
+
+
+class _Pen(NamedTuple):
+    """What suits a picture of this size."""
+
+    line_width: int
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    padding: int
+
+
+def class_color(class_id: int) -> Color:
+    """The class's own colour, the same in every picture; the first twelve differ for colour-blind people, too."""
+    if class_id < len(_PALETTE):
+        return _PALETTE[class_id]
+    hue = class_id * _GOLDEN_ANGLE % 360
+    red, green, blue = ImageColor.getrgb(f"hsv({hue:.2f}, 67%, 88%)")[:3]
+    return red, green, blue
+
+
+def draw_detections(
+    image: Image.Image,
+    detections: Detections,
+    classes: Sequence[str],
+    *,
+    threshold: float = 0.0,
+    ground_truth: Sample | None = None,
+    scale: float = 1.0,
+) -> Image.Image:
+    """A copy of the picture with a box and a tag, class and score, for every detection; the best on top.
+
+    Lines and letters suit the picture's size. Tags stay inside the picture and, where there is room, off each other.
+
+    Args:
+        image: As it was detected in.
+        detections: In pixels of `image`.
+        classes: Names by class id.
+        threshold: Detections with a lower score are left out.
+        ground_truth: Its boxes are added as dashed white lines, without tags.
+        scale: Enlarge the picture first, for small ones whose tags would hide everything.
+    """
+    canvas = _enlarged(image, scale)
+    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
+    draw = ImageDraw.Draw(canvas)
+    chosen = []
+    for box, score, class_id in zip(
+        detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
+    ):
+        if class_id >= len(classes):
+            raise ValueError(f"a detection has class id {class_id}, but there are {len(classes)} classes")
+        place = _visible(box, scale, canvas.size)
+        if score >= threshold and place is not None:
+            chosen.append((score, place, f"{_one_line(classes[class_id])} {score:.2f}", class_color(class_id)))
+    chosen.sort(key=lambda entry: entry[0], reverse=True)
+    for _, place, _, color in reversed(chosen):
+        _draw_box(draw, place, color, pen.line_width)
+    if ground_truth is not None:
+        for box in ground_truth.boxes_xyxy.tolist():
+            place = _visible(box, scale, canvas.size)
+            if place is not None:
+                _draw_dashed(draw, place, max(1, pen.line_width // 2), pen.padding)
+    named = [(place, _fitting(text, pen, canvas.width), color) for _, place, text, color in chosen]
+    _draw_tags(draw, named, pen, canvas.size)
+    return canvas
+
+
+def draw_objects(
+    image: Image.Image,
+    boxes_xyxy: Sequence[Sequence[float]],
+    class_ids: Sequence[int],
+    classes: Sequence[str],
+    *,
+    scale: float = 1.0,
+) -> Image.Image:
+    """A copy of the picture with the box and the class name of every object, as annotated.
+
+    Args:
+        image: As the boxes describe it.
+        boxes_xyxy: In pixels of `image`.
+        class_ids: Of each box.
+        classes: Names by class id.
+        scale: Enlarge the picture first, for small ones whose tags would hide everything.
+    """
+    canvas = _enlarged(image, scale)
+    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
+    draw = ImageDraw.Draw(canvas)
+    named = []
+    for box, class_id in zip(boxes_xyxy, class_ids, strict=True):
+        place = _visible(box, scale, canvas.size)
+        if place is not None:
+            _draw_box(draw, place, class_color(class_id), pen.line_width)
+            named.append((place, _shortened(_one_line(classes[class_id]), pen, canvas.width), class_color(class_id)))
+    _draw_tags(draw, named, pen, canvas.size)
+    return canvas
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int, *, cell_width: int | None = None, gap: int = 12
+) -> Image.Image:
+    """The pictures side by side, row by row, each as large as its cell allows, in the middle of it.
+
+    Cells are as wide as `cell_width`, by default the widest picture up to 640 pixels, and as high as half of
+    the pictures need at that width, but never higher than wide. Small pictures are enlarged.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a contact sheet of {len(images)} images in {columns} columns cannot be drawn")
+    columns = min(columns, len(images))
+    width = cell_width or min(640, max(image.width for image in images))
+    heights = sorted(max(1, round(image.height * width / image.width)) for image in images)
+    height = min(width, heights[(len(heights) - 1) // 2])
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (height + gap)), _PAPER)
+    for position, image in enumerate(images):
+        ratio = min(width / image.width, height / image.height)
+        size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+        row, column = divmod(position, columns)
+        left = gap + column * (width + gap) + (width - size[0]) // 2
+        top = gap + row * (height + gap) + (height - size[1]) // 2
+        sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+    return sheet
+
+
+def _enlarged(image: Image.Image, scale: float) -> Image.Image:
+    image = image.convert("RGB")
+    if scale == 1:
+        return image.copy()
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def _pen(size_wh: tuple[int, int], *, is_plain: bool) -> _Pen:
+    mean_side = sum(size_wh) / 2
+    font_size = max(10, round(mean_side / 42))
+    return _Pen(max(1, round(mean_side / 200)), _font(font_size, is_plain=is_plain), max(2, font_size // 5))
+
+
+def _font(size: int, *, is_plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own has no letters beyond ASCII; matplotlib brings one with accents, Greek, Cyrillic and more."""
+    if is_plain:
+        return ImageFont.load_default(size)
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) -> _Rectangle | None:
+    """In whole pixels, cut at the picture's border; None if there is nothing to draw."""
+    if not all(isfinite(side) for side in box_xyxy):
+        return None
+    left, top, right, bottom = (side * scale for side in box_xyxy)
+    width, height = size_wh
+    if right < 0 or bottom < 0 or left > width or top > height or right < left or bottom < top:
+        return None
+    left, right = (min(max(round(side), 0), width - 1) for side in (left, right - 1))
+    top, bottom = (min(max(round(side), 0), height - 1) for side in (top, bottom - 1))
+    return _Rectangle(left, top, max(left, right), max(top, bottom))
+
+
+def _one_line(name: str) -> str:
+    """Without line breaks and half characters, which fonts do not draw."""
+    return " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def _fitting(text: str, pen: _Pen, picture_width: int) -> str:
+    """A name longer than half a picture loses its end, never the score."""
+    name, score = text.rsplit(" ", 1)
+    return _shortened(name, pen, picture_width, f" {score}").strip()
+
+
+def _shortened(name: str, pen: _Pen, picture_width: int, after: str = "") -> str:
+    room = max(picture_width // 2, min(picture_width, 12 * round(pen.font.getlength("0")))) - 2 * pen.padding
+    if pen.font.getlength(name + after) <= room:
+        return name + after
+    while name and pen.font.getlength(f"{name}...{after}") > room:
+        name = name[:-1]
+    return f"{name}...{after}" if name else after
+
+
+def _draw_tags(
+    draw: ImageDraw.ImageDraw, named: Sequence[tuple[_Rectangle, str, Color]], pen: _Pen, size_wh: tuple[int, int]
+) -> None:
+    """A tag for each box, the first on top and placed first."""
+    tags: list[_Tag] = []
+    for place, text, color in named:
+        tags.append(_Tag(_tag_place(draw, place, text, pen, tags, size_wh), text, color))
+    for tag in reversed(tags):
+        _draw_tag(draw, tag, pen)
+
+
+def _tag_place(
+    draw: ImageDraw.ImageDraw, box: _Rectangle, text: str, pen: _Pen, tags: Sequence[_Tag], size_wh: tuple[int, int]
+) -> _Rectangle:
+    """Above the box, else below or inside it: where it covers the least of the tags before it."""
+    ascent_and_descent = draw.textbbox((0, 0), "Ag", font=pen.font)
+    width = round(draw.textlength(text, font=pen.font)) + 2 * pen.padding
+    height = round(ascent_and_descent[3]) + pen.padding
+    above, below = box.top - height, box.bottom + 1
+    at_left, at_right = box.left, box.right - width + 1
+    corners = [
+        (at_left, above),
+        (at_right, above),
+        (at_left, below),
+        (at_right, below),
+        (at_left, box.top),
+        (at_right, box.top),
+        (at_left, box.bottom - height + 1),
+        (at_right, box.bottom - height + 1),
+    ]
+
+    def inside(corner: tuple[int, int]) -> _Rectangle:
+        left = max(0, min(corner[0], size_wh[0] - width))
+        top = max(0, min(corner[1], size_wh[1] - height))
+        return _Rectangle(left, top, left + width - 1, top + height - 1)
+
+    def cost(corner: tuple[int, int]) -> int:
+        place = inside(corner)
+        moved = abs(place.left - corner[0]) + abs(place.top - corner[1])
+        return 4 * sum(place.overlap(tag.place) for tag in tags) + moved
+
+    return inside(min(corners, key=cost))
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, place: _Rectangle, color: Color, width: int) -> None:
+    """With a thin edge of the opposite brightness, so that it shows on any ground."""
+    edge = (20, 20, 20) if _is_light(color) else (235, 235, 235)
+    outer = _Rectangle(place.left - 1, place.top - 1, place.right + 1, place.bottom + 1)
+    draw.rectangle(outer, outline=edge, width=width + 2)
+    draw.rectangle(place, outline=color, width=width)
+
+
+def _draw_dashed(draw: ImageDraw.ImageDraw, place: _Rectangle, width: int, gap: int) -> None:
+    draw.rectangle(place, outline=(20, 20, 20), width=width)
+    dash = 2 * gap + width
+    for first, last, vertical in (
+        (place.left, place.right, False),
+        (place.top, place.bottom, True),
+    ):
+        ends = [*range(first, last + 1, dash), last + 1]
+        for start, stop in list(pairwise(ends))[::2]:
+            for side in (0, 1):
+                if vertical:
+                    x = place.left if side == 0 else max(place.left, place.right - width + 1)
+                    draw.rectangle((x, start, x + width - 1, stop - 1), fill=_TRUTH_COLOR)
+                else:
+                    y = place.top if side == 0 else max(place.top, place.bottom - width + 1)
+                    draw.rectangle((start, y, stop - 1, y + width - 1), fill=_TRUTH_COLOR)
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Tag, pen: _Pen) -> None:
+    ink = (0, 0, 0) if _is_light(tag.color) else (255, 255, 255)
+    # A thin rim in between, so that tags of one class that must overlap stay apart.
+    draw.rectangle(tag.place, fill=tag.color, outline=_between(tag.color, ink))
+    draw.text((tag.place.left + pen.padding, tag.place.top), tag.text, fill=ink, font=pen.font)
+
+
+def _is_light(color: Color) -> bool:
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 120
+
+
+def _between(first: Color, second: Color) -> Color:
+    return (first[0] + second[0]) // 2, (first[1] + second[1]) // 2, (first[2] + second[2]) // 2

@@ -1,0 +1,192 @@
+"""Many image files through a detector: found, read, detected, and if wanted drawn and listed in a COCO file."""
+
+import glob
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.types import Detections
+from deformable_detr.data.images import list_images, load_image
+from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.drawing import draw_detections
+from deformable_detr.runs.folder import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """What was found in one file, or why it could not be read."""
+
+    path: Path
+    size_wh: tuple[int, int] | None = None
+    detections: Detections | None = None
+    error: str | None = None
+
+    def record(self, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+        """As plain data: boxes are x1, y1, x2, y2 in pixels of the image as displayed."""
+        assert self.size_wh is not None
+        return {
+            "image": str(self.path),
+            "width": self.size_wh[0],
+            "height": self.size_wh[1],
+            "detections": [
+                {
+                    "class": classes[class_id],
+                    "class_id": class_id,
+                    "category_id": category_ids[class_id],
+                    "score": round(score, 4),
+                    "box_xyxy": [round(side, 2) for side in box],
+                }
+                for box, score, class_id in _rows(self.detections)
+            ],
+        }
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """The image files that are meant, each once, in the order given; those of a folder or a pattern by name.
+
+    Args:
+        patterns: files, folders, which are searched to the bottom, and patterns such as "photos/*.jpg".
+
+    Raises:
+        DataError: one of them means no image.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            paths = list_images(path)
+            if not paths:
+                raise DataError(f"no images in the folder {pattern}")
+        elif path.exists():
+            paths = [path]
+        else:
+            matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
+            paths = [match for match in matches if match.is_file()]
+            if not paths:
+                raise DataError(f"no such image: {pattern}")
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def predict_files(
+    detector: Detector,
+    paths: Sequence[Path],
+    *,
+    output: Path | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    max_detections: int = 100,
+    batch_size: int = 1,
+    skip_bad_images: bool = False,
+) -> Iterator[ImageResult]:
+    """What is in each file, one at a time, in the order of `paths`.
+
+    Args:
+        detector: finds it.
+        paths: image files.
+        output: a folder for annotated pictures and, at the end, detections.json: a COCO file whose annotations have
+            scores.
+        threshold: scores below it are left out.
+        max_detections: per image.
+        batch_size: consecutive images of the same size go through the network together.
+        skip_bad_images: report a file that cannot be read as a result with an `error`, instead of raising.
+
+    Raises:
+        DataError: a file cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
+        raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")
+    pictures = None if output is None else _PictureFolder(output, detector, threshold)
+    waiting: deque[tuple[Path, Image.Image]] = deque()
+    bad: list[ImageResult] = []
+
+    def read() -> Iterator[Image.Image]:
+        for path in paths:
+            try:
+                image = load_image(path)
+            except DataError as error:
+                if not skip_bad_images:
+                    raise
+                bad.append(ImageResult(path=path, error=str(error)))
+                continue
+            waiting.append((path, image))
+            yield image
+
+    found = detector.predict_each(read(), threshold=threshold, batch_size=batch_size, max_detections=max_detections)
+    for detections in found:
+        path, image = waiting.popleft()
+        result = ImageResult(path=path, size_wh=image.size, detections=detections)
+        if pictures is not None:
+            pictures.add(result, image)
+        yield result
+    yield from bad
+    if pictures is not None:
+        pictures.finish()
+
+
+class _PictureFolder:
+    """Annotated pictures, and the COCO file that goes with them."""
+
+    def __init__(self, path: Path, detector: Detector, threshold: float) -> None:
+        self._path, self._detector, self._threshold = path, detector, threshold
+        self._names: set[str] = set()
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to the output folder {path}: {error.strerror}") from error
+
+    def add(self, result: ImageResult, image: Image.Image) -> None:
+        assert result.detections is not None
+        name = self._free_name(result.path.stem)
+        drawn = draw_detections(image, result.detections, self._detector.classes, threshold=self._threshold)
+        try:
+            drawn.save(self._path / name, quality=92)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path / name}: {error.strerror or error}") from error
+        image_id = len(self._images) + 1
+        width, height = image.size
+        self._images.append({"id": image_id, "file_name": str(result.path), "width": width, "height": height})
+        for (left, top, right, bottom), score, class_id in _rows(result.detections):
+            box = [left, top, right - left, bottom - top]
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": self._detector.category_ids[class_id],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+
+    def finish(self) -> None:
+        pairs = zip(self._detector.category_ids, self._detector.classes, strict=True)
+        categories = [{"id": category_id, "name": name} for category_id, name in pairs]
+        write_json(
+            self._path / "detections.json",
+            {"images": self._images, "categories": categories, "annotations": self._annotations},
+        )
+
+    def _free_name(self, stem: str) -> str:
+        """Photos of different folders may share a name."""
+        name, number = f"{stem}.jpg", 1
+        while name in self._names:
+            number += 1
+            name = f"{stem}-{number}.jpg"
+        self._names.add(name)
+        return name
+
+
+def _rows(detections: Detections | None) -> Iterator[tuple[list[float], float, int]]:
+    assert detections is not None
+    yield from zip(
+        detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
+    )

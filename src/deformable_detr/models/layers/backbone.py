@@ -1,0 +1,182 @@
+"""Image to feature maps, by any convolutional network timm knows."""
+
+import logging
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers.norm_act import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from deformable_detr.core.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Backbone(nn.Module):
+    """Feature maps of the coarsest `num_maps` strides, finest first, e.g. strides 8, 16 and 32 for three.
+
+    Args:
+        name: what timm calls it, e.g. "resnet50".
+        num_maps: how many maps to return, from the coarsest up.
+        dilation: the last stage keeps the stride of the one before and dilates instead (DC5).
+        frozen_stages: how many of the network's stages, from the image up, keep their weights. Stages as timm
+            counts them: the paper's stem and layer1 of a ResNet are the first 2 (strides 2 and 4).
+        frozen_batch_norm: batch norm keeps its statistics and its scale, as in the paper.
+
+    Raises:
+        ConfigError: timm does not know the name, or the network cannot give these maps.
+    """
+
+    def __init__(
+        self, name: str, *, num_maps: int, dilation: bool, frozen_stages: int, frozen_batch_norm: bool
+    ) -> None:
+        super().__init__()
+        full: Any = _create(name, dilation, None)
+        strides = full.feature_info.reduction()
+        if len(strides) < num_maps:
+            raise ConfigError(f"backbone {name} has {len(strides)} feature maps, num_levels asks for {num_maps}")
+        body: Any = _create(name, dilation, tuple(range(len(strides) - num_maps, len(strides))))
+        self.strides: list[int] = body.feature_info.reduction()
+        self.num_channels: list[int] = body.feature_info.channels()
+        _try_out(body, name, self.num_channels)
+        self._name = name
+        self.body = freeze_batch_norm_2d(body) if frozen_batch_norm else body
+        stages = [info["module"] for info in full.feature_info.info]
+        _freeze_up_to(self.body, stages, frozen_stages, name)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Maps of the normalised images, finest first."""
+        if images.device.type == "cpu":
+            # What the convolutions there work on inside; batch norm and pooling are faster on it, too.
+            images = images.contiguous(memory_format=torch.channels_last)
+        maps: list[Tensor] = self.body(images)
+        return maps
+
+    def load_weights(self, source: str) -> None:
+        """Start from pre-trained weights.
+
+        Args:
+            source: "hub" for timm's own (needs a network once), else a .safetensors or .pth file in timm's or
+                torchvision's layout; the classifier in it is not used.
+
+        Raises:
+            CheckpointError: the hub cannot be reached, or the file is not this network's.
+        """
+        state = _from_hub(self._name) if source == "hub" else _from_file(Path(source))
+        # timm writes "stages_0" where the plain network has "stages.0".
+        by_name = {key.replace(".", "_"): tensor for key, tensor in state.items()}
+        loaded, missing, wrong = {}, [], []
+        for key, own in self.body.state_dict().items():
+            tensor = by_name.get(key.replace(".", "_"))
+            if tensor is None:
+                if not key.endswith("num_batches_tracked"):
+                    missing.append(key)
+            elif tensor.shape != own.shape:
+                wrong.append(f"{key} is {tuple(tensor.shape)} there and {tuple(own.shape)} here")
+            else:
+                loaded[key] = tensor
+        if missing or wrong:
+            problems = [f"{len(missing)} parameters missing, first {missing[0]}"] * bool(missing) + wrong[:1]
+            raise CheckpointError(f"{source} does not hold weights of {self._name}: {'; '.join(problems)}")
+        self.body.load_state_dict(loaded, strict=False)
+        log.info("backbone %s: %d tensors from %s", self._name, len(loaded), source)
+
+
+def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> nn.Module:
+    options: dict[str, Any] = {"features_only": True, "pretrained": False}
+    if dilation:
+        options["output_stride"] = 16
+    if out_indices is not None:
+        options["out_indices"] = out_indices
+    try:
+        return timm.create_model(name, **options)
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        AssertionError,
+    ) as error:
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
+            hint = f"; did you mean one of {', '.join(near)}?" if near else ""
+            raise ConfigError(f"timm knows no backbone {name!r}{hint}") from error
+        how = " with dilation" if dilation else ""
+        raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {error}") from error
+
+
+def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
+    """Refuse what takes images of one size only, or gives no maps: most transformers."""
+    body.eval()
+    try:
+        with torch.no_grad():
+            maps = body(torch.zeros(1, 3, 64, 96))
+        given = [one.shape[1] if one.dim() == 4 else None for one in maps]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"backbone {name} cannot take images of any size ({_first_line(error)}); choose a convolutional network"
+        ) from error
+    if given != num_channels:
+        raise ConfigError(f"backbone {name} does not give maps with channels first; choose a convolutional network")
+    body.train()
+
+
+def _freeze_up_to(body: nn.Module, stages: list[str], count: int, name: str) -> None:
+    if count > len(stages):
+        raise ConfigError(f"frozen_stages is {count}, but backbone {name} has {len(stages)} stages")
+    if count == 0:
+        return
+    last = stages[count - 1].replace(".", "_")
+    reached = False
+    for path, module in body.named_modules():
+        inside = path.replace(".", "_") == last or path.replace(".", "_").startswith(last + "_")
+        if reached and not inside:
+            return
+        reached = reached or inside
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    assert reached, f"stage {last} of {name} not found"
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"pre-trained weights of {name} cannot be had from timm's hub ({_first_line(error)}); name a local "
+            "file with --backbone-weights PATH, or --backbone-weights none to start from random weights"
+        ) from error
+
+
+def _from_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"no such file of backbone weights: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
+        # What torch says here is advice on running code from the file.
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
+        ) from error
+    for nested in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(nested), dict):
+            state = state[nested]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} holds no table of named tensors")
+    return {re.sub(r"^(module|model|backbone)\.", "", key): tensor for key, tensor in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

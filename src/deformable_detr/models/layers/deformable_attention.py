@@ -1,0 +1,47 @@
+"""The module around the operator: where to sample, and how much each sample counts (section 4.1)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from deformable_detr.core.types import SpatialShapes
+from deformable_detr.ops import multi_scale_deformable_attention_from_projection
+
+
+class DeformableAttention(nn.Module):
+    """Each query samples `num_points` points per level and head around its reference, at offsets it predicts itself."""
+
+    def __init__(self, dim: int, *, num_heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(dim, samples * 2)
+        self.attention_weights = nn.Linear(dim, samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch queries dim"],
+        reference: Float[Tensor, "batch queries levels _"],
+        tokens: Float[Tensor, "batch positions dim"],
+        padding_mask: Bool[Tensor, "batch positions"],
+        spatial_shapes: SpatialShapes,
+    ) -> Float[Tensor, "batch queries dim"]:
+        """`reference` is a point (x, y) or a box cxcywh in 0..1 of each padded map. Padding has value zero."""
+        value = self.value_proj(tokens).masked_fill_(padding_mask[..., None], 0.0)
+        # One product for both: joining the weights costs less than reading the queries twice.
+        projection = F.linear(
+            query,
+            torch.cat([self.sampling_offsets.weight, self.attention_weights.weight]),
+            torch.cat([self.sampling_offsets.bias, self.attention_weights.bias]),
+        )
+        sampled = multi_scale_deformable_attention_from_projection(
+            value.unflatten(-1, (self.num_heads, -1)),
+            spatial_shapes,
+            reference,
+            projection,
+            num_points=self.num_points,
+        )
+        return self.output_proj(sampled.flatten(2))

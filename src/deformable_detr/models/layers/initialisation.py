@@ -1,0 +1,101 @@
+"""Every initial value of the detector, in one place (official code; arXiv 2010.04159, A.3 and A.4).
+
+- Transformer matrices (projections, self-attention, feed-forward, proposal projections): Xavier uniform. Their
+  biases keep PyTorch's defaults: uniform within 1/sqrt(fan in) for linear layers, 0 for self-attention.
+- Sampling offsets: weight 0; bias a ring, head m pointing at angle 2 pi m / heads, point k that many pixels out,
+  k = 1, 2, ... Attention weights: weight and bias 0, so that all samples count the same.
+- Value and output projections, and the convolutions of the pyramid: Xavier uniform, bias 0. Norms 1 and 0.
+- Level embeddings and learned queries: normal with deviation 1. Reference points: Xavier uniform, bias 0.
+- Class heads: PyTorch's default weight; bias such that every class starts at probability 0.01.
+- Box heads: PyTorch's default, but the last layer 0, so that boxes start at their references. The bias of w and h
+  is -2 (size 0.12 of the image) where a size is predicted from nothing: in the one shared head, or in the first
+  with refinement; 0 everywhere in two-stage, where the proposals bring a size.
+- With refinement all heads of a kind start equal, the proposals' heads included.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from deformable_detr.models.layers.decoder import Decoder
+from deformable_detr.models.layers.deformable_attention import DeformableAttention
+from deformable_detr.models.layers.encoder import Encoder
+from deformable_detr.models.layers.feedforward import MLP
+from deformable_detr.models.layers.pyramid import Pyramid
+from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries
+
+PRIOR_PROBABILITY = 0.01
+_SIZE_LOGIT = -2.0
+
+
+@torch.no_grad()
+def initialise(
+    pyramid: Pyramid, encoder: Encoder, query_source: LearnedQueries | ProposalQueries, decoder: Decoder
+) -> None:
+    """Set every parameter outside the backbone, from torch's global generator."""
+    for module in pyramid.projections.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(pyramid.level_embed)
+    for layers in (encoder.layers, decoder.layers):
+        _xavier_matrices(layers)
+        for module in layers.modules():
+            if isinstance(module, DeformableAttention):
+                initialise_attention(module)
+    two_stage = isinstance(query_source, ProposalQueries)
+    class_heads, box_heads = list(decoder.class_heads), list(decoder.box_heads)
+    if isinstance(query_source, ProposalQueries):
+        _xavier_matrices(query_source.memory_proj)
+        _xavier_matrices(query_source.position_proj)
+        class_heads.append(query_source.class_head)
+        box_heads.append(query_source.box_head)
+    else:
+        nn.init.normal_(query_source.embedding.weight)
+        nn.init.xavier_uniform_(query_source.reference_points.weight)
+        nn.init.zeros_(query_source.reference_points.bias)
+    _initialise_heads(class_heads, box_heads, size_logit=0.0 if two_stage else _SIZE_LOGIT)
+
+
+def initialise_attention(attention: DeformableAttention) -> None:
+    """Look at a ring of points around the reference, all counting the same."""
+    nn.init.zeros_(attention.sampling_offsets.weight)
+    attention.sampling_offsets.bias.data = ring(attention.num_heads, attention.num_levels, attention.num_points)
+    nn.init.zeros_(attention.attention_weights.weight)
+    nn.init.zeros_(attention.attention_weights.bias)
+    for projection in (attention.value_proj, attention.output_proj):
+        nn.init.xavier_uniform_(projection.weight)
+        nn.init.zeros_(projection.bias)
+
+
+def ring(num_heads: int, num_levels: int, num_points: int) -> Tensor:
+    """Initial offsets, flattened: on a square ring of radius k for point k, the same on every level."""
+    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+    radii = torch.arange(1, num_points + 1, dtype=torch.float32)
+    offsets = directions[:, None, None] * radii[:, None]  # (heads, 1, points, 2)
+    return offsets.expand(num_heads, num_levels, num_points, 2).flatten()
+
+
+def _xavier_matrices(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def _initialise_heads(class_heads: list[nn.Module], box_heads: list[nn.Module], *, size_logit: float) -> None:
+    first_class, first_box = class_heads[0], box_heads[0]
+    assert isinstance(first_class, nn.Linear)
+    assert isinstance(first_box, MLP)
+    nn.init.constant_(first_class.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    last = first_box.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    for heads in (class_heads, box_heads):
+        for other in heads[1:]:
+            other.load_state_dict(heads[0].state_dict())
+    last.bias[2:] = size_logit

@@ -1,0 +1,113 @@
+"""Feature maps and padding to levels of equal width, flattened one after another."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from deformable_detr.core.types import Memory
+from deformable_detr.models.layers.backbone import Backbone
+from deformable_detr.models.layers.position import embed_pixels
+
+_NORM_GROUPS = 32
+
+
+class Pyramid(nn.Module):
+    """Projects the backbone's maps to `dim` and adds coarser levels by strided convolutions (section 4.2, A.2).
+
+    Args:
+        backbone: gives the maps; levels beyond them are made here, the first from the coarsest raw map.
+        num_levels: how many levels in all.
+        dim: channels of every level.
+        per_image: run backbone and projections on each image without its padding. The paper runs them on the
+            padded batch, where the group norms and the borders of the convolutions see the padding, so that what
+            is found in an image depends a little on its neighbours.
+    """
+
+    def __init__(self, backbone: Backbone, *, num_levels: int, dim: int, per_image: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.per_image = per_image
+        num_maps = len(backbone.num_channels)
+        assert num_maps <= num_levels
+        projections = [_projection(channels, dim, kernel=1) for channels in backbone.num_channels]
+        for extra in range(num_levels - num_maps):
+            channels = backbone.num_channels[-1] if extra == 0 else dim
+            projections.append(_projection(channels, dim, kernel=3))
+        self.projections = nn.ModuleList(projections)
+        self.level_embed = nn.Parameter(torch.empty(num_levels, dim))
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], padding_mask: Bool[Tensor, "batch height width"]
+    ) -> Memory:
+        """What the encoder starts from. `padding_mask` must be False in a rectangle at the top left of each image."""
+        if self.per_image and bool(padding_mask.any()):
+            levels, masks = self._project_each(images, padding_mask)
+        else:
+            levels = self._project(images)
+            masks = [_resize_mask(padding_mask, level) for level in levels]
+        position = [
+            embed_pixels(mask, level.shape[1]) + embedding
+            for mask, level, embedding in zip(masks, levels, self.level_embed, strict=True)
+        ]
+        return Memory(
+            tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
+            position=torch.cat([level.flatten(1, 2) for level in position], dim=1),
+            padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
+            spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
+        )
+
+    def _project(self, images: Tensor) -> list[Tensor]:
+        maps = self.backbone(images)
+        levels = [project(one) for project, one in zip(self.projections, maps, strict=False)]
+        source = maps[-1]
+        for project in self.projections[len(maps) :]:
+            source = project(source)
+            levels.append(source)
+        return levels
+
+    def _project_each(self, images: Tensor, padding_mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        heights = (~padding_mask[:, :, 0]).sum(1).tolist()
+        widths = (~padding_mask[:, 0, :]).sum(1).tolist()
+        each = [
+            self._project(image[None, :, :height, :width])
+            for image, height, width in zip(images, heights, widths, strict=True)
+        ]
+        levels, masks = [], []
+        for maps in zip(*each, strict=True):
+            height, width = max(one.shape[2] for one in maps), max(one.shape[3] for one in maps)
+            levels.append(torch.cat([_pad(one, height, width, 0.0) for one in maps]))
+            masks.append(torch.cat([_pad(_no_padding(one), height, width, True) for one in maps]))
+        return levels, masks
+
+
+class _GroupNorm(nn.GroupNorm):
+    """PyTorch's, without its refusal of a level of one pixel, where a group may hold a single value."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _projection(channels: int, dim: int, kernel: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, dim, kernel, stride=2, padding=1) if kernel == 3 else nn.Conv2d(channels, dim, 1)
+    return nn.Sequential(convolution, _GroupNorm(_NORM_GROUPS, dim))
+
+
+def _pad(one: Tensor, height: int, width: int, fill: float | bool) -> Tensor:
+    return F.pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2]), value=fill)
+
+
+def _no_padding(level: Tensor) -> Tensor:
+    return level.new_zeros((1, *level.shape[2:]), dtype=torch.bool)
+
+
+def _resize_mask(padding_mask: Tensor, level: Tensor) -> Tensor:
+    return F.interpolate(padding_mask[:, None].float(), size=level.shape[2:])[:, 0].bool()
+
+
+def _valid_ratio(mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
+    """Share of the map that is image, (w, h), read along its first row and column."""
+    width = (~mask[:, 0, :]).float().mean(1)
+    height = (~mask[:, :, 0]).float().mean(1)
+    return torch.stack([width, height], dim=-1)

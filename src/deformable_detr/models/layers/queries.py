@@ -1,0 +1,126 @@
+"""Where decoder queries come from: learned (one stage), or the best proposals of the encoder (two-stage, A.4)."""
+
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from deformable_detr.core.boxes import cxcywh_to_xyxy
+from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
+from deformable_detr.models.layers.encoder import pixel_centres
+from deformable_detr.models.layers.feedforward import MLP
+from deformable_detr.models.layers.full_precision import in_float32
+from deformable_detr.models.layers.position import embed_boxes
+
+_FINEST_PROPOSAL_SIZE = 0.05
+_PROPOSAL_MARGIN = 0.01
+_SAME_OBJECT_IOU = 0.8
+_CANDIDATES_PER_QUERY = 10
+
+
+@runtime_checkable
+class QuerySource(Protocol):
+    """Turns encoder memory into decoder queries, and proposals to supervise if it made any."""
+
+    def __call__(self, memory: Memory) -> tuple[Queries, Predictions | None]:
+        """Queries, and every proposal they were chosen from."""
+        ...
+
+
+class LearnedQueries(nn.Module):
+    """The same learned queries for every image, each with a reference point it learns with them (section 4.2)."""
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 2 * dim)  # position, then content
+        self.reference_points = nn.Linear(dim, 2)
+
+    def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
+        """Queries with 2-d references; no proposals."""
+        batch = memory.tokens.shape[0]
+        position, content = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
+        return Queries(content, position, in_float32(self.reference_points, position).sigmoid()), None
+
+
+class ProposalQueries(nn.Module):
+    """One proposal per encoder position; the best by class channel 0 become queries.
+
+    Content and position of a query are both read from its box alone, as in the official code.
+
+    Args:
+        num_queries: how many proposals are kept; all of them where the image has fewer positions.
+        dim: width of the memory.
+        num_classes: channels of the class head; only channel 0 is ever trained, as "there is an object".
+        choice: "paper" scores proposals in the padding and at the very border like any other, with the box
+            (1, 1, 1, 1), as the official code does. "valid" picks those last. "distinct" does, too, and before them
+            come those that overlap a better one by an IoU of more than 0.8, after Zhang et al., "Dense Distinct Query
+            for End-to-End Object Detection", CVPR 2023: two queries read from nearly the same box are nearly the same
+            query, and the decoder takes long to learn to let one of them go.
+    """
+
+    def __init__(
+        self, num_queries: int, dim: int, num_classes: int, *, choice: Literal["paper", "valid", "distinct"]
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.choice = choice
+        self.memory_proj = nn.Linear(dim, dim)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.class_head = nn.Linear(dim, num_classes)
+        self.box_head = MLP(dim, dim, 4, num_layers=3)
+        self.position_proj = nn.Linear(2 * dim, 2 * dim)
+        self.position_norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
+        """Queries with 4-d references, and the predictions of all positions."""
+        anchors = proposal_boxes(memory.spatial_shapes, memory.valid_ratios)
+        inside = ((anchors > _PROPOSAL_MARGIN) & (anchors < 1 - _PROPOSAL_MARGIN)).all(-1)
+        valid = inside & ~memory.padding_mask
+        tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
+        logits = in_float32(self.class_head, tokens)
+        anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf"))
+        boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
+        reference = _pick(boxes, self._best(logits, boxes, valid)).detach()
+        embedded = embed_boxes(reference, self.position_proj.in_features)
+        position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
+        return Queries(content, position, reference), Predictions(logits, boxes)
+
+    @torch.no_grad()
+    def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
+        scores = logits[..., 0]
+        kept = min(self.num_queries, scores.shape[1])
+        if self.choice == "paper":
+            return scores.topk(kept, dim=1).indices
+        scores = scores.masked_fill(~valid, -torch.inf)
+        if self.choice == "valid":
+            return scores.topk(kept, dim=1).indices
+        # Far more than are kept overlap each other, yet not all positions of a large image need to be compared.
+        candidates = scores.topk(min(_CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
+        pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes), strict=True)
+        return torch.stack([own[_distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
+
+
+def proposal_boxes(
+    spatial_shapes: SpatialShapes, valid_ratios: Float[Tensor, "batch levels 2"]
+) -> Float[Tensor, "batch positions 4"]:
+    """A box cxcywh on every position, in 0..1 of the image without padding; its side doubles from level to level."""
+    levels = []
+    for level, ((height, width), ratio) in enumerate(zip(spatial_shapes, valid_ratios.unbind(1), strict=True)):
+        valid_wh = ratio * ratio.new_tensor([width, height])
+        centres = pixel_centres(height, width, ratio.device).flatten(0, 1) / valid_wh[:, None]
+        levels.append(torch.cat([centres, torch.full_like(centres, _FINEST_PROPOSAL_SIZE * 2**level)], dim=-1))
+    return torch.cat(levels, dim=1)
+
+
+def _pick(values: Float[Tensor, "batch positions 4"], index: Tensor) -> Float[Tensor, "batch queries 4"]:
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
+    """Places of boxes that fall in score: those that overlap no better one first, then the others, then the invalid."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[nms(boxes_xyxy, scores, _SAME_OBJECT_IOU)] = True
+    # Invalid ones all have the same box, of which one would be chosen.
+    return (chosen & scores.isfinite()).logical_not().int().argsort(stable=True)

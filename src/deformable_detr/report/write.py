@@ -1,0 +1,304 @@
+"""From a run folder to report.html: what is there is shown, and what is missing is said."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from deformable_detr.core.config import from_dict, to_dict
+from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
+from deformable_detr.core.progress import Reporter, Silence, duration, percent
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import FormatName
+from deformable_detr.data.splits import TrainingData, open_training_data, pair
+from deformable_detr.data.statistics import statistics_of
+from deformable_detr.evaluation.analysis import Analysis, analyse
+from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.inference.detector import Detector
+from deformable_detr.report import sections
+from deformable_detr.report.history import History, history_of
+from deformable_detr.report.mistakes import worst_examples
+from deformable_detr.report.page import Section, page
+from deformable_detr.runs.folder import RunFolder, check_output_file, read_json, write_atomically
+from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.training.loggers import flat_settings
+from deformable_detr.weights import checkpoint as checkpoints
+
+
+class _Findings(NamedTuple):
+    """All that could be had."""
+
+    config: TrainConfig | None
+    history: History
+    data: TrainingData | None
+    weights: Path | None
+    evaluation: EvaluationReport | None
+    notes: list[str]
+    """What is missing, and why."""
+
+
+def write_report(
+    run: str | Path,
+    *,
+    data: str | Path | DetectionDataset | None = None,
+    val_data: DetectionDataset | None = None,
+    output: str | Path | None = None,
+    format: FormatName | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Path:
+    """Show a run on one page: how it went, how good it is, and what it gets wrong. Returns the page's path.
+
+    The weights, best.safetensors or else last.safetensors, are run on the validation images. What cannot be had, such
+    as images that have moved, is said on the page and left out.
+
+    Args:
+        run: the run folder.
+        data: where the data set is now, or one that is already open; where it was if left out.
+        val_data: what the run was judged by, if `data` is already open.
+        output: the page; report.html in the run folder if left out.
+        format: of the data set; what the run had if left out.
+        device: "auto" is a CUDA device if there is one, else the CPU.
+        reporter: is told how it goes.
+
+    Raises:
+        OutputError: there is no such run, or the page cannot be written.
+        DataError: `data` was given and cannot be used.
+        BackendError: the device is not here.
+    """
+    reporter, folder = reporter or Silence(), RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise OutputError(f"no such run folder: {run}")
+    if not any(path.exists() for path in (folder.config, folder.metrics, folder.best, folder.last)):
+        raise OutputError(f"{run} is not a run folder: it has none of config.json, metrics.jsonl and best.safetensors")
+    check_output_file(folder.report if output is None else Path(output))
+    notes: list[str] = []
+    config = _config(folder, notes)
+    opened = _open(folder, config, data, val_data, format, notes)
+    if opened is not None and opened.num_bad_images:
+        notes.append(f"{opened.num_bad_images} images are missing or are not of the size that the labels say.")
+    return _write(folder, config, opened, notes, output, device=device, reporter=reporter)
+
+
+def try_to_report(folder: RunFolder, data: TrainingData, *, device: str, reporter: Reporter) -> Path | None:
+    """At the end of a training: whatever happens here, the training has succeeded. None if there is no report."""
+    notes: list[str] = []
+    try:
+        return _write(folder, _config(folder, notes), data, notes, None, device=device, reporter=reporter)
+    except KeyboardInterrupt:
+        reason = "stopped"
+    except Exception as error:
+        logging.getLogger(__name__).debug("the report failed", exc_info=True)
+        reason = str(error) if isinstance(error, DeformableDetrError) else f"{type(error).__name__}: {error}"
+    reporter.say(f"no report: {reason}; `ddetr report {folder.path}` tries again")
+    return None
+
+
+def _config(folder: RunFolder, notes: list[str]) -> TrainConfig | None:
+    try:
+        return from_dict(TrainConfig, read_json(folder.config))
+    except ConfigError as error:
+        notes.append(f"The settings of this run are unknown: {error}")
+        return None
+
+
+def _open(
+    folder: RunFolder,
+    config: TrainConfig | None,
+    data: str | Path | DetectionDataset | None,
+    val_data: DetectionDataset | None,
+    format: FormatName | None,
+    notes: list[str],
+) -> TrainingData | None:
+    if config is None:
+        notes.append("Without config.json nobody knows which images the run was judged by: nothing is evaluated.")
+        return None
+    if isinstance(data, DetectionDataset):
+        held_out = read_json(folder.data).get("held_out") if folder.data.exists() else None
+        return pair(data, val_data, val_share=config.val_share, seed=config.seed, held_out=held_out)
+    try:
+        origin = read_json(folder.data) if data is None or folder.data.exists() else {}
+        where = data or origin.get("path")
+        if where is None:
+            raise ConfigError("the run was given its data in Python")
+        return open_training_data(
+            Path(where),
+            format=format or origin.get("format"),
+            val_share=config.val_share,
+            seed=config.seed,
+            skip_bad_images=True,
+            held_out=origin.get("held_out"),
+        )
+    except (DataError, ConfigError) as error:
+        if data is not None and not isinstance(error, ConfigError):
+            raise
+        notes.append(
+            f"The data set could not be opened, so nothing is evaluated: {error}. "
+            f"If it has moved: ddetr report {folder.path} --data FOLDER"
+        )
+        return None
+
+
+def _write(
+    folder: RunFolder,
+    config: TrainConfig | None,
+    data: TrainingData | None,
+    notes: list[str],
+    output: str | Path | None,
+    *,
+    device: str,
+    reporter: Reporter,
+) -> Path:
+    history = history_of(folder.records())
+    if not history.steps and not history.epochs:
+        notes.append("There is no metrics.jsonl with figures in it: how the training went is unknown.")
+    completed = max((row["epoch"] for row in history.epochs), default=0)
+    if config is not None and config.epochs is not None and completed < config.epochs:
+        notes.append(_not_finished(folder, completed, config.epochs))
+    weights = next((path for path in (folder.best, folder.last) if path.is_file()), None)
+    evaluation = None
+    if weights is None:
+        notes.append("There are no weights in the run folder: nothing is evaluated.")
+    elif data is not None:
+        if weights == folder.last:
+            notes.append("Nothing was evaluated in training yet: this is about last.safetensors.")
+        evaluation = _evaluate(weights, data, config, notes, device=device, reporter=reporter)
+    findings = _Findings(config, history, data, weights, evaluation, notes)
+    shown = _sections(findings, reporter)
+    name = folder.path.resolve().name
+    text = page(f"Run {name}", _subtitle(findings), notes, shown)
+    target = Path(output) if output is not None else folder.report
+    # Names of files may be no valid Unicode, and are still worth a page.
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    for note in notes:
+        reporter.say(f"report: {note}")
+    return target
+
+
+def _not_finished(folder: RunFolder, completed: int, epochs: int) -> str:
+    try:
+        saved = checkpoints.load(folder.last, training=True)
+    except CheckpointError:
+        saved = None
+    if saved is not None and saved.training is not None and saved.training.progress["position"].get("stopped_early"):
+        return (
+            f"Patience ended this run after {completed} of {epochs} epochs. "
+            f"To go on all the same: ddetr train --resume {folder.path} --epochs {epochs}"
+        )
+    return (
+        f"This run is not finished: {completed} of {epochs} epochs are complete. "
+        f"Go on with: ddetr train --resume {folder.path}"
+    )
+
+
+def _evaluate(
+    weights: Path,
+    data: TrainingData,
+    config: TrainConfig | None,
+    notes: list[str],
+    *,
+    device: str,
+    reporter: Reporter,
+) -> EvaluationReport | None:
+    try:
+        evaluation = evaluate(
+            Detector.load(weights, device=device),
+            data.val,
+            batch_size=1 if config is None else min(4, config.batch_size),
+            num_workers=config.num_workers if config is not None else 0,
+            skip_bad_images=True,
+            reporter=reporter,
+        )
+    except (DataError, CheckpointError) as error:
+        notes.append(f"Nothing could be evaluated: {error}")
+        return None
+    except torch.OutOfMemoryError:
+        notes.append(f"Nothing could be evaluated: there is not enough memory on {device}; try another --device.")
+        return None
+    if evaluation.skipped:
+        first = next(iter(evaluation.skipped.values()))
+        notes.append(f"{len(evaluation.skipped)} of {len(data.val)} validation images are left out; the first: {first}")
+    if not evaluation.dataset.num_objects:
+        notes.append("There are no objects on the validation images: nothing says how good this detector is.")
+    return evaluation
+
+
+def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
+    config, evaluation, data = findings.config, findings.evaluation, findings.data
+    analysis = None if evaluation is None else analyse(evaluation)
+    shown = [sections.at_a_glance(_facts(findings, analysis)), sections.training(findings.history)]
+    if evaluation is not None and analysis is not None:
+        examples = worst_examples(
+            analysis,
+            evaluation.detections,
+            evaluation.dataset,
+            on_progress=lambda done, total: reporter.update("drawing mistakes", done, total),
+        )
+        names = list(evaluation.metrics.per_class)
+        shown += [
+            sections.accuracy(evaluation, analysis),
+            sections.thresholds(analysis),
+            sections.confusion(analysis, names),
+            sections.errors(analysis),
+            sections.calibration(analysis),
+            sections.mistakes(examples, analysis.threshold),
+        ]
+    if data is not None:
+        splits = {"training": statistics_of(data.train), "validation": statistics_of(data.val)}
+        shown.append(sections.data(splits, data.origin))
+    settings = {} if config is None else flat_settings(to_dict(config))
+    shown.append(sections.configuration(settings, _versions(findings.weights)))
+    return shown
+
+
+def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, str]]:
+    config, history, data = findings.config, findings.history, findings.data
+    facts: list[tuple[str, str]] = []
+    best = history.best() if config is None else history.best(config.best_by)
+    twelve: dict[str, Any] | None = None
+    if findings.evaluation is not None:
+        twelve = findings.evaluation.metrics.twelve()
+    elif best is not None:
+        twelve = best["val"]
+    if twelve is not None:
+        facts += [("AP, %", percent(twelve["ap"])), ("AP50, %", percent(twelve["ap50"]))]
+    if analysis is not None and analysis.overall.num_objects:
+        facts += [("best F1", f"{analysis.overall.f1.max():.2f}"), ("at threshold", f"{analysis.threshold:.2f}")]
+    completed = max((row["epoch"] for row in history.epochs), default=0)
+    planned = "" if config is None or config.epochs is None else f" of {config.epochs}"
+    facts.append(("epochs", f"{completed}{planned}"))
+    if best is not None:
+        facts.append(("best epoch", str(best["epoch"])))
+    if history.seconds:
+        facts.append(("time, h:m:s" if history.seconds >= 3600 else "time, m:s", duration(history.seconds)))
+    if data is not None:
+        facts += [
+            ("training images", str(len(data.train))),
+            ("validation images", str(len(data.val))),
+            ("classes", str(len(data.train.classes))),
+        ]
+    return facts
+
+
+def _subtitle(findings: _Findings) -> str:
+    parts = []
+    if findings.config is not None:
+        model = findings.config.model
+        parts.append(f"recipe {findings.config.name}, {model.variant} model, backbone {model.backbone}")
+    if findings.data is not None:
+        parts.append(findings.data.train.source)
+    if findings.weights is not None:
+        parts.append(f"weights: {findings.weights.name}")
+    return "; ".join(parts)
+
+
+def _versions(weights: Path | None) -> list[tuple[str, str]]:
+    """What a checkpoint says about where it comes from."""
+    if weights is None:
+        return []
+    try:
+        provenance = checkpoints.load(weights).provenance
+    except CheckpointError:
+        return []
+    return [(name, text) for name, text in provenance.items() if text]

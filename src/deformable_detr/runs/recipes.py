@@ -1,0 +1,369 @@
+"""Runs we stand behind: functions that return a TrainConfig. Each says its command, its cost and the AP to expect."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from deformable_detr.core.config import from_dict
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.data.augmentation.pipeline import Augmentation, Preprocessing
+from deformable_detr.data.augmentation.presets import find_preset
+from deformable_detr.evaluation.coco_metrics import check_metric_name
+from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.models.losses import CriterionConfig
+from deformable_detr.runs.folder import read_json
+from deformable_detr.training.freezing import FREEZABLE
+from deformable_detr.training.optimizer import OptimizerConfig
+from deformable_detr.training.precision import PrecisionName
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a training run. The defaults are the paper's base model on COCO."""
+
+    name: str = "custom"
+    """Of the recipe; part of the default run folder's name."""
+    model: DeformableDETRConfig = field(default_factory=DeformableDETRConfig)
+    """`num_classes` is always taken from the data."""
+    criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    epochs: int | None = 50
+    """None: as many as `fitted_epochs` finds right for the number of images."""
+    batch_size: int = 32
+    """Images per step. The learning rate follows it, see `OptimizerConfig.lr_batch_size`."""
+    batch_size_by: Literal["settings", "memory"] = "settings"
+    """What decides on the batch: `batch_size`, or `fitting_batch`, which asks the machine."""
+    seed: int = 0
+    num_workers: int = 2
+    """Processes that read images; 0 reads them in the training process. Results do not depend on it."""
+    image_cache_gb: float = 0.5
+    """Memory for decoded training images, in GB, shared out among the workers. Results do not depend on it."""
+    val_share: float = 0.1
+    """Share of the training images held out for evaluation if the data set has no validation split."""
+    eval_every: int | None = 1
+    """Epochs between evaluations; the last epoch is always evaluated. None: see `fitted_interval`."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    skip_bad_images: bool = False
+    """Leave out, and count, images that are missing or cannot be read, instead of stopping."""
+    start: Literal["backbone", "weights"] = "backbone"
+    """What has learnt something before the first step: at most the backbone, or a whole detector, of which `train`
+    must then be given the `weights`. They bring the network's structure, whatever `model` says."""
+    size_by: Literal["settings", "objects", "weights"] = "settings"
+    """What decides on the size of images: `preprocessing` and `augmentation` as they are, the objects in the training
+    data as `fitted_size` says, or the weights, which go on at their own. `with_image_size` ends the latter two."""
+    augmentation_by: Literal["settings", "data"] = "settings"
+    """What decides on the augmentation: `augmentation` as it is, or the training data: then it is the paper's, without
+    mirror images if that would make classes wrong, see `handed_classes`. `with_augmentation` ends the latter."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network, of `FREEZABLE`, that keep their weights, besides `model.frozen_stages`."""
+    accumulate: int = 1
+    """Parts in which the images of a step go through the network, one after the other: less memory, the same step."""
+    activation_checkpointing: bool = False
+    """Compute what is inside the layers twice instead of remembering it: less memory, more time, the same step."""
+    compile: bool = False
+    """Compile the layers of encoder and decoder with torch.compile, for GPUs; on a processor it gains nothing."""
+    precision: PrecisionName = "auto"
+    """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 elsewhere."""
+    sharded: bool = False
+    """With several processes, leave each a part of weights, gradients, moments and average instead of all of them."""
+    ema_decay: float = 0.9997
+    """Of the averaged weights, which are evaluated and kept for use, see `Average`; 0 = no averaging."""
+    best_by: str = "ap"
+    """Which metric decides on best.safetensors: one of COCO's twelve, such as "ap50", or a class's own, "cat/ap"."""
+    patience: int = 0
+    """Epochs without a better `best_by` after which the run ends; 0 = it never ends early."""
+    save_every: float = 10.0
+    """Minutes after which last.safetensors is written within an epoch, too; 0 = between epochs only."""
+    keep_last: int = 2
+    """Checkpoints to go on from that are kept: last.safetensors and those before it."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What becomes of a step whose loss or gradient is not finite; ten left out in a row stop the run all the same."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could mean."""
+        for name in ("epochs", "batch_size", "eval_every", "log_every", "accumulate", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        for name in ("num_workers", "seed", "patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.image_cache_gb < math.inf:
+            raise ConfigError(f"image_cache_gb is {self.image_cache_gb}; it must be a number of GB, at least 0")
+        if not 0 < self.val_share < 1:
+            raise ConfigError(f"val_share is {self.val_share}; it must be between 0 and 1")
+        if self.size_by == "weights" and self.start != "weights":
+            raise ConfigError(f"size_by is 'weights', but start is {self.start!r}; it needs 'weights'")
+        _check_left_open(self)
+        unknown = [name for name in self.freeze if name not in FREEZABLE]
+        if unknown:
+            raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(FREEZABLE)}")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; a part needs at least one image"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if not 0 <= self.save_every < math.inf:
+            raise ConfigError(f"save_every is {self.save_every}; it must be a number of minutes, at least 0")
+        check_metric_name(self.best_by)
+
+
+def _check_left_open(config: TrainConfig) -> None:
+    """Refuse settings that would be overwritten without a word."""
+    if config.size_by != "settings":
+        ours, default = config.preprocessing, Preprocessing()
+        for name in ("short_side", "max_side"):
+            value = getattr(ours, name)
+            if value != getattr(default, name):
+                raise ConfigError(
+                    f"preprocessing.{name} is {value}, but size_by is {config.size_by!r}, which decides on it; "
+                    "use --image-size, or size_by=settings"
+                )
+    if config.augmentation_by == "data" and config.augmentation != Augmentation():
+        raise ConfigError(
+            "augmentation is set, but augmentation_by is 'data', which decides on it; "
+            "begin with a preset, --augment NAME, or use augmentation_by=settings"
+        )
+
+
+def paper_r50() -> TrainConfig:
+    """Paper's base model on COCO.
+
+    ddetr train paper_r50 --data /data/coco
+    Cost: hardware, hours and date of our own run; empty until there is one. The authors: 325 V100 hours.
+    Expected: 44.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(name="paper_r50")
+
+
+def paper_r50_refine() -> TrainConfig:
+    """With iterative box refinement.
+
+    ddetr train paper_r50_refine --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 325 V100 hours.
+    Expected: 46.2 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="paper_r50_refine",
+        model=DeformableDETRConfig(variant="refine"),
+    )
+
+
+def paper_r50_two_stage() -> TrainConfig:
+    """With iterative box refinement, and queries from the encoder's own proposals.
+
+    ddetr train paper_r50_two_stage --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 340 V100 hours.
+    Expected: 46.9 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="paper_r50_two_stage",
+        model=DeformableDETRConfig(variant="two_stage"),
+    )
+
+
+def paper_r50_single_scale() -> TrainConfig:
+    """One level of stride 32.
+
+    ddetr train paper_r50_single_scale --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 160 V100 hours.
+    Expected: 39.4 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="paper_r50_single_scale",
+        model=DeformableDETRConfig(num_levels=1),
+    )
+
+
+def paper_r50_single_scale_dc5() -> TrainConfig:
+    """One level of stride 16, from a dilated last stage.
+
+    ddetr train paper_r50_single_scale_dc5 --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 215 V100 hours.
+    Expected: 41.5 AP +- 0.3 on val2017 after 50 epochs (official README; our run: pending).
+    """
+    return TrainConfig(
+        name="paper_r50_single_scale_dc5",
+        model=DeformableDETRConfig(num_levels=1, dilation=True),
+    )
+
+
+def small() -> TrainConfig:
+    """A two-stage model for a few hundred photos and a processor without an accelerator; what `ddetr train` does alone.
+
+    ddetr train --data /data/photos
+    Cost: an hour or less on one core of a server for 200 to 250 photos (2026-11).
+    Expected: depends on the photos. Ours: 56.7 AP +- 0.5 on blood cells, 70.5 +- 0.4 on playing cards, three seeds each
+    (test splits; benchmarks/results).
+    """
+    return TrainConfig(
+        name="small",
+        model=DeformableDETRConfig(
+            variant="two_stage",
+            backbone="mobilenetv2_100",
+            hidden_dim=128,
+            num_heads=4,
+            encoder_layers=2,
+            decoder_layers=3,
+            ffn_dim=512,
+            num_queries=100,
+            dropout=0.0,
+            proposals="distinct",
+        ),
+        optimizer=OptimizerConfig(lr=8e-4, lr_batch_size=4, warmup_steps=None),
+        epochs=None,
+        eval_every=None,
+        batch_size=4,
+        size_by="objects",
+        augmentation_by="data",
+    )
+
+
+def finetune() -> TrainConfig:
+    """What `ddetr train --weights W` does alone: go on from a whole detector, gently, in its structure and image size.
+
+    ddetr train --data /data/photos --weights best.safetensors
+    Cost: a step costs what it does in training those weights; `--freeze backbone` saves some of it.
+    Expected: classes that the weights know keep most of their AP from the first epoch on, new ones take a few epochs
+    (blood cells: 44 and 49 AP50 of 50 and 51 after one epoch; benchmarks/results/2026-11-23_transfer_bccd.jsonl).
+    """
+    return TrainConfig(
+        name="finetune",
+        # An eighth of what `small` starts with; what is learnt already would not survive more.
+        optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=None),
+        epochs=None,
+        eval_every=None,
+        batch_size=4,
+        start="weights",
+        size_by="weights",
+        augmentation_by="data",
+    )
+
+
+def demo() -> TrainConfig:
+    """A tiny model from random weights for the drawn scenes of `ddetr demo`.
+
+    ddetr demo
+    Cost: about 9 minutes on 3 cores of a server (2026-11).
+    Expected: AP50 of at least 0.80 on held-out scenes; our run had 0.85.
+    """
+    return with_image_size(
+        TrainConfig(
+            name="demo",
+            model=DeformableDETRConfig(
+                # Learned queries part the picture among themselves sooner than proposals learn to yield to each other.
+                variant="refine",
+                backbone="test_resnet",
+                backbone_weights="none",
+                frozen_stages=0,
+                frozen_batch_norm=False,
+                num_levels=3,
+                hidden_dim=96,
+                num_heads=4,
+                encoder_layers=1,
+                decoder_layers=4,
+                ffn_dim=256,
+                num_queries=30,
+                dropout=0.0,
+                features="per_image",  # scenes differ in size; statistics learnt with padding fail without it
+            ),
+            # Nothing starts from learnt weights, so nothing has to be treated with care.
+            optimizer=OptimizerConfig(
+                lr=1e-3,
+                lr_batch_size=4,
+                backbone_lr_factor=1.0,
+                offsets_lr_factor=1.0,
+                clip_norm=1.0,
+                warmup_steps=50,
+            ),
+            augmentation=Augmentation(crop_probability=0.0),
+            epochs=22,
+            batch_size=4,
+            eval_every=4,
+        ),
+        160,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        small,
+        finetune,
+        paper_r50,
+        paper_r50_refine,
+        paper_r50_two_stage,
+        paper_r50_single_scale,
+        paper_r50_single_scale_dc5,
+        demo,
+    )
+}
+
+
+def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
+    """The config for images of another size: everything counted in pixels of the input changes in proportion.
+
+    Args:
+        config: what to change.
+        short_side: of the images, in pixels, in evaluation, and the largest in training.
+    """
+    if short_side < 1:
+        raise ConfigError(f"the image size is {short_side}; it must be at least 1")
+    ratio = short_side / config.preprocessing.short_side
+    max_side = max(short_side, round(config.preprocessing.max_side * ratio))
+    return replace(
+        config,
+        preprocessing=replace(config.preprocessing, short_side=short_side, max_side=max_side),
+        # What is left to the data will be brought to this size when it is chosen.
+        augmentation=config.augmentation
+        if config.augmentation_by == "data"
+        else config.augmentation.scaled(short_side),
+        size_by="settings",
+    )
+
+
+def with_augmentation(config: TrainConfig, preset: str) -> TrainConfig:
+    """The config with another augmentation, a preset by name, around the size its images have.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    augmentation = find_preset(preset).scaled(config.preprocessing.short_side)
+    return replace(config, augmentation=augmentation, augmentation_by="settings")
+
+
+def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:
+    """The config with another backbone or other weights for it; None keeps what is there.
+
+    From weights "none" nothing stays frozen: neither stages nor batch norm that have never seen an image.
+    """
+    model = config.model
+    if name is not None:
+        model = replace(model, backbone=name)
+    if weights == "none":
+        model = replace(model, backbone_weights="none", frozen_stages=0, frozen_batch_norm=False)
+    elif weights is not None:
+        model = replace(model, backbone_weights=weights)
+    return replace(config, model=model)
+
+
+def find_recipe(name: str) -> TrainConfig:
+    """The recipe of this name, or the config in a JSON file.
+
+    Raises:
+        ConfigError: neither exists (the nearest name is offered), or the file does not hold a valid config.
+    """
+    if name in RECIPES:
+        return RECIPES[name]()
+    if Path(name).suffix == ".json" or Path(name).is_file():
+        return from_dict(TrainConfig, read_json(Path(name)))
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+    raise ConfigError(f"no recipe and no JSON file called {name!r}; {hint}")

@@ -1,0 +1,194 @@
+"""What the training data decide of a run: a few rules, each of them a function, and each explained before training."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.runs.recipes import TrainConfig, with_augmentation, with_image_size
+from deformable_detr.training.autobatch import fitting_batch
+
+_STEPS = 3000
+_EPOCHS = (12, 300)
+_WARMUP_SHARE = 1 / 30
+_MOST_WARMUP_STEPS = 1000
+_EVALUATIONS = 30
+_SIDES = (256, 512)
+_SIDE_STEP = 32
+_WANTED_PIXELS = 24.0
+_ENOUGH_OBJECTS = 5
+_PRESET = "paper"
+_PROCESSOR = torch.device("cpu")
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
+_HANDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+class Fitted(NamedTuple):
+    """A config with nothing left open, and for people what was chosen and why, a line for each choice."""
+
+    config: TrainConfig
+    reasons: tuple[str, ...]
+
+
+class ImageSize(NamedTuple):
+    """A short side in pixels, and the class that asked for it."""
+
+    short_side: int
+    class_name: str
+    """The one with the smallest objects; empty if there are no objects."""
+    pixels: float
+    """Side of its median object in images of that size."""
+
+
+def fit_to_data(config: TrainConfig, train: DetectionDataset, *, device: torch.device = _PROCESSOR) -> Fitted:
+    """The config with everything settled that it leaves to the training data; what it sets stays.
+
+    Args:
+        config: its classes and a batch larger than the data set are always settled; epochs, steps of warm-up and
+            epochs between evaluations where they are None; images' size and augmentation where `size_by` and
+            `augmentation_by` say so.
+        train: what will be learnt from.
+        device: of the training, asked for its memory where `batch_size_by` says so.
+
+    Raises:
+        TrainingError: its memory does not suffice for one image.
+        ConfigError: it does not tell.
+    """
+    reasons: list[str] = []
+    config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
+    for rule in (_settle_size, _settle_augmentation):
+        config = rule(config, train, reasons.append)
+    config = _settle_batch(config, train, device, reasons.append)
+    for rule in (_settle_epochs, _settle_warmup, _settle_evaluations):
+        config = rule(config, train, reasons.append)
+    return Fitted(config, tuple(reasons))
+
+
+def fitted_epochs(num_images: int, batch_size: int) -> int:
+    """Epochs for a data set of this size: about 3000 steps, but never fewer than 12 epochs nor more than 300.
+
+    A few photos are seen often, many photos are seen 12 times, after which a small model has most of what it can get.
+    """
+    fewest, most = _EPOCHS
+    return min(most, max(fewest, math.ceil(_STEPS / _steps_per_epoch(num_images, batch_size))))
+
+
+def fitted_warmup(num_steps: int) -> int:
+    """Steps of warm-up for a run of so many: a thirtieth of them, at most 1000."""
+    return min(_MOST_WARMUP_STEPS, round(num_steps * _WARMUP_SHARE))
+
+
+def fitted_interval(epochs: int) -> int:
+    """Epochs between evaluations: one epoch, or more where that would be over 30 evaluations."""
+    return math.ceil(epochs / _EVALUATIONS)
+
+
+def fitted_size(train: DetectionDataset) -> ImageSize:
+    """The image size at which the median object of every class has a side of 24 pixels: three positions of stride 8.
+
+    Classes of fewer than five objects are not asked if others have more. The side of an object is the square root of
+    its area. A multiple of 32, from 256 to 512, and above 256 no larger than the images themselves.
+    """
+    smallest, larger = _SIDES
+    sides: dict[int, list[float]] = {}
+    for sample in train.samples:
+        widths_heights = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2])[~sample.is_crowd]
+        shares = np.sqrt(widths_heights.prod(axis=1)) / min(sample.size_wh)
+        for class_id, share in zip(sample.class_ids[~sample.is_crowd], shares, strict=True):
+            if share > 0:  # the readers leave out boxes without area; whoever makes a data set in Python may not
+                sides.setdefault(int(class_id), []).append(float(share))
+    enough = {one: shares for one, shares in sides.items() if len(shares) >= _ENOUGH_OBJECTS} or sides
+    if not enough:
+        return ImageSize(smallest, "", 0.0)
+    medians = {class_id: float(np.median(shares)) for class_id, shares in enough.items()}
+    class_id = min(medians, key=medians.__getitem__)
+    own = float(np.median([min(sample.size_wh) for sample in train.samples]))
+    wanted = _in_steps(min(_WANTED_PIXELS / medians[class_id], own))
+    short_side = min(larger, max(smallest, wanted))
+    return ImageSize(short_side, train.classes[class_id], medians[class_id] * short_side)
+
+
+def handed_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Classes whose names say left or right: in a mirror image they would be wrong."""
+    return tuple(name for name in classes if _HANDED.search(_WORDS.sub(" ", name)))
+
+
+def _steps_per_epoch(num_images: int, batch_size: int) -> int:
+    return max(1, num_images // batch_size)
+
+
+def _in_steps(side: float) -> int:
+    return math.ceil(side / _SIDE_STEP) * _SIDE_STEP
+
+
+def _settle_size(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if config.size_by != "objects":
+        return config
+    size = fitted_size(train)
+    found = f"images of {size.short_side} pixels"
+    if size.class_name:
+        found += f": objects of the smallest class, {size.class_name}, have about {size.pixels:.0f} there"
+    if 0 < size.pixels < _WANTED_PIXELS - 1:
+        most = max(size.short_side, round(size.short_side * _WANTED_PIXELS / size.pixels))
+        found += f"; --image-size {most} would give them {_WANTED_PIXELS:.0f}, for more time and memory"
+    say(found)
+    return with_image_size(config, size.short_side)
+
+
+def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if config.augmentation_by != "data":
+        return config
+    config = with_augmentation(config, _PRESET)
+    handed = handed_classes(train.classes)
+    if not handed:
+        say(f"augmentation {_PRESET}")
+        return config
+    say(f"augmentation {_PRESET} without mirror images, in which {', '.join(handed)} would be wrong")
+    return replace(config, augmentation=replace(config.augmentation, hflip=0.0))
+
+
+def _settle_batch(
+    config: TrainConfig, train: DetectionDataset, device: torch.device, say: Callable[[str], None]
+) -> TrainConfig:
+    batch_size = config.batch_size
+    if config.batch_size_by == "memory":
+        batch_size, reason = fitting_batch(config, train, device)
+        say(f"batches of {batch_size} images, which take {reason}")
+    most = max(1, len(train))
+    if batch_size > most:
+        say(f"batches of {most} instead of {batch_size} images: there are no more")
+    batch_size = min(batch_size, most)
+    accumulate = min(config.accumulate, batch_size)
+    return replace(config, batch_size=batch_size, accumulate=accumulate, batch_size_by="settings")
+
+
+def _settle_epochs(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if config.epochs is not None:
+        return config
+    epochs = fitted_epochs(len(train), config.batch_size)
+    say(f"{epochs} epochs, which are {epochs * _steps_per_epoch(len(train), config.batch_size)} steps")
+    return replace(config, epochs=epochs)
+
+
+def _settle_warmup(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if config.optimizer.warmup_steps is not None:
+        return config
+    assert config.epochs is not None
+    steps = fitted_warmup(config.epochs * _steps_per_epoch(len(train), config.batch_size))
+    say(f"{steps} steps of warm-up, a thirtieth of all")
+    return replace(config, optimizer=replace(config.optimizer, warmup_steps=steps))
+
+
+def _settle_evaluations(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if config.eval_every is not None:
+        return config
+    assert config.epochs is not None
+    interval = fitted_interval(config.epochs)
+    if interval > 1:
+        say(f"an evaluation every {interval} epochs: {math.ceil(config.epochs / interval)} in all")
+    return replace(config, eval_every=interval)

@@ -1,0 +1,187 @@
+"""The whole way without network or photos: draw scenes, train on them, and look at scenes nobody has trained on."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from deformable_detr.core.errors import OutputError
+from deformable_detr.core.progress import Reporter, Silence, duration, percent
+from deformable_detr.data.images import read_image
+from deformable_detr.data.open import open_dataset
+from deformable_detr.data.synthetic import draw_scenes
+from deformable_detr.evaluation.coco_metrics import Metrics
+from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.inference.detector import Detector
+from deformable_detr.inference.drawing import contact_sheet, draw_detections
+from deformable_detr.report.curves import draw_curves
+from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.recipes import demo as demo_recipe
+from deformable_detr.training.train import Run, train
+
+_NUM_PICTURES = 12
+_COLUMNS = 4
+_THRESHOLD = 0.4
+_SCALE = 2.0
+# What a demonstration writes, and what the next one in the same folder may remove.
+_OWN = {"scenes", "unseen", "run", "pictures", "contact_sheet.jpg", "curves.png", "summary.md"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumScenes:
+    """How many scenes to draw."""
+
+    train: int = 400
+    val: int = 40
+    """To choose the best weights by."""
+    unseen: int = 100
+    """To judge by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """What the demonstration left behind."""
+
+    folder: Path
+    metrics: Metrics
+    """On scenes that were neither trained on nor used to choose the weights."""
+    summary: str
+    """In Markdown; also in summary.md."""
+
+
+def demo(
+    output: str | Path = "demo",
+    *,
+    config: TrainConfig | None = None,
+    scenes: NumScenes | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Demonstration | None:
+    """Draw scenes, train on them, evaluate on unseen ones, and leave pictures, curves and a summary.
+
+    Args:
+        output: a folder that does not exist, is empty, or holds an earlier demonstration, which is replaced.
+        config: another recipe than `recipes.demo`; its seed decides the scenes, too.
+        scenes: how many.
+        device: see `Detector`.
+        reporter: is told how it goes.
+
+    Returns:
+        None if Ctrl-C ended the training.
+
+    Raises:
+        OutputError: the folder holds something else or cannot be written.
+    """
+    reporter, config, scenes = reporter or Silence(), config or demo_recipe(), scenes or NumScenes()
+    folder, started = Path(output), time.monotonic()
+    _make_room(folder)
+    data = draw_scenes(folder / "scenes", scenes.train, scenes.val, seed=config.seed)
+    # A seed of their own, and no part in choosing the weights.
+    unseen = draw_scenes(folder / "unseen", 0, scenes.unseen, seed=config.seed + 1)
+    reporter.say(f"drew {scenes.train + scenes.val + scenes.unseen} scenes in {duration(time.monotonic() - started)}")
+    run = train(config, data=data, output=folder / "run", device=device, reporter=reporter)
+    if run.interrupted:
+        return None
+    detector = Detector.load(run.folder / "best.safetensors", device=device)
+    dataset = open_dataset(unseen, split="val")
+    report = evaluate(detector, dataset, num_workers=config.num_workers, reporter=reporter)
+    _draw_pictures(folder, report)
+    draw_curves(run.folder / "metrics.jsonl", folder / "curves.png")
+    summary = _summary(folder, run, report, scenes, time.monotonic() - started)
+    _write(folder / "summary.md", summary)
+    return Demonstration(folder=folder, metrics=report.metrics, summary=summary)
+
+
+def _make_room(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        present = {path.name for path in folder.iterdir()}
+        if present - _OWN or (present and "scenes" not in present):
+            foreign = sorted(present - _OWN)[:3] or sorted(present)[:3]
+            raise OutputError(
+                f"{folder} holds {', '.join(foreign)}, which no demonstration has written; name another --output"
+            )
+        for name in present:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _draw_pictures(folder: Path, report: EvaluationReport) -> None:
+    """Found boxes in colour, the truth in dashed white."""
+    drawn: list[Image.Image] = []
+    samples = report.dataset.samples[:_NUM_PICTURES]
+    for sample, found in zip(samples, report.detections, strict=False):
+        drawn.append(
+            draw_detections(
+                read_image(sample),
+                found,
+                report.dataset.classes,
+                threshold=_THRESHOLD,
+                ground_truth=sample,
+                scale=_SCALE,
+            )
+        )
+    try:
+        (folder / "pictures").mkdir()
+        for sample, picture in zip(samples, drawn, strict=True):
+            picture.save(folder / "pictures" / sample.path.name, quality=92)
+        contact_sheet(drawn, _COLUMNS).save(folder / "contact_sheet.jpg", quality=92)
+    except OSError as error:
+        raise OutputError(f"cannot write the pictures to {folder}: {error.strerror}") from error
+
+
+def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes, seconds: float) -> str:
+    metrics, model = report.metrics, run.config.model
+    best = run.folder / "best.safetensors"
+    rows = [
+        f"| {name} | {percent(one.ap)} | {percent(one.ap50)} | {percent(one.ar)} |"
+        for name, one in metrics.per_class.items()
+    ]
+    return "\n".join(
+        [
+            "# Demonstration of deformable-detr",
+            "",
+            f"Drew {scenes.train} scenes to train on, {scenes.val} to choose the best weights by and {scenes.unseen}",
+            f"to judge by; trained a {model.variant} model with backbone {model.backbone} from random weights for "
+            f"{run.epochs_completed} epochs;",
+            f"kept epoch {run.best_epoch}; evaluated it on the {scenes.unseen} scenes it had never seen. "
+            f"It took {duration(seconds)} in all.",
+            "",
+            f"**AP50 {percent(metrics.ap50)}, AP {percent(metrics.ap)}** (COCO's definitions, percent); "
+            f"AP of small objects {percent(metrics.ap_small)}, medium {percent(metrics.ap_medium)}, "
+            f"large {percent(metrics.ap_large)}.",
+            "",
+            "| class | AP | AP50 | AR |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"- `contact_sheet.jpg`, `pictures/`: unseen scenes; found boxes with scores of {_THRESHOLD} and more in",
+            "  colour, the truth in dashed white",
+            "- `curves.png`: loss and AP over the epochs",
+            "- `run/`: the run folder, as `ddetr train` leaves it; `run/report.html` shows the run on one page",
+            "",
+            "Next:",
+            "",
+            "```sh",
+            f"ddetr predict {best} {folder / 'unseen'} --output pictures",
+            f"ddetr eval {best} --data {folder / 'unseen'}",
+            "ddetr check-data YOUR_PHOTOS",
+            "ddetr train --data YOUR_PHOTOS",
+            "```",
+            "",
+        ]
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error

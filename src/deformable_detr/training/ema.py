@@ -1,0 +1,58 @@
+"""Averaged weights: what a training run judges and keeps, smoother than the weights that take the steps."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from deformable_detr.models import DeformableDETR
+from deformable_detr.training.sharding import part_of
+
+
+def to_average(model: DeformableDETR) -> DeformableDETR:
+    """A copy for averaged weights: it learns nothing by itself."""
+    return deepcopy(model).eval().requires_grad_(False)
+
+
+class Average:
+    """The exponential moving average of a model's weights, in a model of its own: as much memory as the weights again.
+
+    After update t, from 1, the average is moved by 1 - d towards the model's weights, where d is the smaller of `decay`
+    and (1 + t) / (10 + t). So it reaches back over about a ninth of the steps taken, however short the run, and never
+    over more than about 1 / (1 - decay). Statistics of batch norm are averaged like weights; counters are copied.
+
+    Args:
+        model: what is trained; it must stay on its device from now on.
+        decay: above 0, below 1.
+        copy: what `to_average` made of the model; needed where both are sharded since.
+    """
+
+    def __init__(self, model: DeformableDETR, decay: float, copy: DeformableDETR | None = None) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy or to_average(model)
+        # Looked up once: both lists hold the same tensors from the first step to the last.
+        weights = model.state_dict()
+        pairs = [(part_of(own), part_of(weights[name])) for name, own in self.model.state_dict().items()]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages: list[Tensor] = [own for own, _ in floating]
+        self._weights: list[Tensor] = [weight for _, weight in floating]
+        self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are after a step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for own, counter in self._counters:
+            own.copy_(counter)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Start anew from the model's weights as they are."""
+        self.updates = 0
+        for own, weight in zip(self._averages, self._weights, strict=True):
+            own.copy_(weight)
+        for own, counter in self._counters:
+            own.copy_(counter)

@@ -1,0 +1,187 @@
+"""Where else a run's figures go: TensorBoard's files, Weights & Biases, MLflow. None of them can stop a run."""
+
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.runs.folder import RunFolder, read_json, write_json
+
+ServiceName = Literal["tensorboard", "wandb", "mlflow"]
+
+_TITLES: dict[ServiceName, str] = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
+_PROJECT = "deformable-detr"
+# What MLflow does not take in the name of a metric, as a class may have it.
+_NOT_FOR_MLFLOW = re.compile(r"[^\w.\- /]")
+
+
+@runtime_checkable
+class Service(Protocol):
+    """Takes numbers by name."""
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers of one step or epoch; `step` counts from the start of the run."""
+        ...
+
+    def close(self, *, failed: bool) -> None:
+        """The run has ended."""
+        ...
+
+
+def chosen_services(wanted: Sequence[str] | None) -> tuple[ServiceName, ...]:
+    """Find out before any work whether what is wanted is there; None wants TensorBoard where it is installed.
+
+    Raises:
+        ConfigError: one of them is unknown or not installed.
+    """
+    if wanted is None:
+        return ("tensorboard",) if _is_installed("tensorboard") else ()
+    chosen: list[ServiceName] = []
+    for name in dict.fromkeys(wanted):
+        known = next((one for one in get_args(ServiceName) if one == name), None)
+        if known is None:
+            raise ConfigError(f"cannot log to {name!r}; there are {', '.join(get_args(ServiceName))}")
+        if not _is_installed(known):
+            raise ConfigError(
+                f"{_TITLES[known]} is not installed; `pip install {known}` brings it, or leave it out: "
+                "metrics.jsonl and metrics.csv have the same numbers"
+            )
+        chosen.append(known)
+    return tuple(chosen)
+
+
+def open_service(
+    name: ServiceName, folder: RunFolder, settings: Mapping[str, Any], say: Callable[[str], None]
+) -> Service:
+    """Begin to log; what goes wrong in the service, now or later, is said once and ends the logging, not the run.
+
+    Args:
+        name: as `chosen_services` returned it.
+        folder: of the run, whose name is shown; the service's own id of the run is kept in it for resuming.
+        settings: of the run, to be shown beside the figures.
+        say: is told what went wrong.
+    """
+    start: dict[ServiceName, Callable[[], Service]] = {
+        "tensorboard": lambda: _TensorBoard(folder.path / "tensorboard"),
+        "wandb": lambda: _WeightsAndBiases(folder, settings),
+        "mlflow": lambda: _MLflow(folder, settings),
+    }
+    return _Guarded(_TITLES[name], start[name], say)
+
+
+class _Guarded:
+    """A service that falls silent at its first error. What foreign code raises over a network cannot be listed."""
+
+    def __init__(self, title: str, start: Callable[[], Service], say: Callable[[str], None]) -> None:
+        self._title, self._say = title, say
+        self._service: Service | None = None
+        self._try(lambda: self._begin(start))
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        service = self._service
+        if service is not None:
+            self._try(lambda: service.log(numbers, step))
+
+    def close(self, *, failed: bool) -> None:
+        service = self._service
+        if service is not None:
+            self._try(lambda: service.close(failed=failed))
+
+    def _begin(self, start: Callable[[], Service]) -> None:
+        self._service = start()
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._service = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._say(f"{self._title} failed and gets no more figures ({reason}); metrics.jsonl has them all")
+
+
+class _TensorBoard:
+    """Event files. The first figures begin them: a run that fails before leaves nothing behind."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: Any = None
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        if self._writer is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about its own insides, which a user cannot mend
+                from torch.utils.tensorboard import SummaryWriter
+
+                # What a crash has left after the last checkpoint is done again, and would be shown twice.
+                self._writer = SummaryWriter(str(self._path), purge_step=step if self._path.exists() else None)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, *, failed: bool) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=folder.path.resolve().name,
+            dir=str(folder.path),
+            config=dict(settings),
+            id=_known_id(folder, "wandb"),
+            resume="allow",
+        )
+        _remember_id(folder, "wandb", self._run.id)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class _MLflow:
+    def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
+        known = _known_id(folder, "mlflow")
+        run = mlflow.start_run(run_id=known, run_name=folder.path.resolve().name)
+        if known is None:  # parameters of a run cannot be changed later
+            mlflow.log_params(flat_settings(settings))
+        _remember_id(folder, "mlflow", run.info.run_id)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics({_NOT_FOR_MLFLOW.sub("_", name): value for name, value in numbers.items()}, step=step)
+
+    def close(self, *, failed: bool) -> None:
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _is_installed(name: ServiceName) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _known_id(folder: RunFolder, name: ServiceName) -> str | None:
+    return read_json(folder.services).get(name) if folder.services.exists() else None
+
+
+def _remember_id(folder: RunFolder, name: ServiceName, id_: str) -> None:
+    known = read_json(folder.services) if folder.services.exists() else {}
+    write_json(folder.services, {**known, name: id_})

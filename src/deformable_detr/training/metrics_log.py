@@ -1,0 +1,115 @@
+"""A run's figures: lines of JSON, a table of the epochs, and services such as TensorBoard for those who want them."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from deformable_detr.runs.folder import RunFolder, write_atomically
+from deformable_detr.training.loggers import ServiceName, open_service
+
+
+class Journal:
+    """Writes records of steps and epochs; use in a `with`.
+
+    Each line of metrics.jsonl has a "kind", "step" or "epoch", the epoch (from 1), the step (since the start) and the
+    time in seconds since 1970. A step's line has loss, terms, grad_norm, lr, images_per_second and memory_bytes; an
+    epoch's has the averages as "train", and the twelve numbers as "val" and each class's own as "val_per_class" if it
+    was evaluated. metrics.csv is made from those lines, so that the two agree after resuming, too.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        *,
+        services: Sequence[ServiceName] = (),
+        settings: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """Without a folder nothing is written: of several processes one does."""
+        self._folder = folder
+        self._table = None if folder is None else _EpochTable(folder)
+        self._services = (
+            [] if folder is None else [open_service(name, folder, settings or {}, say or _nobody) for name in services]
+        )
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for service in self._services:
+            service.close(failed=kind is not None)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One training step."""
+        self._write("step", record)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One epoch with its evaluation."""
+        self._write("epoch", record)
+
+    def _write(self, kind: str, record: dict[str, Any]) -> None:
+        if self._folder is None or self._table is None:
+            return
+        line = {"kind": kind, "time": round(time.time(), 3), **record}
+        self._folder.log(line)
+        self._table.add(line)
+        numbers = flat_numbers(record, kind)
+        for service in self._services:
+            service.log(numbers, record["step"])
+
+
+class _EpochTable:
+    """metrics.csv: a row for each epoch, the same columns in all of them, empty where a number is undefined."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.metrics_csv
+        self._lr: float | None = None
+        self._rows: list[dict[str, Any]] = []
+        for line in folder.records():
+            self._take(line)
+        if self._rows:
+            self._save()
+
+    def add(self, line: dict[str, Any]) -> None:
+        if self._take(line):
+            self._save()
+
+    def _take(self, line: dict[str, Any]) -> bool:
+        if line.get("kind") == "step":
+            self._lr = line.get("lr", self._lr)
+        if line.get("kind") != "epoch":
+            return False
+        row = {"epoch": line["epoch"], "step": line["step"], "lr": self._lr}
+        numbers = flat_numbers({name: value for name, value in line.items() if name not in ("kind", "time")}, "")
+        self._rows.append(row | {name.removeprefix("/"): value for name, value in numbers.items()})
+        return True
+
+    def _save(self) -> None:
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in self._rows:
+            # COCO's -1: there was no such object. Anything else that counts as a metric lies in 0..1.
+            writer.writerow({k: "" if v is None or (k.startswith("val") and v == -1) else v for k, v in row.items()})
+        write_atomically(self._path, lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def flat_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Numbers by their path: {"val": {"ap": 1}} is "epoch/val/ap"."""
+    numbers: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            numbers |= flat_numbers(value, f"{prefix}/{name}")
+        elif name not in ("epoch", "step"):
+            numbers[f"{prefix}/{name}"] = float(value)
+    return numbers
+
+
+def _nobody(line: str) -> None:
+    """Listens to nothing."""

@@ -1,0 +1,149 @@
+"""AdamW with the paper's parameter groups, schedules and gradient clipping (arXiv 2010.04159, A.2)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from deformable_detr.core.errors import ConfigError
+
+_OFFSETS = ("sampling_offsets", "reference_points")
+_HEADS = ("class_head", "box_head")
+_FACTORS = (
+    "backbone_lr_factor",
+    "offsets_lr_factor",
+    "encoder_lr_factor",
+    "decoder_lr_factor",
+    "heads_lr_factor",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights follow gradients. The defaults are the paper's."""
+
+    lr: float = 2e-4
+    """Learning rate of everything but the backbone and the sampling offsets, for steps of `lr_batch_size` images."""
+    lr_batch_size: int | None = 32
+    """The batch `lr` is meant for: in force is lr x sqrt(batch / lr_batch_size). None: `lr` is used as it is."""
+    backbone_lr_factor: float = 0.1
+    """Learning rate of the backbone, as a share of the others'."""
+    offsets_lr_factor: float = 0.1
+    """Likewise of sampling offsets and reference points; the factor of the part they are in counts, too."""
+    encoder_lr_factor: float = 1.0
+    decoder_lr_factor: float = 1.0
+    """Of the decoder's layers."""
+    heads_lr_factor: float = 1.0
+    """Of what gives classes and boxes, in the decoder and in the first stage."""
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    """Largest 2-norm of all gradients together; 0 = no clipping."""
+    warmup_steps: int | None = 0
+    """Steps over which the learning rate rises linearly from nearly nothing. None: see `fitted_warmup`."""
+    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
+    """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
+    paper. "cosine": down along half a cosine to `final_factor`. "flat_cosine": all of it, then so from `drop_at` on."""
+    drop_at: float = 0.8
+    """Share of all steps after which the learning rate falls, 40 of 50 epochs in the paper; 1 = never."""
+    final_factor: float = 0.01
+    """Share of the learning rate that is left at the last step of a cosine."""
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could mean."""
+        for name in ("lr", "weight_decay", "clip_norm", *_FACTORS):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"optimizer.{name} is {value}; it must be a number of at least 0")
+        if self.lr == 0:
+            raise ConfigError("optimizer.lr is 0; nothing would be learnt")
+        if self.lr_batch_size is not None and self.lr_batch_size < 1:
+            raise ConfigError(f"optimizer.lr_batch_size is {self.lr_batch_size}; it must be at least 1 or null")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0")
+        if not 0 < self.drop_at <= 1:
+            raise ConfigError(f"optimizer.drop_at is {self.drop_at}; it must be above 0 and at most 1")
+        if not 0 <= self.final_factor <= 1:
+            raise ConfigError(f"optimizer.final_factor is {self.final_factor}; it must be in 0..1")
+
+
+def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
+    """What is in force for this batch: Adam's noise grows with 1/sqrt(batch), so the rate shrinks with sqrt(batch).
+
+    The paper's 2e-4 belongs to 32 images a step; the same rate with a few images a step does not learn at all.
+    """
+    if config.lr_batch_size is None:
+        return config.lr
+    return config.lr * math.sqrt(batch_size / config.lr_batch_size)
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:
+    """AdamW over three groups: the backbone, the sampling offsets and reference points, and the rest.
+
+    Where encoder, decoder or heads have factors of their own, there are more; the first follows `lr` as it is.
+
+    Frozen parameters are in none. Weight decay is on everything, biases and norms included, as in the paper.
+
+    Args:
+        model: what to train.
+        config: factors of the groups and weight decay.
+        lr: what `learning_rate` gave.
+    """
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {("rest", 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(_group(name, config), []).append(parameter)
+    order = ("rest", "backbone", "offsets")
+    settings: list[dict[str, Any]] = [
+        {"params": parameters, "lr": lr * factor, "peak_lr": lr * factor}
+        for (_, factor), parameters in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+        if parameters
+    ]
+    # Fused: one pass over each parameter instead of a dozen.
+    return torch.optim.AdamW(settings, weight_decay=config.weight_decay, fused=True)
+
+
+def _group(name: str, config: OptimizerConfig) -> tuple[str, float]:
+    """Which of the paper's groups a parameter is in, and its share of the learning rate."""
+    if "backbone" in name.split("."):
+        return "backbone", config.backbone_lr_factor
+    factor = 1.0
+    if any(part in name for part in _HEADS):
+        factor = config.heads_lr_factor
+    elif name.startswith("encoder."):
+        factor = config.encoder_lr_factor
+    elif name.startswith("decoder."):
+        factor = config.decoder_lr_factor
+    if any(part in name for part in _OFFSETS):
+        return "offsets", config.offsets_lr_factor * factor
+    return "rest", factor
+
+
+def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.schedule` says."""
+    assert config.warmup_steps is not None
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    begin = config.warmup_steps if config.schedule == "cosine" else round(config.drop_at * total_steps)
+    if step < begin:
+        return warmup
+    if config.schedule == "step":
+        return warmup * 0.1
+    way = min(1.0, (step - begin) / max(1, total_steps - 1 - begin))
+    return warmup * (config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * way)) / 2)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Put every group at this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
+
+
+def clip_gradients(model: nn.Module, clip_norm: float) -> float:
+    """Scale gradients down to `clip_norm` if they are longer; returns their length before, one 2-norm over all."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    limit = clip_norm if clip_norm > 0 else math.inf
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    # Where each process has a part of every gradient, it has a part of this, too.
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

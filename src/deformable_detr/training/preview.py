@@ -1,0 +1,100 @@
+"""Pictures of what a training will really see: after augmentation and preprocessing, boxes and names drawn in."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from deformable_detr.core.boxes import cxcywh_to_xyxy
+from deformable_detr.core.errors import DataError
+from deformable_detr.data.augmentation.geometry import scaled
+from deformable_detr.data.augmentation.pipeline import Preprocessing, to_picture
+from deformable_detr.data.batch import epoch_order, make_loader
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import FormatName
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.data.torch_dataset import BadImage, Item
+from deformable_detr.inference.drawing import contact_sheet, draw_objects
+from deformable_detr.runs.folder import check_output_file, write_atomically
+from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.training.autoconfig import fit_to_data
+
+_COLUMNS = 4
+_CELL_PX = 400
+
+
+def training_pictures(
+    dataset: DetectionDataset,
+    config: TrainConfig,
+    count: int,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """The first images of a training with these settings, in the order it will read them, epoch after epoch.
+
+    They come from the loader a training uses, normalised as for the model, and are turned back into pictures.
+
+    Raises:
+        DataError: there are no images, or one of them cannot be read.
+    """
+    config, _ = fit_to_data(config, dataset)
+    loader = make_loader(
+        dataset,
+        config.preprocessing,
+        batch_size=1,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        epochs=config.epochs,
+    )
+    pictures: list[Image.Image] = []
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        before = len(pictures)
+        for index in epoch_order(len(dataset), config.seed, epoch):
+            if len(pictures) == count:
+                return pictures
+            item = loader.source[index]
+            bad_images = (item,) if isinstance(item, BadImage) else item.bad_images
+            if bad_images and not config.skip_bad_images:
+                raise DataError(bad_images[0].message)
+            if isinstance(item, Item):
+                pictures.append(_drawn(item, dataset.classes, config.preprocessing))
+                if on_progress is not None:
+                    on_progress(len(pictures), count)
+        if len(pictures) == before:
+            raise DataError(f"none of the {len(dataset)} training images could be read")
+    raise AssertionError("the epochs never end")
+
+
+def save_preview(
+    output: Path,
+    path: Path,
+    config: TrainConfig,
+    count: int,
+    *,
+    format: FormatName | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write one sheet with so many training images of the data set at `path`.
+
+    Raises:
+        DataError: the data set or an image in it cannot be used.
+        OutputError: the picture cannot be written.
+    """
+    check_output_file(output)
+    data = open_training_data(
+        path, format=format, val_share=config.val_share, seed=config.seed, skip_bad_images=config.skip_bad_images
+    )
+    pictures = training_pictures(data.train, config, count, on_progress=on_progress)
+    sheet = contact_sheet(pictures, _COLUMNS, cell_width=_CELL_PX)
+    suffix = output.suffix.lower()
+    write_atomically(output, lambda place: sheet.save(place, "JPEG" if suffix in (".jpg", ".jpeg") else "PNG"))
+
+
+def _drawn(item: Item, classes: tuple[str, ...], preprocessing: Preprocessing) -> Image.Image:
+    picture = to_picture(item.image, preprocessing)
+    boxes = scaled(cxcywh_to_xyxy(item.target.boxes), float(picture.width), float(picture.height))
+    # As large as it will be shown, so that lines and letters are not scaled with it.
+    scale = _CELL_PX / max(picture.size)
+    return draw_objects(picture, boxes.tolist(), item.target.labels.tolist(), classes, scale=scale)

@@ -1,0 +1,255 @@
+"""One safetensors file: weights under their parameter names, and in its header, as JSON, all that gives them meaning.
+
+The header's entry "deformable_detr" holds the schema version, the model's name and settings, class names,
+preprocessing, metrics and provenance. A file to resume from also holds the optimizer's tensors, under "training/".
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deformable_detr.core.config import from_dict, to_dict
+from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.version import __version__
+from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.models import MODELS, DeformableDETR, DeformableDETRConfig
+from deformable_detr.runs.folder import write_atomically
+
+SCHEMA_VERSION = 1
+_ENTRY = "deformable_detr"
+_MODEL = "deformable_detr"
+_TRAINING = "training/"
+_NAMED_KEYS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What a run needs to go on as if it had never stopped."""
+
+    progress: dict[str, Any]
+    """Counters and settings, as JSON can hold them."""
+    tensors: dict[str, Tensor]
+    """The optimizer's moments and the random generators' states."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights and what they mean."""
+
+    weights: dict[str, Tensor]
+    model: DeformableDETRConfig
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """The data set's own numbers for the classes."""
+    preprocessing: Preprocessing
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was measured with these weights, e.g. "ap50"."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Recipe, data set, versions and date, for people."""
+    licence: str = ""
+    """Of the weights, as far as whoever made them has said."""
+    training: TrainingState | None = None
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the file; an older one at this place stays whole until the new one is.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_atomically(path, writer(checkpoint))
+
+
+def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], None]:
+    """What writes the file to a path it is given, from a copy of the tensors made now.
+
+    Args:
+        checkpoint: what to write.
+        copy: False where the tensors are copies already, of which none shares memory with another.
+    """
+    tensors = dict(checkpoint.weights)
+    header = to_header(checkpoint)
+    if checkpoint.training is not None:
+        header["training"] = checkpoint.training.progress
+        tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
+    # Copies, so that tensors which share memory become independent, as the format wants.
+    owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
+    return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
+
+
+def load(path: Path, *, training: bool = False) -> Checkpoint:
+    """Read a file that `save` wrote.
+
+    Args:
+        path: the file.
+        training: bring what is needed to resume, too.
+
+    Raises:
+        CheckpointError: no such file, cut off, not a checkpoint of this software, or of a newer version of it.
+    """
+    if not path.is_file():
+        hint = "; a run folder has best.safetensors in it" if path.is_dir() else ""
+        raise CheckpointError(f"no such checkpoint file: {path}{hint}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = _header(path, file.metadata())
+            if training and "training" not in header:
+                raise CheckpointError(f"{path} holds weights only; resume from the run's last.safetensors instead")
+            names = [name for name in file.keys() if training or not name.startswith(_TRAINING)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); it may be cut off or of another kind"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
+    checkpoint = from_header(path, header, weights)
+    return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
+
+
+def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What gives the weights meaning, as JSON can hold it; what is needed to resume is not in it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
+        "classes": list(checkpoint.classes),
+        "category_ids": list(checkpoint.category_ids),
+        "preprocessing": to_dict(checkpoint.preprocessing),
+        "metrics": dict(checkpoint.metrics),
+        "provenance": {
+            "deformable_detr": __version__,
+            "torch": str(torch.__version__),
+            **checkpoint.provenance,
+        },
+        "licence": checkpoint.licence,
+    }
+
+
+def parse_header(path: Path, text: str) -> dict[str, Any]:
+    """The header from its JSON; `path` is for messages.
+
+    Raises:
+        CheckpointError: not JSON, not a header, or of a newer version of this software.
+    """
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: its description has no schema version that ever was")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
+            "a newer release will read it"
+        )
+    return header
+
+
+def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint that `to_header` described, with these weights; `path` is for messages.
+
+    Raises:
+        CheckpointError: the description is incomplete, contradicts itself or is of a model that is not known here.
+    """
+    try:
+        name = header["model"]["name"]
+        if name not in MODELS:
+            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
+        model = from_dict(MODELS[name][0], header["model"]["config"])
+        checkpoint = Checkpoint(
+            weights=weights,
+            model=model,
+            classes=tuple(header["classes"]),
+            category_ids=tuple(header["category_ids"]),
+            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
+            metrics=header["metrics"],
+            provenance=header["provenance"],
+            licence=header["licence"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
+        raise CheckpointError(
+            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
+            f"for a model of {model.num_classes} classes"
+        )
+    return checkpoint
+
+
+def build_model(checkpoint: Checkpoint, source: str | Path) -> DeformableDETR:
+    """The network with the checkpoint's weights; `source` is for messages.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape.
+    """
+    _, build = MODELS[_MODEL]
+    model = build(checkpoint.model, load_backbone_weights=False)
+    load_weights(model, checkpoint.weights, str(source))
+    return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put weights into a network of exactly this shape; `source` is for messages.
+
+    Raises:
+        CheckpointError: see `check_fit`.
+    """
+    check_fit(model, weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether weights are those of exactly this network, which may be without memory; `source` is for messages.
+
+    Raises:
+        CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    misshapen = [
+        f"{name} is {list(weights[name].shape)} there and {list(tensor.shape)} here"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # a full disk arrives as this
+        raise OSError(str(error)) from error
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED_KEYS]) + (", ..." if len(names) > _NAMED_KEYS else "")
+
+
+def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    text = (metadata or {}).get(_ENTRY)
+    if text is None:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
+            "it does not say what model it is of; weights of a backbone go to --backbone-weights"
+        )
+    return parse_header(path, text)
+
+
+def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    moments = {name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)}
+    return TrainingState(progress=header["training"], tensors=moments)

@@ -1,0 +1,211 @@
+"""Parameter names of `DeformableDetrForObjectDetection` of the library transformers and ours, both ways.
+
+github.com/huggingface/transformers at 5.23. Its models and the files it writes name some parameters differently; both
+are read, and the models' names are written. A model of it loads the result of `to_transformers_keys` strictly.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.shared_heads import HEAD, PROPOSAL_HEADS, with_copies
+
+# Ours -> theirs; the first that matches counts, both ways. "#" stands for a number.
+_RENAMED = (
+    ("pyramid.projections.#.", "model.input_proj.#."),
+    ("pyramid.level_embed", "model.level_embed"),
+    ("encoder.layers.#.self_attention.", "model.encoder.layers.#.self_attn."),
+    ("encoder.layers.#.norm_attention.", "model.encoder.layers.#.self_attn_layer_norm."),
+    ("encoder.layers.#.ffn.linear#.", "model.encoder.layers.#.mlp.fc#."),
+    ("encoder.layers.#.norm_ffn.", "model.encoder.layers.#.final_layer_norm."),
+    ("decoder.layers.#.self_attention.out_proj.", "model.decoder.layers.#.self_attn.o_proj."),
+    ("decoder.layers.#.norm_self.", "model.decoder.layers.#.self_attn_layer_norm."),
+    ("decoder.layers.#.cross_attention.", "model.decoder.layers.#.encoder_attn."),
+    ("decoder.layers.#.norm_cross.", "model.decoder.layers.#.encoder_attn_layer_norm."),
+    ("decoder.layers.#.ffn.linear#.", "model.decoder.layers.#.mlp.fc#."),
+    ("decoder.layers.#.norm_ffn.", "model.decoder.layers.#.final_layer_norm."),
+    ("decoder.class_heads.#.", "class_embed.#."),
+    ("decoder.box_heads.#.", "bbox_embed.#."),
+    ("query_source.embedding.", "model.query_position_embeddings."),
+    ("query_source.reference_points.", "model.reference_points."),
+    ("query_source.memory_proj.", "model.enc_output."),
+    ("query_source.memory_norm.", "model.enc_output_norm."),
+    ("query_source.position_proj.", "model.pos_trans."),
+    ("query_source.position_norm.", "model.pos_trans_norm."),
+)
+_OUR_BACKBONE, _THEIR_BACKBONE = "pyramid.backbone.body.", "model.backbone.model."
+# timm's names of a ResNet -> the native ones. "%" stands for a number that is one less there.
+_NATIVE_RESNET = (
+    ("conv1.", "embedder.embedder.convolution."),
+    ("bn1.", "embedder.embedder.normalization."),
+    ("layer%.#.conv%.", "encoder.stages.%.layers.#.layer.%.convolution."),
+    ("layer%.#.bn%.", "encoder.stages.%.layers.#.layer.%.normalization."),
+    ("layer%.#.downsample.0.", "encoder.stages.%.layers.#.shortcut.convolution."),
+    ("layer%.#.downsample.1.", "encoder.stages.%.layers.#.shortcut.normalization."),
+)
+_NATIVE_START = ("embedder.", "encoder.")
+# What files have -> what models have.
+_IN_FILES = (
+    (re.compile(r"^model\.backbone\.conv_encoder\."), "model.backbone."),
+    (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
+    (re.compile(r"(coder\.layers\.\d+)\.fc"), r"\1.mlp.fc"),
+)
+_TO_FILES = (
+    (re.compile(r"^model\.backbone\."), "model.backbone.conv_encoder."),
+    (re.compile(r"\.self_attn\.o_proj\."), ".self_attn.out_proj."),
+    (re.compile(r"(coder\.layers\.\d+)\.mlp\.fc"), r"\1.fc"),
+)
+_ALIAS = "model.decoder."
+# Self-attention's three matrices are one tensor here and three there.
+_OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
+_THEIR_PARTS = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+_PARTS = ("q", "k", "v")
+# Frozen norms count nothing.
+_COUNTERS = "num_batches_tracked"
+
+BackboneNames = Literal["timm", "native"]
+
+
+def to_transformers_keys(
+    weights: Mapping[str, Tensor], config: DeformableDETRConfig, *, backbone: BackboneNames = "timm"
+) -> dict[str, Tensor]:
+    """Our weights under their names, copies of shared heads and aliases included.
+
+    Args:
+        weights: of a model of ours.
+        config: that model's.
+        backbone: whether their model has its backbone from timm, which is their default, or their own ResNet.
+
+    Raises:
+        ValueError: native names are asked for, and the backbone is no plain ResNet.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        joined = _OUR_JOINED.fullmatch(name)
+        if joined is not None:
+            for part, piece in zip(_PARTS, tensor.chunk(3), strict=True):
+                theirs[f"model.decoder.layers.{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece.clone()
+        elif not name.endswith(_COUNTERS):
+            theirs[_their_name(name, config, backbone)] = tensor
+    return with_copies(theirs, config, _ALIAS)
+
+
+def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
+    """Their weights under our names, whichever way they name the backbone and whether from a model or from a file.
+
+    With refinement in one stage, their models share one class head among all layers (their files then hold only the
+    first), although the official ones do not; every layer of ours gets it.
+
+    Args:
+        theirs: their model's state, or what their file holds.
+        config: of the model they are for.
+
+    Raises:
+        CheckpointError: a name of none of their models, copies of a shared head that differ, or an incomplete
+            self-attention.
+    """
+    weights: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    foreign: list[str] = []
+    for name, tensor in theirs.items():
+        plain = _model_name(name)
+        part = _THEIR_PARTS.fullmatch(plain)
+        if part is not None:
+            parts.setdefault(f"decoder.layers.{part[1]}.self_attention.in_proj_{part[3]}", {})[part[2]] = tensor
+            continue
+        if name.endswith(_COUNTERS):
+            continue
+        ours = _our_name(plain, config)
+        if ours is None:
+            foreign.append(name)
+            continue
+        if ours in weights and not torch.equal(weights[ours], tensor):
+            raise CheckpointError(f"{name} should be a copy of {origin[ours]}, and is not; is this of another variant?")
+        weights.setdefault(ours, tensor)
+        origin.setdefault(ours, name)
+    if foreign:
+        others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
+        raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
+    for ours, pieces in parts.items():
+        missing = [part for part in _PARTS if part not in pieces]
+        if missing:
+            raise CheckpointError(f"{ours} needs the projections of q, k and v; {', '.join(missing)} is not there")
+        weights[ours] = torch.cat([pieces[part] for part in _PARTS])
+    if config.variant == "refine" and not any(name.startswith("decoder.class_heads.1.") for name in weights):
+        for name in [name for name in weights if name.startswith("decoder.class_heads.0.")]:
+            for layer in range(1, config.decoder_layers):
+                weights[name.replace(".0.", f".{layer}.", 1)] = weights[name]
+    return weights
+
+
+def file_key(name: str) -> str:
+    """What their files, of all versions, call a parameter of their models."""
+    for pattern, replacement in _TO_FILES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
+    for theirs, ours in PROPOSAL_HEADS.items():
+        if name.startswith(ours + "."):
+            return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
+    if name.startswith(_OUR_BACKBONE):
+        inner = name.removeprefix(_OUR_BACKBONE)
+        return _THEIR_BACKBONE + (inner if backbone == "timm" else _native_name(inner, config))
+    for ours, theirs in _RENAMED:
+        renamed = _rename(name, ours, theirs)
+        if renamed is not None:
+            return renamed
+    raise AssertionError(f"no name in transformers for {name}")
+
+
+def _native_name(inner: str, config: DeformableDETRConfig) -> str:
+    for ours, theirs in _NATIVE_RESNET:
+        renamed = _rename(inner, ours, theirs, shift=-1)
+        # A stem of several convolutions starts alike, has deeper names and no counterpart.
+        if renamed is not None and inner.count(".") == ours.count("."):
+            return renamed
+    raise ValueError(f"backbone {config.backbone} has no native name for {inner}; only plain ResNets have")
+
+
+def _model_name(name: str) -> str:
+    """The name a model of theirs has for what a file may call otherwise, the first of its aliases."""
+    for pattern, replacement in _IN_FILES:
+        name = pattern.sub(replacement, name)
+    without = name.removeprefix(_ALIAS)
+    return without if HEAD.fullmatch(without) else name
+
+
+def _our_name(plain: str, config: DeformableDETRConfig) -> str | None:
+    head = HEAD.fullmatch(plain)
+    if head is not None:
+        kind, layer, rest = head.groups()
+        if int(layer) == config.decoder_layers:
+            return f"{PROPOSAL_HEADS[kind]}.{rest}"
+        if config.variant == "base":
+            plain = f"{kind}.0.{rest}"
+    inner = plain.removeprefix(_THEIR_BACKBONE)
+    native = inner != plain and inner.startswith(_NATIVE_START)
+    if inner != plain and not native:
+        return _OUR_BACKBONE + inner
+    for ours, theirs in _NATIVE_RESNET if native else _RENAMED:
+        renamed = _rename(inner if native else plain, theirs, ours, shift=1)
+        if renamed is not None:
+            return _OUR_BACKBONE * native + renamed
+    return None
+
+
+def _rename(name: str, old: str, new: str, shift: int = 0) -> str | None:
+    """`name` with the start `old` replaced by `new`; None where it starts otherwise."""
+    match = re.match(re.escape(old).replace(r"\#", r"(\d+)").replace("%", r"(\d+)"), name)
+    if match is None:
+        return None
+    numbers = iter(match.groups())
+    start = re.sub("[#%]", lambda sign: str(int(next(numbers)) + (shift if sign[0] == "%" else 0)), new)
+    return start + name[match.end() :]

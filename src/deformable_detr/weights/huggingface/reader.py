@@ -1,0 +1,245 @@
+"""Folders of the library transformers, as on the Hugging Face hub, as a Checkpoint; and back.
+
+config.json, preprocessor_config.json and weights, in the form that `DeformableDetrForObjectDetection` of its versions 4
+and 5 reads and writes. The library itself is not needed.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.version import __version__
+from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.runs.folder import write_json
+from deformable_detr.weights.checkpoint import Checkpoint, check_fit
+from deformable_detr.weights.huggingface import model_config as transformers_config
+from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
+from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
+
+CONFIG_FILE = "config.json"
+PREPROCESSING_FILE = "preprocessor_config.json"
+_WEIGHTS_FILE = "model.safetensors"
+# One file, or a table of the files that hold the parts; in the order of preference.
+_WEIGHTS_FILES = (_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
+_CARD = "README.md"
+_COUNTERS = "num_batches_tracked"
+# Licences the hub has a word for; it wants all others as "other" with a name.
+_HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
+
+
+def read_transformers(folder: Path) -> Checkpoint:
+    """The model in a folder that transformers can load, with its classes and preprocessing.
+
+    Category ids are the numbers of the channels, as in the published models. Weights become float32. The provenance
+    says what the folder did not tell, and which of its settings were left aside.
+
+    Raises:
+        CheckpointError: files are missing or damaged, are of another model, do not fit each other, or describe what
+            cannot be built here.
+    """
+    settings = _read_json(folder / CONFIG_FILE)
+    try:
+        model, unknown = transformers_config.model_from(settings)
+        classes = transformers_config.classes_from(settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    provenance = {"source": f"transformers folder {folder.name}"}
+    if settings.get("transformers_version"):
+        provenance["transformers"] = str(settings["transformers_version"])
+    preprocessing, unknown_too = _read_preprocessing(folder, provenance)
+    if unknown or unknown_too:
+        provenance["settings left aside"] = ", ".join([*unknown, *unknown_too])
+    path, held = _read_weights(folder)
+    return Checkpoint(
+        weights=_our_weights(path, held, model),
+        model=model,
+        classes=classes,
+        category_ids=transformers_config.category_ids_from(settings, classes),
+        preprocessing=preprocessing,
+        provenance=provenance,
+        licence=_read_licence(folder),
+    )
+
+
+def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a folder that transformers' `from_pretrained` loads, without a network; it appears whole or not at all.
+
+    Args:
+        checkpoint: any; what is needed only to resume a training stays behind.
+        folder: one that does not exist or is empty.
+
+    Raises:
+        CheckpointError: transformers has no model that does the same.
+        OutputError: the folder holds something already, or cannot be written.
+    """
+    settings = transformers_config.settings_of(checkpoint.model, checkpoint.classes, checkpoint.category_ids)
+    named = to_transformers_keys(checkpoint.weights, checkpoint.model)
+    weights = {
+        file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in named.items()
+        # The base model's one head is written once, as they do. Aliases of the other models' are written all: no
+        # reader then depends on which of them a version keeps.
+        if checkpoint.model.variant != "base" or not _COPY.match(name)
+    }
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"output folder {folder} is not empty; name another")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_json(temporary / CONFIG_FILE, settings)
+        write_json(temporary / PREPROCESSING_FILE, transformers_preprocessing.settings_of(checkpoint.preprocessing))
+        (temporary / _CARD).write_text(_card(checkpoint), encoding="utf-8")
+        save_file(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
+        # safetensors makes its file private; the others have what the user's umask says.
+        (temporary / _WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        if folder.is_dir():
+            folder.rmdir()
+        temporary.rename(folder)
+    except SafetensorError as error:  # a full disk arrives as this
+        raise OutputError(f"cannot write {folder}: {error}") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} is not a folder of transformers: it has no {path.name}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, not an object")
+    return data
+
+
+def _read_preprocessing(folder: Path, provenance: dict[str, str]) -> tuple[Preprocessing, list[str]]:
+    path = folder / PREPROCESSING_FILE
+    if not path.exists():
+        provenance["preprocessing"] = f"the paper's; the folder has no {PREPROCESSING_FILE}"
+        return Preprocessing(), []
+    try:
+        return transformers_preprocessing.preprocessing_from(_read_json(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    path = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} holds no weights: there is none of {', '.join(_WEIGHTS_FILES)}")
+    return path, _read_parts(path) if path.suffix == ".json" else _read_tensors(path)
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    table = _read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(Path(str(name)).name == name for name in table.values()):
+        raise CheckpointError(f"{index} has no weight_map that names files beside it")
+    names = sorted(set(table.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {len(names)} files; {len(missing)} are not there: {', '.join(missing[:3])}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors |= _read_tensors(index.parent / name)
+    lost = [name for name in table if name not in tensors]
+    if lost:
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {', '.join(lost[:3])}")
+    return tensors
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
+        # What torch says here is advice on running code from the file.
+        raise CheckpointError(
+            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds no table of named tensors")
+    return tensors
+
+
+def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRConfig) -> dict[str, Tensor]:
+    """All that `model` has, under our names, and nothing else."""
+    try:
+        weights = from_transformers_keys({name: tensor.float() for name, tensor in held.items()}, model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    with torch.device("meta"):
+        network = build(model, load_backbone_weights=False)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(_COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
+            weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    check_fit(network, weights, str(path))
+    return weights
+
+
+def _read_licence(folder: Path) -> str:
+    """What the first lines of the model card say; nothing where there is no card or it says nothing."""
+    path = folder / _CARD
+    if not path.is_file():
+        return ""
+    start, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    header, end, _ = rest.partition("\n---")
+    if start.strip() or not end:
+        return ""
+    try:
+        facts = yaml.safe_load(header)
+    except yaml.YAMLError:
+        return ""
+    if not isinstance(facts, dict):
+        return ""
+    licence = facts.get("license") or ""
+    return str(facts.get("license_name", licence) if licence == "other" else licence)
+
+
+def _card(checkpoint: Checkpoint) -> str:
+    facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "object-detection"}
+    licence = checkpoint.licence
+    if licence.lower() in _HUB_LICENCES:
+        facts["license"] = licence.lower()
+    elif licence:
+        facts |= {"license": "other", "license_name": licence}
+    lines = [
+        "---",
+        yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        "# Deformable DETR",
+        "",
+    ]
+    named = (
+        f"{len(checkpoint.classes)} classes, variant {checkpoint.model.variant}, backbone {checkpoint.model.backbone}"
+    )
+    lines += [f"{named}. Written by deformable-detr {__version__}.", ""]
+    lines += [f"- {name}: {value:.4f}" for name, value in checkpoint.metrics.items()]
+    lines += [f"- {name}: {value}" for name, value in checkpoint.provenance.items()]
+    return "\n".join(lines).rstrip() + "\n"

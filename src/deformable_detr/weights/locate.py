@@ -1,0 +1,101 @@
+"""Where weights may be: a path, an https address, a name on huggingface.co. All end as a file or folder here."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.runs.folder import RunFolder
+from deformable_detr.weights import hub
+from deformable_detr.weights.download import download, hash_of, shown
+
+_HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
+# What a browser shows while one looks at a model there.
+_HUB_PAGE = re.compile(r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?/?")
+# Nobody calls a model so; a path that does not exist should not be asked for elsewhere.
+_FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".json", ".zip", ".pkl"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Located(NamedTuple):
+    """Weights that are here now."""
+
+    path: Path
+    """A file, or a folder with settings and weights in it."""
+    origin: str
+    """Where they came from, for the provenance: an address, a name and its commit, or the file's own name."""
+
+
+def locate(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Located:
+    """Have the weights here, fetched and checked if they were elsewhere.
+
+    Args:
+        source: a path, which comes first; an https address, that may end in #sha256=...; or a name on huggingface.co,
+            owner/name or owner/name@revision.
+        sha256: what the weights file must hash to, in hex, wherever it comes from.
+        reporter: told how far a download is.
+
+    Raises:
+        CheckpointError: they are not there, cannot be fetched, or are others than `sha256` says.
+        OutputError: they cannot be kept; the disk may be full.
+    """
+    reporter = reporter or Silence()
+    text = str(source)
+    text, sha256 = _with_hash(text, sha256)
+    page = _HUB_PAGE.fullmatch(text)
+    if page is not None:
+        text = page[1] + (f"@{page[2]}" if page[2] else "")
+    elif "://" in text:
+        return Located(download(text, sha256=sha256, reporter=reporter), shown(text))
+    path = Path(text).expanduser()
+    located = Located(path, _own_name(path)) if path.exists() else _on_the_hub(text, path, reporter)
+    if sha256 is not None:
+        _check_hash(located.path, sha256)
+    return located
+
+
+def weights_file(path: Path) -> Path | None:
+    """The file with the tensors: the path itself, or the one in a run folder or a folder of transformers."""
+    if not path.is_dir():
+        return path
+    run = RunFolder(path)
+    places = [run.best, run.last, *(path / name for name in hub.WEIGHTS)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _with_hash(text: str, sha256: str | None) -> tuple[str, str | None]:
+    address, mark, there = text.partition("#sha256=")
+    hashes = {one.strip().lower() for one in (sha256, there if mark else None) if one is not None}
+    for one in hashes:
+        if not _SHA256.fullmatch(one):
+            raise CheckpointError(f"{one!r} is no SHA-256; it has 64 hexadecimal digits")
+    if len(hashes) > 1:
+        raise CheckpointError(f"{address} has two SHA-256 that differ: {' and '.join(sorted(hashes))}")
+    return address, next(iter(hashes), None)
+
+
+def _on_the_hub(text: str, path: Path, reporter: Reporter) -> Located:
+    name = _HUB_NAME.fullmatch(text)
+    if name is None or path.suffix.lower() in _FILE_SUFFIXES:
+        raise CheckpointError(f"no such checkpoint file: {path}")
+    try:
+        found = hub.fetch(name["name"], name["revision"], reporter=reporter)
+    except CheckpointError as error:
+        raise CheckpointError(f"no file or folder {path} is here, and as the name of a model: {error}") from error
+    folder = found if found.is_dir() else found.parent
+    return Located(found, f"{name['name']}@{folder.name}")
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    file = weights_file(path)
+    if file is None:
+        raise CheckpointError(f"{path} has no weights in it to compare with a SHA-256")
+    found = hash_of(file)
+    if found != sha256:
+        raise CheckpointError(f"{file} is not the file that was meant: its SHA-256 is {found}, not {sha256}")
+
+
+def _own_name(path: Path) -> str:
+    """Its own and its folder's; the rest of the way says more about a person's disk than about the weights."""
+    return "/".join(path.absolute().parts[-2:])

@@ -1,0 +1,205 @@
+"""Checkpoints of the official code (`.pth`), read and written.
+
+github.com/fundamentalvision/Deformable-DETR at 11169a60. A file of a training run holds "model", "optimizer",
+"lr_scheduler", "epoch" and "args"; only the first and the last two are used. Files of "model" alone, or of nothing but
+its tensors, are read as well.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.torch_files import is_plain, read_torch_file
+from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.runs.folder import write_atomically
+from deformable_detr.weights.checkpoint import Checkpoint, from_header, parse_header, to_header
+from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.foreign import whose
+from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
+from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
+
+log = logging.getLogger(__name__)
+
+_PARALLEL = "module."
+# Left behind by a counter of operations; the official code ignores them as well.
+_LEFTOVERS = ("total_params", "total_ops", "num_batches_tracked")
+# An entry of ours, the header of our own files; the official code passes over entries it does not know.
+_OURS = "deformable_detr"
+_NAMED_KEYS = 3
+
+
+def read_official(path: Path) -> Checkpoint:
+    """What an official checkpoint holds, ready to predict or to be trained on; nothing in the file is run.
+
+    A dispatcher may hand it any file for which `torch_files.is_torch_file` is true, and any that nobody else knows:
+    what is not an official checkpoint is refused in words that say what it is instead.
+
+    Raises:
+        CheckpointError: no such file, damaged, of another kind or another model, or its settings and tensors disagree.
+    """
+    document = read_torch_file(path)
+    official = _official_tensors(path, document)
+    args = _args(document)
+    if not has_the_telling_tensors(official):
+        raise CheckpointError(_not_this_model(path, official, _names_and_shapes(DeformableDETRConfig())))
+    try:
+        config, assumed = settings_of(official, args)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    expected = _names_and_shapes(config)
+    if {name: tensor.shape for name, tensor in official.items()} != expected:
+        raise CheckpointError(_not_this_model(path, official, expected))
+    weights = _renamed(path, official, config)
+    values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
+    if assumed:
+        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    return from_header(path, _header(path, document, config, values), weights)
+
+
+def write_official(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a file that the official code resumes from (`main.py --resume FILE --eval`), and `read_official` reads.
+
+    It holds tensors and plain values only, so PyTorch loads it without being told to trust it. The official code takes
+    channel i of the class heads for category id i, and has 91 of them unless its source is changed.
+
+    Raises:
+        CheckpointError: the official code has no such model; the message names the setting.
+        OutputError: the file cannot be written.
+    """
+    try:
+        args = to_args(checkpoint.model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
+    _warn_of_what_changes(checkpoint, path)
+    # Each tensor for itself: one that is a part of another would bring the whole of it.
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in checkpoint.weights.items()}
+    document = {
+        "model": to_official_keys(own, checkpoint.model),
+        "args": args,
+        _OURS: json.dumps(to_header(checkpoint)),
+    }
+    write_atomically(path, lambda temporary: _save(document, temporary))
+
+
+def _save(document: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:  # given a name, torch would write it into the file
+            torch.save(document, file)
+    except RuntimeError as error:  # a full disk arrives as this
+        raise OSError(str(error)) from error
+
+
+def _warn_of_what_changes(checkpoint: Checkpoint, path: Path) -> None:
+    config, standard = checkpoint.model, DeformableDETRConfig()
+    if checkpoint.category_ids != tuple(range(config.num_classes)):
+        log.warning(
+            "%s: the official code takes channel i for category id i; number the categories of its data set from 0 "
+            "in the order %s",
+            path,
+            ", ".join(checkpoint.classes[:_NAMED_KEYS]) + ", ..." * (len(checkpoint.classes) > _NAMED_KEYS),
+        )
+    names = ("frozen_stages", "frozen_batch_norm", "backbone_weights")
+    lost = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(standard, name)]
+    if lost:
+        log.warning("%s: official files have no place for %s, which matter for training alone", path, ", ".join(lost))
+
+
+def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
+    """The model's tensors under their official names, without what a parallel run or a counter added."""
+    table = document
+    for entry in ("model", "state_dict"):
+        if isinstance(document, dict) and isinstance(document.get(entry), dict):
+            table = document[entry]
+            break
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+        raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
+    if table and all(name.startswith(_PARALLEL) for name in table):
+        table = {name.removeprefix(_PARALLEL): tensor for name, tensor in table.items()}
+    kept = {name: tensor for name, tensor in table.items() if not name.endswith(_LEFTOVERS)}
+    wrong = [name for name, tensor in kept.items() if not is_plain(tensor)]
+    if wrong or not kept:
+        raise CheckpointError(
+            f"{path} holds no table of named tensors: {len(wrong)} of its {len(kept)} entries are something else"
+            + f", {_first(wrong)}" * bool(wrong)
+        )
+    if len(kept) < len(table):
+        log.info("%s: %d counters are not used", path, len(table) - len(kept))
+    return kept
+
+
+def _args(document: dict[str, Any]) -> dict[str, Any] | None:
+    args = document.get("args")
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return args if isinstance(args, dict) else None
+
+
+def _names_and_shapes(config: DeformableDETRConfig) -> dict[str, torch.Size]:
+    """What an official file of this model holds."""
+    with torch.device("meta"):
+        model = build(config, load_backbone_weights=False)
+    return {name: tensor.shape for name, tensor in to_official_keys(model.state_dict(), config).items()}
+
+
+def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
+    found = {
+        "missing": [name for name in expected if name not in official],
+        "unexpected": [name for name in official if name not in expected],
+        "of another shape": [
+            f"{name} is {list(official[name].shape)} there and {list(shape)} here"
+            for name, shape in expected.items()
+            if name in official and official[name].shape != shape
+        ],
+    }
+    kind = whose(official)
+    looks = f"; it looks like {kind}" if kind else ""
+    problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
+    return (
+        f"{path} is not an official Deformable DETR{looks}; "
+        f"of the {len(expected)} tensors of such a model, {'; '.join(problems)}"
+    )
+
+
+def _header(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
+    """What we wrote beside the model, or else what is known without being said."""
+    ours = document.get(_OURS)
+    if isinstance(ours, str):
+        header = parse_header(path, ours)
+    else:
+        # The published models are of COCO's category ids, and free to use.
+        of_coco = config.num_classes == len(COCO_CLASSES)
+        header = {
+            "classes": COCO_CLASSES if of_coco else [f"class {i}" for i in range(config.num_classes)],
+            "category_ids": range(config.num_classes),
+            "preprocessing": to_dict(Preprocessing()),
+            "metrics": {},
+            "provenance": {"source": f"official checkpoint {path.name}"},
+            "licence": "Apache-2.0" if of_coco else "",
+        }
+        if isinstance(document.get("epoch"), int):
+            header["provenance"]["epochs"] = str(document["epoch"] + 1)
+        if assumed:
+            header["provenance"]["assumed"] = assumed
+    return header | {"model": {"name": "deformable_detr", "config": to_dict(config)}}
+
+
+def _renamed(path: Path, official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
+    try:
+        weights = from_official_keys(official, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    # Copies, so that the file may change or go afterwards.
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED_KEYS]) + (", ..." if len(names) > _NAMED_KEYS else "")

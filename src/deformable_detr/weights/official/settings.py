@@ -1,0 +1,185 @@
+"""Settings of a model of the official code: what its file says of them, and what the tensors themselves show."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from deformable_detr.core.config import from_dict
+from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.models import DeformableDETRConfig
+
+# Ours -> the official flag.
+_FLAGS = {
+    "num_levels": "num_feature_levels",
+    "hidden_dim": "hidden_dim",
+    "num_heads": "nheads",
+    "encoder_layers": "enc_layers",
+    "decoder_layers": "dec_layers",
+    "encoder_points": "enc_n_points",
+    "decoder_points": "dec_n_points",
+    "ffn_dim": "dim_feedforward",
+    "num_queries": "num_queries",
+    "dropout": "dropout",
+    "dilation": "dilation",
+}
+# The networks of torchvision that the official code takes, by blocks in each layer and the shape of a block's middle.
+_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+    ((3, 4, 6, 3), (64, 64)): "resnet50",
+    ((3, 4, 23, 3), (64, 64)): "resnet101",
+    ((3, 8, 36, 3), (64, 64)): "resnet152",
+    ((3, 4, 6, 3), (128, 128)): "wide_resnet50_2",
+    ((3, 4, 23, 3), (128, 128)): "wide_resnet101_2",
+    ((3, 4, 6, 3), (128, 4)): "resnext50_32x4d",
+    ((3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
+}
+_TAG = ".tv_in1k"
+# The official embedding of proposals has 128 numbers for each of their four, whatever hidden_dim says.
+_TWO_STAGE_DIM = 256
+_LEVEL_EMBED = "transformer.level_embed"
+_CLASS_BIAS = "class_embed.0.bias"
+_FFN = "transformer.decoder.layers.0.linear1.weight"
+_QUERIES = "query_embed.weight"
+_TWO_STAGE = "transformer.enc_output.weight"
+_MIDDLE = "backbone.0.body.layer1.0.conv2.weight"
+_DIMS = {_LEVEL_EMBED: 2, _CLASS_BIAS: 1, _FFN: 2, _MIDDLE: 4}
+_LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.")
+_BLOCK = re.compile(r"backbone\.0\.body\.layer([1-4])\.(\d+)\.conv2\.weight")
+_ATTENTION = {"encoder_points": "encoder.layers.0.self_attn", "decoder_points": "decoder.layers.0.cross_attn"}
+
+
+class Settings(NamedTuple):
+    """Of one official file."""
+
+    config: DeformableDETRConfig
+    assumed: tuple[str, ...]
+    """Settings that nothing in the file tells, so that the published models' values were taken."""
+
+
+def has_the_telling_tensors(names: Collection[str]) -> bool:
+    """Whether the tensors are there that show a model's measures; without them it is some other model."""
+    return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
+
+
+def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> Settings:
+    """The model's settings from its tensors and, where the file has them, from the official code's own settings.
+
+    Args:
+        official: by their official names, of which `has_the_telling_tensors` is true.
+        args: the entry "args" of the file.
+
+    Raises:
+        CheckpointError: the two disagree, or there is no such model here.
+    """
+    for name, dims in (_DIMS | {_QUERIES: 2}).items():
+        if name in official and official[name].dim() != dims:
+            raise CheckpointError(f"no such model can be: {name} is {list(official[name].shape)}, not of {dims} axes")
+    told = {} if args is None else _told(args)
+    shown = _shown(official)
+    try:
+        from_dict(DeformableDETRConfig, shown | told)  # what is told may be nonsense
+        config = from_dict(DeformableDETRConfig, told | shown)
+    except ConfigError as error:
+        raise CheckpointError(f"no such model can be: {error}") from error
+    shown |= _points(official, config)
+    apart = [
+        f"{name} is {told[name]!r} and {value!r}" for name, value in shown.items() if told.get(name, value) != value
+    ]
+    if apart:
+        raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
+    assumed = [name for name in ("num_heads", "num_queries", "dilation") if name not in told | shown]
+    return Settings(replace(config, **shown), tuple(assumed))
+
+
+def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
+    """The official code's settings of this model, as plain values.
+
+    Raises:
+        CheckpointError: the official code has no such model; the message names the setting.
+    """
+    backbone = config.backbone.split(".")[0]
+    if backbone not in _BACKBONES.values():
+        raise CheckpointError(
+            f"the official code has no backbone {config.backbone}; it has {', '.join(_BACKBONES.values())}"
+        )
+    if config.features != "padded" or config.proposals != "paper":
+        setting = f"features={config.features!r}" if config.features != "padded" else f"proposals={config.proposals!r}"
+        raise CheckpointError(f"the official code has no {setting}, and would find something else without it")
+    if config.num_levels == 2:
+        raise CheckpointError("the official code has no num_levels=2; it has 1, or 3 and more")
+    if config.variant == "two_stage" and config.hidden_dim != _TWO_STAGE_DIM:
+        raise CheckpointError(
+            f"the official code has no two-stage model of hidden_dim={config.hidden_dim}; it has {_TWO_STAGE_DIM} only"
+        )
+    return {flag: getattr(config, name) for name, flag in _FLAGS.items()} | {
+        "backbone": backbone,
+        "with_box_refine": config.variant != "base",
+        "two_stage": config.variant == "two_stage",
+        "position_embedding": "sine",
+        "masks": False,
+    }
+
+
+def _told(args: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
+    if "backbone" in args:
+        told["backbone"] = f"{args['backbone']}{_TAG}"
+    if "with_box_refine" in args or "two_stage" in args:
+        refine = "refine" if args.get("with_box_refine") is True else "base"
+        told["variant"] = "two_stage" if args.get("two_stage") is True else refine
+    return told
+
+
+def _shown(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    num_levels, hidden_dim = official[_LEVEL_EMBED].shape
+    layers = {(match[1], match[2]) for name in official if (match := _LAYER.match(name))}
+    kinds = [kind for kind, _ in layers]
+    shown: dict[str, Any] = {
+        "num_levels": num_levels,
+        "hidden_dim": hidden_dim,
+        "encoder_layers": kinds.count("encoder"),
+        "decoder_layers": kinds.count("decoder"),
+        "ffn_dim": len(official[_FFN]),
+        "num_classes": len(official[_CLASS_BIAS]),
+        "variant": _variant(official),
+        "backbone": _backbone(official),
+    }
+    if shown["variant"] != "two_stage":
+        shown["num_queries"] = len(official[_QUERIES])
+    return shown
+
+
+def _variant(official: Mapping[str, Tensor]) -> str:
+    if _TWO_STAGE in official:
+        return "two_stage"
+    return "refine" if any(name.startswith("transformer.decoder.bbox_embed.") for name in official) else "base"
+
+
+def _backbone(official: Mapping[str, Tensor]) -> str:
+    layers = [match[1] for name in official if (match := _BLOCK.fullmatch(name))]
+    blocks = tuple(layers.count(layer) for layer in "1234")
+    middle = tuple(official[_MIDDLE].shape[:2])
+    name = _BACKBONES.get((blocks, middle))
+    if name is None:
+        raise CheckpointError(
+            f"its backbone has {blocks} blocks, {middle[0]} channels wide; known are {', '.join(_BACKBONES.values())}"
+        )
+    return name + _TAG
+
+
+def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:
+    """How many points each head samples at each level; the tensors only show the product of all three."""
+    found = {}
+    for name, attention in _ATTENTION.items():
+        weights = official.get(f"transformer.{attention}.attention_weights.bias")
+        if weights is None:  # no encoder layers, or missing, which is said elsewhere
+            continue
+        found[name], rest = divmod(weights.numel(), config.num_heads * config.num_levels)
+        if rest or not found[name]:
+            raise CheckpointError(
+                f"its {weights.numel()} attention weights cannot be those of {config.num_heads} heads "
+                f"and {config.num_levels} levels"
+            )
+    return found

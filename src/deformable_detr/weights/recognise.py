@@ -1,0 +1,151 @@
+"""What a file or folder is, by what is in it; names say little. What is no checkpoint is told what it is."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.torch_files import is_torch_file
+from deformable_detr.runs.folder import RunFolder
+from deformable_detr.weights.foreign import whose
+from deformable_detr.weights.hub import CONFIG, WEIGHTS
+from deformable_detr.weights.official.settings import has_the_telling_tensors
+
+Layout = Literal["ours", "official", "transformers"]
+
+_OUR_ENTRY = "deformable_detr"
+_THEIR_TYPE = "deformable_detr"
+_START = 64
+_LONGEST_HEADER = 100_000_000  # as the format has it
+_KINDS = (
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{12}|RIFF.{4}WEBP|II\*\0|MM\0\*", "a picture; weights come first, then images"),
+    (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes them; only PyTorch's and safetensors are read"),
+    (rb"GGUF", "a GGUF file, for language models"),
+    (rb"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (rb"\s*<", "a web page, not weights; fetch the file itself (Google Drive shows a page in place of a large file)"),
+    (rb"version https://git-lfs", "only a note on a file that Git LFS keeps elsewhere; run: git lfs pull"),
+    (rb"\s*\{\s*\"", "JSON, not weights"),
+)
+# The version of the format as a number, then who made it as a text, or the graph.
+_ONNX = re.compile(rb"\x08[\x03-\x20](\x12|\x3a|\x42)", re.DOTALL)
+
+
+class Recognised(NamedTuple):
+    """What to read, and who reads it."""
+
+    layout: Layout
+    path: Path
+
+
+def recognise(path: Path) -> Recognised:
+    """Which of the layouts that are read here a file or folder has.
+
+    A run folder stands for its best.safetensors, or for its last.safetensors before there is a best.
+
+    Raises:
+        CheckpointError: it has none of them; the message says what it is, and what reads it, as far as that is known.
+    """
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such checkpoint file: {path}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if not start:
+        raise CheckpointError(f"{path} is empty; the download or copy that made it did not finish")
+    if is_torch_file(path):
+        beside = path.name in WEIGHTS and _model_type(path.parent)
+        return _of_transformers(path.parent, beside) if beside else Recognised("official", path)
+    if start[8:9] == b"{":
+        return _safetensors(path)
+    for pattern, kind in _KINDS:
+        if re.match(pattern, start, re.DOTALL):
+            raise CheckpointError(f"{path} is {kind}")
+    if path.suffix.lower() == ".onnx" or _ONNX.match(start):
+        raise CheckpointError(f"{path} is an ONNX model, which onnxruntime runs; training and evaluation need weights")
+    if path.suffix.lower() == ".safetensors":
+        raise CheckpointError(f"{path} is not a whole safetensors file; it may be cut off or of another kind")
+    return Recognised("official", path)  # its reader says what else it may be
+
+
+def _folder(path: Path) -> Recognised:
+    run = RunFolder(path)
+    if run.best.is_file():
+        return Recognised("ours", run.best)
+    model_type = _model_type(path)
+    if model_type:
+        return _of_transformers(path, model_type)
+    if run.last.is_file():
+        return Recognised("ours", run.last)
+    alone = path / WEIGHTS[0]
+    if alone.is_file():
+        return recognise(alone)
+    if run.config.is_file():
+        raise CheckpointError(f"{path} is the folder of a run that has no weights yet: it has no {run.best.name}")
+    raise CheckpointError(
+        f"{path} is a folder without weights: neither a run's ({run.best.name}) nor one of transformers "
+        f"({CONFIG} and {WEIGHTS[0]})"
+    )
+
+
+def _of_transformers(folder: Path, model_type: str) -> Recognised:
+    if model_type != _THEIR_TYPE:
+        raise CheckpointError(
+            f"{folder} holds a model of another kind, {model_type!r}; transformers reads it, "
+            f"here there is {_THEIR_TYPE!r} alone"
+        )
+    return Recognised("transformers", folder)
+
+
+def _model_type(folder: Path) -> str:
+    """What config.json of transformers says; empty if there is none, or a run's."""
+    try:
+        settings: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    model_type = settings.get("model_type") if isinstance(settings, dict) else None
+    return model_type if isinstance(model_type, str) else ""
+
+
+def _safetensors(path: Path) -> Recognised:
+    header = _header(path)
+    about = header.get("__metadata__")
+    if isinstance(about, dict) and _OUR_ENTRY in about:
+        return Recognised("ours", path)
+    model_type = _model_type(path.parent) if path.name in WEIGHTS else ""
+    if model_type:
+        return _of_transformers(path.parent, model_type)
+    names = [name for name in header if name != "__metadata__"]
+    if has_the_telling_tensors(names):
+        raise CheckpointError(
+            f"{path} holds an official Deformable DETR, which is read from .pth files: "
+            'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
+        )
+    kind = whose(names)
+    raise CheckpointError(
+        f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
+        + (f"it looks like {kind}" if kind else "it does not say what model it is of")
+        + "; weights of a backbone go to --backbone-weights" * (kind is None)
+    )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise CheckpointError(
+                f"{path} is not a whole safetensors file: it has {size} bytes, its header alone should have {length}"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: its header cannot be read") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is not a whole safetensors file: its header is no table")
+    return header

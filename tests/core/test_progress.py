@@ -1,0 +1,61 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from deformable_detr.core import progress
+from deformable_detr.core.progress import Reporter, Silence, TerminalReporter, duration, memory_in_use, percent
+
+
+def test_durations():
+    assert [duration(s) for s in (0.0, 59.6, 61.0, 3599.4, 3600.0, 36_061.0)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "59:59",
+        "1:00:00",
+        "10:01:01",
+    ]
+
+
+def test_memory_is_that_of_a_python_process():
+    assert 2**20 < memory_in_use() < 2**40
+
+
+def test_elsewhere_than_on_a_terminal_there_are_whole_lines_now_and_then(monkeypatch):
+    file = io.StringIO()
+    clock = iter([0.0, 1.0, 31.0, 31.0, 40.0, 50.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with TerminalReporter(Console(file=file, force_terminal=False, width=20)) as reporter:
+        reporter.update("epoch 1/2", 1, 9, "loss 3")
+        reporter.update("epoch 1/2", 5, 9, "loss 2 and so on, longer than the console is wide")
+        reporter.update("epoch 1/2", 6, 9, "loss 1")
+        reporter.say("[1, 2] is not markup")
+    assert file.getvalue() == (
+        "epoch 1/2 5/9 loss 2 and so on, longer than the console is wide\n[1, 2] is not markup\n"
+    )
+
+
+def test_on_a_terminal_there_is_a_bar_and_lines_above_it():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=40, color_system=None)
+    with TerminalReporter(console) as reporter:
+        reporter.update("epoch 1/2", 1, 9, "loss 3")
+        reporter.say("a line [that] stays")
+        reporter.update("evaluating", 2, 4, "fast, and much else, of which nothing is lost on a narrow one")
+    shown = file.getvalue()
+    assert "a line [that] stays" in shown
+    assert "evaluating" in shown
+    assert "2/4" in shown
+    assert "nothing is lost" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("reporter", [Silence(), TerminalReporter(Console(file=io.StringIO()))])
+def test_both_are_reporters(reporter):
+    assert isinstance(reporter, Reporter)
+    reporter.update("stage", 1, 2)
+    reporter.say("line")
+
+
+def test_percent_has_a_dash_for_what_is_not_in_the_data():
+    assert [percent(share) for share in (0.4376, 0.0, 1.0, -1.0)] == ["43.8", "0.0", "100.0", "-"]

@@ -1,0 +1,206 @@
+"""Files of torch.save in both formats, whole and broken; nothing in them runs."""
+
+import argparse
+import os
+import pickle
+import random
+import subprocess
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.torch_files import is_plain, is_torch_file, read_torch_file
+
+# Of torch 1.6 and later, and of those before.
+FORMATS = {"zip": True, "legacy": False}
+
+
+def save(content, path, form):
+    torch.save(content, path, _use_new_zipfile_serialization=FORMATS[form])
+    return path
+
+
+@pytest.fixture
+def document():
+    return {
+        "model": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([7.5])},
+        "optimizer": {"state": {140234234234234: {"step": 3}}, "param_groups": [{"betas": (0.9, 0.999)}]},
+        "args": argparse.Namespace(lr=2e-4, names=["backbone.0"], two_stage=True, output_dir=None),
+    }
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_tensors_values_and_a_namespace_come_back(document, tmp_path, form):
+    path = save(document, tmp_path / "x.pth", form)
+    assert is_torch_file(path)
+    read = read_torch_file(path)
+    assert read["args"] == document["args"]
+    assert read["optimizer"] == document["optimizer"]
+    assert all(torch.equal(tensor, document["model"][name]) for name, tensor in read["model"].items())
+
+
+def test_what_the_caller_trusts_stays_as_it_was(document, tmp_path):
+    path = save(document, tmp_path / "x.pth", "zip")
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        read_torch_file(path)
+        assert set(torch.serialization.get_safe_globals()) == before | {argparse.Namespace}
+    read_torch_file(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_compressed_archive_is_not_taken_for_a_plain_one(document, tmp_path):
+    plain = save(document, tmp_path / "x.pth", "zip")
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    read = read_torch_file(tmp_path / "y.pth")
+    assert torch.equal(read["model"]["a"], document["model"]["a"])
+
+
+class Command:
+    """What a pickle of it runs when it is read as pickles usually are."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+class Process(Command):
+    def __reduce__(self):
+        return subprocess.call, (["mkdir", str(self.marker)],)
+
+
+class Evaluated(Command):
+    def __reduce__(self):
+        return eval, (f"__import__('os').mkdir({str(self.marker)!r})",)
+
+
+@pytest.mark.parametrize("kind", [Command, Process, Evaluated])
+@pytest.mark.parametrize("form", FORMATS)
+def test_nothing_runs(tmp_path, form, kind):
+    marker = tmp_path / "it_ran"
+    content = {"model": {"a": torch.ones(1)}, "args": argparse.Namespace(device=kind(marker))}
+    path = save(content, tmp_path / "x.pth", form)
+    with pytest.raises(CheckpointError, match=r"x\.pth holds more than tensors and settings: reading it would run \w+"):
+        read_torch_file(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # else this test would pass with anything
+    assert marker.exists()
+
+
+def test_a_plain_pickle_is_not_even_begun(tmp_path):
+    marker = tmp_path / "it_ran"
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Command(marker)))
+    with pytest.raises(CheckpointError, match=r"x\.pth is a pickle, but not one of PyTorch's"):
+        read_torch_file(tmp_path / "x.pth")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"epoch 3: loss 0.25\n", "is a text, not weights"),
+        (b"\n<!DOCTYPE html><html>Google Drive can't scan", "is a web page, not weights; Google Drive"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "only stands for a file .* run git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0", "is not a file of PyTorch weights"),
+        (b"PK\x03\x04 and then no archive", "is not a whole file of PyTorch weights"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, message):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"x\.pth {message}"):
+        read_torch_file(tmp_path / "x.pth")
+    assert is_torch_file(tmp_path / "x.pth") == content.startswith(b"PK")
+
+
+def test_a_safetensors_file_by_another_name(tmp_path, document):
+    save_file(document["model"], tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth is a safetensors file, whatever its name says"):
+        read_torch_file(tmp_path / "x.pth")
+    path = save(document, tmp_path / "x.safetensors", "zip")
+    with pytest.raises(CheckpointError, match=r"is a file of PyTorch's own kind.*let it end in \.pth"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x4a"])
+def test_the_length_of_a_header_says_nothing_about_the_kind(tmp_path, document, start):
+    path = tmp_path / "x.safetensors"
+    save_file(document["model"], path, metadata={"filler": ""})
+    missing = int.from_bytes(start, "little") - int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(document["model"], path, metadata={"filler": missing * "x"})
+    assert path.read_bytes().startswith(start)
+    assert not is_torch_file(path)
+    path.rename(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is a safetensors file, whatever its name says"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_archives_without_weights(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("weights/readme.txt", "none")
+    with pytest.raises(CheckpointError, match="is a zip archive without PyTorch weights"):
+        read_torch_file(tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "a") as archive:
+        archive.writestr("weights/data.pkl", "")
+        archive.writestr("weights/constants.pkl", "")
+    with pytest.raises(CheckpointError, match="is a TorchScript program"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_no_file(tmp_path):
+    for path in (tmp_path / "gone.pth", tmp_path):
+        assert not is_torch_file(path)
+        with pytest.raises(CheckpointError, match="no such checkpoint file"):
+            read_torch_file(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_file_cut_off_is_refused(document, tmp_path, form, share):
+    path = save(document, tmp_path / "x.pth", form)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"x\.pth is not a whole file of PyTorch weights; it is cut off"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_damage_anywhere_is_one_error(document, tmp_path, form):
+    """Whatever byte is wrong, reading either succeeds (the byte was a number of a tensor) or says so in our words."""
+    path = save(document, tmp_path / "x.pth", form)
+    content = path.read_bytes()
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(generator.randint(1, 4)):
+            damaged[generator.randrange(len(content))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_torch_file(path)
+        except CheckpointError:
+            refused += 1
+    assert 50 < refused < 300
+
+
+def test_only_tensors_that_are_all_there_are_plain(tmp_path):
+    pool = torch.arange(6.0)
+    assert is_plain(pool)
+    assert is_plain(pool.half()[2:])
+    others = {
+        "integers": torch.arange(3),
+        "no memory": torch.ones(2, device="meta"),
+        "sparse": torch.eye(2).to_sparse(),
+        "larger than its memory": torch.ones(1).expand(1_000_000_000, 1_000_000),
+        "no tensor": [1.0],
+    }
+    save(others, tmp_path / "x.pth", "zip")
+    for name, value in (others | read_torch_file(tmp_path / "x.pth")).items():
+        assert not is_plain(value), name

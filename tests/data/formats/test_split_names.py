@@ -1,0 +1,41 @@
+import pytest
+
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.formats.split_names import canonical_split, name_splits
+
+
+def never() -> DetectionDataset:
+    raise AssertionError("nothing is read to name it")
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("train2017", "train"),
+        ("Training", "train"),
+        ("valid", "val"),
+        ("val2014", "val"),
+        ("validation", "val"),
+        ("test", "test"),
+        ("test-dev2017", "test-dev2017"),
+        ("trainval", "trainval"),
+        ("retrain", "retrain"),
+    ],
+)
+def test_spellings(name: str, canonical: str) -> None:
+    assert canonical_split(name) == canonical
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (["zoo", "test", "valid", "ark", "train"], ["train", "val", "test", "ark", "zoo"]),
+        (["train2017", "train2014", "val2017"], ["val", "train2014", "train2017"]),
+        (["_annotations.coco"], ["train"]),
+        (["val2017"], ["val"]),
+        (["one", "two"], ["one", "two"]),
+        ([], []),
+    ],
+)
+def test_order_and_clashes(found: list[str], names: list[str]) -> None:
+    assert list(name_splits((name, never) for name in found)) == names

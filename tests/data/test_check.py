@@ -1,0 +1,224 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from deformable_detr.core.errors import DataError
+from deformable_detr.data.check import check_dataset, render
+from deformable_detr.data.dataset import DetectionDataset, Sample
+from deformable_detr.data.formats import coco, voc
+
+SIZE_WH = (200, 150)
+
+
+def dataset_of(folder: Path, *images: list[tuple[int, tuple[float, float, float, float]]]) -> DetectionDataset:
+    """Pictures of noise with (class id, box) each."""
+    folder.mkdir(parents=True)
+    samples = []
+    for index, objects in enumerate(images):
+        path = folder / f"{index}.png"
+        pixels = np.random.default_rng([index, len(folder.name)]).integers(
+            0, 255, (SIZE_WH[1], SIZE_WH[0], 3), dtype=np.uint8
+        )
+        Image.fromarray(pixels).save(path)
+        boxes = np.array([box for _, box in objects], dtype=np.float64).reshape(-1, 4)
+        samples.append(
+            Sample(
+                path=path,
+                size_wh=SIZE_WH,
+                boxes_xyxy=boxes,
+                class_ids=np.array([class_id for class_id, _ in objects], dtype=np.int64),
+                is_crowd=np.zeros(len(objects), dtype=bool),
+                areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+                image_id=index + 1,
+                object_ids=tuple(range(100 * index + 1, 100 * index + 1 + len(objects))),
+            )
+        )
+    return DetectionDataset(classes=("cat", "dog"), category_ids=(1, 2), samples=samples)
+
+
+SMALL, MEDIUM, LARGE = (0, 0, 31, 32), (0, 0, 32, 32), (0, 0, 96, 96)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    train = dataset_of(tmp_path / "a", [(0, SMALL), (0, MEDIUM), (1, LARGE)], [], [(1, LARGE)])
+    val = dataset_of(tmp_path / "bb", [(1, SMALL), (1, MEDIUM)])
+    coco.save(train, tmp_path / "data", split="train")
+    coco.save(val, tmp_path / "data", split="val")
+    return tmp_path / "data"
+
+
+def text_of(folder: Path) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(render(check_dataset(folder)))
+    return stream.getvalue()
+
+
+def change_json(path: Path, change: str, to: str) -> None:
+    text = path.read_text()
+    assert change in text
+    path.write_text(text.replace(change, to, 1))
+
+
+def test_a_sound_data_set(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = check_dataset(folder, on_progress=lambda done, total: seen.append((done, total)))
+    assert report.ok
+    assert report.problems == ()
+    assert (report.format, report.classes) == ("coco", ("cat", "dog"))
+    train, val = report.splits
+    assert (train.name, train.images, train.boxes, train.images_without_objects) == ("train", 3, 4, 1)
+    assert train.boxes_per_image == (0, 1, 3)
+    assert (train.small, train.medium, train.large) == (1, 1, 2)
+    assert train.boxes_per_class == {"cat": 2, "dog": 2}
+    assert (train.smallest_wh, train.largest_wh) == (SIZE_WH, SIZE_WH)
+    assert (val.name, val.images, val.boxes) == ("val", 1, 2)
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert "OK: no problems." in text_of(folder)
+
+
+def test_the_report_is_plain_json(folder: Path) -> None:
+    (folder / "images/train/1.png").unlink()
+    report = check_dataset(folder)
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert data["ok"] is False
+    assert data["splits"][0]["boxes_per_image"] == [1, 2.0, 3]
+    assert data["problem_counts"] == {"missing_image": 1}
+    assert data["problems"][0]["kind"] == "missing_image"
+    assert data["problems"][0]["fatal"] is True
+
+
+def test_damaged_and_wrongly_sized_images(folder: Path) -> None:
+    damaged = folder / "images/train/0.png"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    Image.new("RGB", (99, 77)).save(folder / "images/train/2.png")
+    report = check_dataset(folder)
+    assert [(problem.kind, Path(problem.where).name) for problem in report.problems] == [
+        ("unreadable_image", "0.png"),
+        ("size_mismatch", "2.png"),
+    ]
+    assert not report.ok
+    assert report.problems[1].message == "the image is 99 x 77 but its annotation says 200 x 150"
+    unchecked = check_dataset(folder, decode=False)
+    assert unchecked.ok
+    assert not unchecked.images_decoded
+    text = text_of(folder)
+    assert "Not usable as it is: 2 problems would stop training." in text
+    assert "images/train/0.png: cannot decode" in text
+
+
+def test_pictures_that_appear_twice(folder: Path) -> None:
+    train = folder / "images/train"
+    (train / "2.png").write_bytes((train / "0.png").read_bytes())
+    (folder / "images/val/0.png").write_bytes((train / "1.png").read_bytes())
+    report = check_dataset(folder)
+    assert report.ok
+    found = {problem.kind: problem for problem in report.problems}
+    assert set(found) == {"duplicate_image", "shared_image"}
+    assert found["duplicate_image"].message.endswith("train/2.png, in the split train")
+    assert found["shared_image"].message.endswith("val/0.png, in the splits train and val")
+
+
+def test_lists_of_other_lists_are_not_leaks(tmp_path: Path) -> None:
+    whole = dataset_of(tmp_path / "a", [(0, SMALL)], [(1, LARGE)], [(1, SMALL)])
+    voc.save(whole, tmp_path / "data", split="train")
+    lists = tmp_path / "data/ImageSets/Main"
+    (lists / "train.txt").write_text("0\n1\n")
+    (lists / "val.txt").write_text("2\n")
+    (lists / "trainval.txt").write_text("0\n1\n2\n")
+    assert check_dataset(tmp_path / "data").problems == ()
+    (lists / "val.txt").write_text("2\n1\n")
+    report = check_dataset(tmp_path / "data")
+    assert [(problem.kind, problem.message) for problem in report.problems] == [
+        ("shared_image", "the same file, in the splits train and val")
+    ]
+    (lists / "val.txt").write_text("2\n")
+    (tmp_path / "data/Annotations/1.xml").write_text("<annotation>")
+    report = check_dataset(tmp_path / "data")
+    assert {problem.kind for problem in report.problems} == {"invalid_annotation", "unused_class"}
+
+
+def test_images_nobody_mentions(folder: Path) -> None:
+    Image.new("RGB", (9, 8)).save(folder / "images/val/extra.jpg")
+    report = check_dataset(folder)
+    assert [(problem.kind, Path(problem.where).name, problem.fatal) for problem in report.problems] == [
+        ("orphan_image", "extra.jpg", False)
+    ]
+    assert "OK: 1 remark, nothing that stops training." in text_of(folder)
+
+
+def test_classes_that_differ_between_splits(folder: Path) -> None:
+    change_json(folder / "annotations/val.json", '"dog"', '"wolf"')
+    report = check_dataset(folder)
+    assert [(problem.kind, problem.where, problem.fatal) for problem in report.problems] == [
+        ("unknown_class", "split val", True)
+    ]
+    assert "'wolf'" in report.problems[0].message
+
+
+def test_classes_nothing_is_labelled_with(folder: Path) -> None:
+    change_json(folder / "annotations/train.json", '{"id": 2, "name"', '{"id": 5, "name": "owl"}, {"id": 2, "name"')
+    report = check_dataset(folder)
+    assert [(problem.kind, problem.fatal) for problem in report.problems] == [("unused_class", False)]
+    assert "'owl'" in report.problems[0].message
+
+
+def test_boxes_are_counted_by_what_is_wrong_with_them(folder: Path) -> None:
+    path = folder / "annotations/train.json"
+    document = json.loads(path.read_text())
+    boxes = [[0, 0, 0, 9], [-5, 0, 9, 9], [500, 0, 9, 9], [9, 9, -1, 4], [0.0, 0.0, 31.0, 32.0]]
+    for number, box in enumerate(boxes):
+        document["annotations"].append({"id": 900 + number, "image_id": 1, "category_id": 1, "bbox": box})
+    path.write_text(json.dumps(document))
+    report = check_dataset(folder)
+    assert report.problem_counts() == {
+        "invalid_box": 1,
+        "outside_box": 1,
+        "degenerate_box": 1,
+        "clipped_box": 1,
+        "duplicate_box": 1,
+    }
+    assert sum(problem.fatal for problem in report.problems) == 2
+
+
+def test_a_split_that_cannot_be_parsed_does_not_hide_the_others(folder: Path) -> None:
+    (folder / "annotations/val.json").write_text("{")
+    report = check_dataset(folder)
+    assert [summary.name for summary in report.splits] == ["train"]
+    assert report.problems[0].where == "split val"
+    (folder / "annotations/train.json").write_text("{")
+    report = check_dataset(folder)
+    assert report.splits == ()
+    assert report.classes == ()
+    assert "Not usable" in text_of(folder)
+
+
+def test_long_lists_are_shortened_for_people(folder: Path) -> None:
+    for number in range(8):
+        Image.new("RGB", (9, 8), (number, 0, 0)).save(folder / f"images/val/extra[{number}].jpg")
+    text = text_of(folder)
+    assert "extra[4].jpg" in text
+    assert "extra[5].jpg" not in text
+    assert "... and 3 more; --json lists all" in text
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set recognised"):
+        check_dataset(tmp_path)
+
+
+def test_recorded_data(shared: Path) -> None:
+    report = check_dataset(shared / "data" / "bccd", format="voc", decode=False)
+    assert report.ok
+    assert report.problem_counts() == {"degenerate_box": 2}
+    assert [(summary.name, summary.images) for summary in report.splits] == [
+        ("train", 205),
+        ("val", 87),
+        ("test", 72),
+        ("trainval", 292),
+    ]

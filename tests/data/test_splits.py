@@ -1,0 +1,166 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deformable_detr.core.errors import DataError
+from deformable_detr.data.dataset import DetectionDataset, Sample
+from deformable_detr.data.open import open_dataset
+from deformable_detr.data.splits import open_for_evaluation, open_training_data, pair
+
+OPTIONS = {"val_share": 0.1, "seed": 0, "skip_bad_images": False}
+
+
+def dataset(tmp_path, count, classes=("a", "b"), labels=(0, 1)):
+    samples = [
+        Sample(
+            path=tmp_path / f"{number}.png",
+            size_wh=(30, 20),
+            boxes_xyxy=np.array([[1.0, 2.0, 9.0, 8.0]] * len(labels)).reshape(-1, 4),
+            class_ids=np.array(labels, dtype=np.int64),
+            is_crowd=np.zeros(len(labels), dtype=np.bool_),
+            areas=np.full(len(labels), 48.0),
+            image_id=number,
+            object_ids=tuple(range(10 * number, 10 * number + len(labels))),
+        )
+        for number in range(count)
+    ]
+    ids = tuple(range(5, 5 + len(classes)))
+    return DetectionDataset(classes=classes, category_ids=ids, samples=samples, source=f"made of {count}")
+
+
+def paths(data):
+    return {sample.path for sample in data.samples}
+
+
+def test_a_validation_split_is_used_as_it_is(scenes):
+    data = open_training_data(scenes, **OPTIONS)
+    assert (len(data.train), len(data.val)) == (8, 3)
+    assert data.origin == "the validation split, 3 images"
+
+
+def test_without_one_a_share_is_held_out_that_the_seed_decides(tmp_path):
+    whole = dataset(tmp_path, 30)
+    data = pair(whole, None, val_share=0.1, seed=4)
+    assert (len(data.train), len(data.val)) == (27, 3)
+    assert paths(data.train) | paths(data.val) == paths(whole)
+    assert data.origin == "3 images held out, as there is no validation split"
+    assert paths(pair(whole, None, val_share=0.1, seed=4).val) == paths(data.val)
+    assert paths(pair(whole, None, val_share=0.1, seed=5).val) != paths(data.val)
+
+
+def test_images_that_were_held_out_are_held_out_again(tmp_path):
+    whole = dataset(tmp_path, 30)
+    before = pair(whole, None, val_share=0.1, seed=4)
+    assert set(before.held_out) == {path.name for path in paths(before.val)}
+    options = {"val_share": 0.1, "seed": 4, "held_out": before.held_out}
+    gone = next(index for index, sample in enumerate(whole.samples) if sample.path in paths(before.train))
+    fewer = whole.subset([index for index in range(30) if index != gone])
+    assert paths(pair(fewer, None, val_share=0.1, seed=4).val) != paths(before.val)  # why names are kept
+    after = pair(fewer, None, **options)
+    assert (paths(after.val), len(after.train), after.held_out) == (paths(before.val), 26, before.held_out)
+    assert after.origin == "3 images held out, as there is no validation split"
+    first, *others = sorted(paths(before.val))
+    less = pair(whole.subset([i for i, sample in enumerate(whole.samples) if sample.path != first]), None, **options)
+    assert (paths(less.val), len(less.train)) == (set(others), 27)
+    assert less.origin == "2 images held out, as there is no validation split (1 more are gone)"
+    assert less.held_out == before.held_out
+    with pytest.raises(DataError, match="of its 5 images none were held out by this run, which began with 3 images"):
+        pair(dataset(tmp_path / "other", 5), None, val_share=0.1, seed=4, held_out=("a.png", "b.png", "c.png"))
+
+
+def test_held_out_images_are_found_where_the_data_set_is_now(tmp_path):
+    def frames(root, videos):
+        whole = dataset(tmp_path, 4 * len(videos))
+        for number, sample in enumerate(whole.samples):
+            path = root / videos[number // 4] / "frames" / f"{number % 4}.png"
+            whole.samples[number] = replace(sample, path=path)
+        return whole
+
+    before = pair(frames(tmp_path / "a", "xyz"), None, val_share=0.3, seed=0)
+    options = {"val_share": 0.3, "seed": 0, "held_out": before.held_out}
+    kept = {path.relative_to(tmp_path / "a") for path in paths(before.val)}
+    moved = pair(frames(tmp_path / "b" / "c", "xyz"), None, **options)
+    assert {path.relative_to(tmp_path / "b" / "c") for path in paths(moved.val)} == kept
+    (video,) = {path.parts[0] for path in list(kept)[:1]}
+    alone = pair(frames(tmp_path / "a", [video]), None, **options)  # names are now below another folder
+    assert {path.relative_to(tmp_path / "a") for path in paths(alone.val)} == {
+        path for path in kept if path.parts[0] == video
+    }
+
+
+@pytest.mark.parametrize(("count", "train", "val"), [(2, 1, 1), (3, 2, 1), (9, 8, 1), (1, 1, 1)])
+def test_at_least_one_image_on_either_side(tmp_path, count, train, val):
+    data = pair(dataset(tmp_path, count), None, val_share=0.1, seed=0)
+    assert (len(data.train), len(data.val)) == (train, val)
+    assert ("no measure of quality" in data.origin) == (count == 1)
+
+
+def test_a_large_share_leaves_one_image_to_learn_from(tmp_path):
+    assert len(pair(dataset(tmp_path, 3), None, val_share=0.99, seed=0).train) == 1
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    val = dataset(tmp_path, 2, classes=("b",), labels=(0, 0))
+    data = pair(dataset(tmp_path, 3), val, val_share=0.1, seed=0)
+    assert data.val.classes == ("a", "b")
+    assert data.val.samples[0].class_ids.tolist() == [1, 1]
+
+
+def test_unknown_classes_in_validation_are_an_error(tmp_path):
+    val = dataset(tmp_path, 2, classes=("c", "b"))
+    with pytest.raises(DataError, match="'c'"):
+        pair(dataset(tmp_path, 3), val, val_share=0.1, seed=0)
+
+
+def test_nothing_to_learn_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="made of 0: there are no images to learn from"):
+        pair(dataset(tmp_path, 0), None, val_share=0.1, seed=0)
+    with pytest.raises(DataError, match="there are no classes to learn"):
+        pair(dataset(tmp_path, 2, classes=(), labels=()), None, val_share=0.1, seed=0)
+
+
+def test_the_test_split_is_never_trained_on(scenes, tmp_path):
+    shutil.copytree(scenes / "val", tmp_path / "test")
+    shutil.copytree(scenes / "val", tmp_path / "val")
+    with pytest.raises(DataError, match="no split to train on; there is val, test"):
+        open_training_data(tmp_path, **OPTIONS)
+
+
+def test_evaluation_takes_the_split_named_or_val_or_the_only_one(scenes, tmp_path):
+    assert len(open_for_evaluation(scenes, None, None, False)) == 3
+    assert len(open_for_evaluation(scenes, "train", None, False)) == 8
+    shutil.copytree(scenes / "val", tmp_path / "one" / "test")
+    assert len(open_for_evaluation(tmp_path / "one", None, None, False)) == 3
+    for name in ("train", "test"):
+        shutil.copytree(scenes / "val", tmp_path / "two" / name)
+    with pytest.raises(DataError, match="name one of train, test with --split"):
+        open_for_evaluation(tmp_path / "two", None, None, False)
+
+
+def test_missing_images_can_be_skipped_and_are_counted_but_bad_boxes_cannot(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    (tmp_path / "data" / "train" / "scene_00002.jpg").unlink()
+    with pytest.raises(DataError, match="scene_00002"):
+        open_training_data(tmp_path / "data", **OPTIONS)
+    skipping = {**OPTIONS, "skip_bad_images": True}
+    data = open_training_data(tmp_path / "data", **skipping)
+    assert (len(data.train), data.num_bad_images, data.num_problems) == (7, 1, 1)
+    shutil.rmtree(tmp_path / "data" / "val")
+    data = open_training_data(tmp_path / "data", **skipping)
+    assert (len(data.train), len(data.val), data.num_bad_images) == (6, 1, 1)
+    annotations = tmp_path / "data" / "train" / "_annotations.coco.json"
+    document = json.loads(annotations.read_text())
+    document["annotations"][0]["bbox"][2] = -3
+    annotations.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"_annotations\.coco\.json"):
+        open_training_data(tmp_path / "data", **skipping)
+
+
+def test_a_single_file_is_all_there_is(scenes):
+    path = scenes / "train" / "_annotations.coco.json"
+    assert len(open_dataset(path)) == 8
+    data = open_training_data(path, **OPTIONS)
+    assert (len(data.train), len(data.val)) in ((7, 1), (8, 3))

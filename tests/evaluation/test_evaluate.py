@@ -1,0 +1,89 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.core.errors import CheckpointError, DataError
+from deformable_detr.core.types import Detections
+from deformable_detr.data.dataset import align_classes
+from deformable_detr.data.open import open_dataset
+from deformable_detr.evaluation.coco_metrics import coco_metrics
+from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.inference.detector import Detector
+
+
+@pytest.fixture
+def dataset(scenes):
+    return open_dataset(scenes, split="train")
+
+
+@pytest.fixture
+def knowing(detector, dataset, monkeypatch):
+    """A detector that finds exactly what is there, whatever order it is asked in."""
+    answers = {}
+    for sample in dataset.samples:
+        boxes = torch.from_numpy(sample.boxes_xyxy).float()
+        answers.setdefault(sample.size_wh, []).append(
+            Detections(boxes, torch.ones(len(boxes)), torch.from_numpy(sample.class_ids))
+        )
+    assert all(len(same_size) == 1 for same_size in answers.values()), "sizes must tell the scenes apart"
+    monkeypatch.setattr(
+        Detector, "detect", lambda self, images, sizes_wh, **_: [answers[size_wh][0] for size_wh in sizes_wh]
+    )
+    return detector
+
+
+def test_finding_everything_is_an_ap_of_1(knowing, dataset):
+    report = evaluate(knowing, dataset)
+    assert report.metrics.ap == pytest.approx(1)
+    assert len(report.dataset) == len(report.detections) == 8
+    assert (report.skipped, report.num_skipped) == ({}, 0)
+    assert report.seconds > 0
+
+
+def test_the_order_of_classes_does_not_matter(knowing, dataset):
+    turned = align_classes(dataset, ("star", "square", "disc"), (9, 8, 7))
+    report = evaluate(knowing, turned)
+    assert report.metrics.ap == pytest.approx(1)
+    assert report.dataset.classes == knowing.classes
+
+
+def test_the_same_as_predicting_image_by_image(detector, dataset):
+    report = evaluate(detector, dataset, batch_size=3)
+    found = detector.predict([sample.path for sample in dataset.samples], threshold=0.0)
+    for one, other in zip(report.detections, found, strict=True):
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
+    assert report.metrics.twelve() == pytest.approx(coco_metrics(found, dataset).twelve(), abs=1e-6)
+
+
+def test_other_classes_are_an_error_with_both_counts(detector, dataset):
+    other = replace(dataset, classes=("disc", "square", "star", "cube"), category_ids=(1, 2, 3, 4))
+    assert evaluate(detector, other.subset([0])).dataset.classes == detector.classes  # none is labelled cube
+    first = other.samples[0]
+    other = replace(other, samples=[replace(first, class_ids=first.class_ids * 0 + 3)])
+    with pytest.raises(CheckpointError) as caught:
+        evaluate(detector, other)
+    assert "the checkpoint has 3 classes (disc, square, star)" in str(caught.value)
+    assert "the data set has 4 classes (disc, square, star, cube)" in str(caught.value)
+
+
+def test_damaged_images_are_an_error_or_skipped_and_listed(detector, dataset, tmp_path):
+    bad = tmp_path / "cut.jpg"
+    bad.write_bytes(dataset.samples[2].path.read_bytes()[:900])
+    samples = list(dataset.samples)
+    samples[2] = replace(samples[2], path=bad)
+    dataset = replace(dataset, samples=samples)
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        evaluate(detector, dataset)
+    report = evaluate(detector, dataset, skip_bad_images=True)
+    assert list(report.skipped) == [str(bad)]
+    assert (len(report.dataset), report.num_skipped) == (7, 1)
+    with pytest.raises(DataError, match="none of the 1 images could be read"):
+        evaluate(detector, dataset.subset([2]), skip_bad_images=True)
+
+
+def test_a_network_from_the_middle_of_a_training_is_judged_as_it_will_be_used(detector, dataset):
+    expected = evaluate(detector, dataset).detections
+    detector.model.train()  # where dropout drops
+    judged = evaluate(detector, dataset).detections
+    assert all(torch.equal(one.scores, other.scores) for one, other in zip(expected, judged, strict=True))

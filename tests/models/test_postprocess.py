@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from deformable_detr.core.types import Predictions
+from deformable_detr.models.postprocess import to_detections
+
+BATCH, QUERIES, CLASSES = 3, 7, 5
+SIZES_WH = [(640, 480), (33, 90), (7, 1000)]
+
+
+def predictions(dtype: torch.dtype = torch.float32) -> Predictions:
+    generator = torch.Generator().manual_seed(1)
+    return Predictions(
+        torch.randn(BATCH, QUERIES, CLASSES, generator=generator).to(dtype),
+        torch.rand(BATCH, QUERIES, 4, generator=generator).to(dtype),
+    )
+
+
+def slowly(given: Predictions, image: int, size_wh: tuple[int, int], limit: int) -> list[tuple]:
+    """(score, class, box) one pair at a time."""
+    width, height = size_wh
+    pairs = []
+    for query in range(given.logits.shape[1]):
+        cx, cy, w, h = given.boxes[image, query].tolist()
+        box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
+        for class_id in range(given.logits.shape[2]):
+            score = 1 / (1 + math.exp(-given.logits[image, query, class_id].item()))
+            pairs.append((score, class_id, box))
+    return sorted(pairs, reverse=True)[:limit]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 34, 35, 100])
+def test_equals_the_slow_way(limit):
+    given = predictions()
+    found = to_detections(given, SIZES_WH, max_detections=limit)
+    assert len(found) == BATCH
+    for image, size_wh in enumerate(SIZES_WH):
+        expected = slowly(given, image, size_wh, limit)
+        assert len(found[image].scores) == min(limit, QUERIES * CLASSES)
+        torch.testing.assert_close(found[image].scores, torch.tensor([score for score, _, _ in expected]))
+        assert found[image].class_ids.tolist() == [class_id for _, class_id, _ in expected]
+        torch.testing.assert_close(found[image].boxes_xyxy, torch.tensor([box for _, _, box in expected]))
+
+
+def test_one_query_may_appear_with_several_classes():
+    logits = torch.full((1, 2, 3), -5.0)
+    logits[0, 1] = torch.tensor([2.0, -1.0, 3.0])
+    boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.25]]])
+    (found,) = to_detections(Predictions(logits, boxes), [(200, 80)], max_detections=3)
+    assert found.class_ids.tolist() == [2, 0, 1]
+    assert found.boxes_xyxy.tolist() == [[0, 30, 100, 50]] * 3
+
+
+def test_threshold_keeps_what_reaches_it():
+    logits = torch.tensor([[[0.0, -1.0], [3.0, -0.01]]])
+    given = Predictions(logits, torch.rand(1, 2, 4))
+    (found,) = to_detections(given, [(9, 5)], threshold=0.5)
+    assert found.class_ids.tolist() == [0, 0]
+    (none,) = to_detections(given, [(9, 5)], threshold=0.99)
+    assert none.boxes_xyxy.shape == (0, 4)
+    assert none.scores.shape == none.class_ids.shape == (0,)
+
+
+def test_boxes_may_leave_the_image():
+    given = Predictions(torch.zeros(1, 1, 1), torch.tensor([[[0.0, 1.0, 0.5, 0.5]]]))
+    (found,) = to_detections(given, [(100, 60)])
+    assert found.boxes_xyxy.tolist() == [[-25, 45, 25, 75]]
+
+
+def test_half_precision_is_answered_in_single():
+    found = to_detections(predictions(torch.bfloat16), SIZES_WH)
+    assert all(image.scores.dtype == image.boxes_xyxy.dtype == torch.float32 for image in found)
+
+
+def test_no_queries():
+    given = Predictions(torch.zeros(1, 0, 4), torch.zeros(1, 0, 4))
+    assert len(to_detections(given, [(9, 5)])[0].scores) == 0
+
+
+def test_sizes_must_match():
+    with pytest.raises(ValueError, match="3 images but 1 sizes"):
+        to_detections(predictions(), [(9, 5)])
+    with pytest.raises(ValueError, match="max_detections is 0"):
+        to_detections(predictions(), SIZES_WH, max_detections=0)

@@ -1,0 +1,157 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.core.config import from_dict, to_dict
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.data.augmentation.pipeline import Augmentation, Preprocessing
+from deformable_detr.data.augmentation.presets import find_preset
+from deformable_detr.models import build
+from deformable_detr.runs.recipes import (
+    RECIPES,
+    TrainConfig,
+    find_recipe,
+    finetune,
+    small,
+    with_augmentation,
+    with_backbone,
+    with_image_size,
+)
+from deformable_detr.training.optimizer import learning_rate
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_plain_data_named_like_their_function_and_documented(name):
+    config = RECIPES[name]()
+    assert config.name == name
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+    document = RECIPES[name].__doc__
+    assert "ddetr " in document
+    assert "Cost:" in document
+    assert "Expected:" in document
+
+
+# Trainable and all parameters of the official code.
+@pytest.mark.parametrize(
+    ("name", "trainable", "total"),
+    [
+        ("paper_r50", 39_847_265, 40_069_665),
+        ("paper_r50_refine", 40_627_260, 40_849_660),
+        ("paper_r50_two_stage", 40_959_129, 41_181_529),
+        ("paper_r50_single_scale", 33_844_193, 34_066_593),
+        ("paper_r50_single_scale_dc5", 33_844_193, 34_066_593),
+    ],
+)
+def test_the_papers_recipes_are_the_papers_models_and_settings(name, trainable, total):
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        model = build(config.model, load_backbone_weights=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+    assert sum(p.numel() for p in model.parameters()) == total
+    assert (config.epochs, config.batch_size, learning_rate(config.optimizer, 32)) == (50, 32, 2e-4)
+    assert (config.preprocessing.short_side, config.preprocessing.max_side) == (800, 1333)
+
+
+def test_small_starts_from_trained_weights_and_fits_its_epochs():
+    config = small()
+    assert config.model.backbone_weights == "hub"
+    assert config.epochs is None
+
+
+def test_another_image_size_scales_everything_in_proportion():
+    config = with_image_size(TrainConfig(), 400)
+    assert (config.preprocessing.short_side, config.preprocessing.max_side) == (400, 666)
+    assert (max(config.augmentation.short_sides), config.augmentation.crop_min) == (400, 192)
+    with pytest.raises(ConfigError, match="image size is 0"):
+        with_image_size(TrainConfig(), 0)
+
+
+def test_a_backbone_from_nothing_is_not_frozen():
+    config = with_backbone(small(), name="resnet18", weights="none")
+    assert (config.model.backbone, config.model.frozen_stages, config.model.frozen_batch_norm) == ("resnet18", 0, False)
+    config = with_backbone(small(), name=None, weights="some.pth")
+    assert (config.model.backbone, config.model.backbone_weights) == (small().model.backbone, "some.pth")
+    assert with_backbone(small(), name=None, weights=None) == small()
+
+
+def test_recipes_are_found_by_name_or_file(tmp_path):
+    assert find_recipe("small") == small()
+    config = replace(small(), seed=5)
+    (tmp_path / "run.json").write_text(json.dumps(to_dict(config)))
+    assert find_recipe(str(tmp_path / "run.json")) == config
+    with pytest.raises(ConfigError, match="did you mean small"):
+        find_recipe("smal")
+    with pytest.raises(ConfigError, match=r"cannot read .*nope\.json"):
+        find_recipe(str(tmp_path / "nope.json"))
+    (tmp_path / "cut.json").write_text('{"epochs": 3')
+    with pytest.raises(ConfigError, match=r"cut.json is not valid JSON"):
+        find_recipe(str(tmp_path / "cut.json"))
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ConfigError, match="JSON list"):
+        find_recipe(str(tmp_path / "list.json"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": 0}, {"batch_size": 0}, {"eval_every": 0}, {"log_every": 0}, {"num_workers": -1}, {"val_share": 1.0}],
+)
+def test_values_no_run_could_mean_are_refused(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
+        TrainConfig(**settings)
+
+
+def test_another_augmentation_is_brought_to_the_size_of_the_images():
+    config = with_augmentation(with_image_size(small(), 400), "strong")
+    assert config.augmentation == find_preset("strong").scaled(400)
+    assert (config.augmentation.min_side, max(config.augmentation.short_sides)) == (2.0, 400)
+    assert config == with_image_size(with_augmentation(small(), "strong"), 400)
+    assert (config.size_by, config.augmentation_by) == ("settings", "settings")
+
+
+def test_what_is_left_to_the_data_cannot_be_set_as_well():
+    with pytest.raises(ConfigError, match=r"preprocessing.short_side is 300, but size_by is 'objects'.*--image-size"):
+        replace(small(), preprocessing=Preprocessing(short_side=300))
+    with pytest.raises(ConfigError, match=r"preprocessing.max_side is 900, but size_by is 'weights'"):
+        replace(finetune(), preprocessing=Preprocessing(max_side=900))
+    with pytest.raises(ConfigError, match=r"augmentation is set, but augmentation_by is 'data'.*--augment"):
+        replace(small(), augmentation=Augmentation(hflip=0.0))
+    assert replace(small(), preprocessing=Preprocessing(mean=(0.0, 0.1, 0.2))).size_by == "objects"
+
+
+@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
+def test_impossible_caches(size):
+    with pytest.raises(ConfigError, match="image_cache_gb"):
+        TrainConfig(image_cache_gb=size)
+
+
+def test_what_weights_bring_needs_weights_and_parts_must_exist():
+    with pytest.raises(ConfigError, match="size_by is 'weights', but start is 'backbone'"):
+        TrainConfig(size_by="weights")
+    with pytest.raises(ConfigError, match="freeze holds 'spine'; there are backbone, projections, encoder"):
+        TrainConfig(freeze=("encoder", "spine"))
+    assert with_image_size(finetune(), 300).size_by == "settings"
+
+
+def test_finetune_is_gentler_than_small():
+    assert finetune().epochs is None
+    assert learning_rate(finetune().optimizer, 4) < learning_rate(small().optimizer, 4) / 2
+    assert finetune().optimizer.warmup_steps is None  # left to the data, as in small
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"save_every": -1.0}, "save_every is -1.0"),
+        ({"keep_last": 0}, "keep_last is 0"),
+        ({"patience": -1}, "patience is -1"),
+        ({"accumulate": 5, "batch_size": 4}, "accumulate is 5 and batch_size 4"),
+        ({"best_by": "map"}, "no metric 'map'; there are ap, ap50"),
+        ({"best_by": "cat/ap_small"}, "CLASS/ap, CLASS/ap50"),
+    ],
+)
+def test_settings_of_a_run_no_run_could_mean_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(TrainConfig(), **settings)

@@ -1,0 +1,159 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.core.errors import ConfigError, TrainingError
+from deformable_detr.data.batch import make_loader
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.runs.recipes import with_augmentation
+from deformable_detr.training import autobatch as memory
+from deformable_detr.training.autobatch import fitting_batch, largest, step_memory
+from deformable_detr.training.autoconfig import fit_to_data
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+
+
+@pytest.fixture
+def train_set(scenes):
+    return open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False).train
+
+
+@pytest.mark.parametrize("fixed", [0, 30])
+@pytest.mark.parametrize("each", [1, 7, 10])
+@pytest.mark.parametrize("most", [1, 2, 5, 64])
+def test_the_largest_number_that_fits(fixed, each, most):
+    def needed(images):
+        return fixed + each * images
+
+    fits = [images for images in range(1, most + 1) if needed(images) <= 100]
+    assert largest(needed, 100, most) == (max(fits), needed(max(fits)))
+
+
+def test_where_memory_grows_faster_than_a_line():
+    def needed(images):
+        return 10 * images**2
+
+    count, taken = largest(needed, 500, 64)
+    assert (taken, count <= 7) == (needed(count), True)
+    assert count >= 5
+
+
+def test_nothing_fits():
+    assert largest(lambda images: 1000 * images, 999, 8) == (1, 1000)
+    assert largest(lambda images: sys.maxsize if images > 1 else 10, 100, 8) == (1, 10)
+
+
+def test_a_step_of_more_images_takes_more(tiny_config, train_set):
+    config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
+    few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 40)
+    assert few < many
+    # What was used before and is free again would hide what a step needs.
+    used = [torch.ones(1000) for _ in range(200_000)]
+    del used
+    assert step_memory(config, train_set, CPU, 40) > many / 2
+    in_parts = step_memory(replace(config, batch_size=40, accumulate=20), train_set, CPU, 40)
+    assert in_parts < many / 2
+
+
+def test_the_largest_image_is_that_of_the_augmentation(tiny_config, train_set):
+    landscape = replace(train_set, samples=[replace(sample, size_wh=(640, 480)) for sample in train_set.samples])
+    augmentation = replace(tiny_config.augmentation, crop_probability=0.0).scaled(320)
+    plain = replace(tiny_config, augmentation=augmentation)
+    assert memory._largest_wh(plain, landscape) == (426, 320)
+    turned = replace(plain, augmentation=replace(augmentation, rotate90=0.5))
+    assert memory._largest_wh(turned, landscape) == (426, 426)
+    cropped = replace(plain, augmentation=replace(augmentation, crop_probability=0.5))
+    assert memory._largest_wh(cropped, landscape) == (502, 502)
+    windows = replace(plain, augmentation=replace(augmentation, iou_crop=0.3))
+    assert memory._largest_wh(windows, landscape) == (533, 533)  # as long as it may be
+    most = max(len(sample.class_ids) for sample in train_set.samples)
+    mixed = replace(plain, augmentation=replace(augmentation, mosaic=0.5, mixup=0.1))
+    assert (memory._most_objects(plain, train_set), memory._most_objects(mixed, train_set)) == (most, 8 * most)
+
+
+@pytest.mark.parametrize("preset", ["paper", "light", "strong", "aerial"])
+def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
+    config = with_augmentation(tiny_config, preset)
+    width, height = memory._largest_wh(config, train_set)
+    loader = make_loader(train_set, config.preprocessing, batch_size=8, augmentation=config.augmentation)
+    for epoch in range(12):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            # Rounding of extreme aspect ratios may miss the longest side by a pixel or two.
+            assert batch.images.shape[2] <= 1.02 * height
+            assert batch.images.shape[3] <= 1.02 * width
+            assert max(len(one.labels) for one in batch.targets) <= memory._most_objects(config, train_set)
+
+
+def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory._free(CPU) > 10**7  # a system without such files
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 100000\n")
+    assert memory._free(CPU) == 800000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free(CPU) > 10**7
+
+
+def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_PEAK", tmp_path / "gone" / "clear_refs")
+    with pytest.raises(ConfigError, match=r"memory cannot be measured here .*clear_refs.*--batch-size"):
+        memory._begin_peak(CPU)
+
+
+def test_a_processor_takes_the_recipes_batch_or_less(tiny_config, train_set, monkeypatch):
+    config = replace(tiny_config, batch_size=6, batch_size_by="memory")
+    fitted, reasons = fit_to_data(config, train_set)
+    assert (fitted.batch_size, fitted.batch_size_by) == (6, "settings")
+    assert reasons[0].startswith("batches of 6 images, which take ")
+    config = replace(fitted, batch_size_by="memory")
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 100 * images)
+    monkeypatch.setattr(memory, "_free", lambda device: 500)  # of which 300 may be used
+    assert fitting_batch(config, train_set, CPU).batch_size == 3
+    monkeypatch.setattr(memory, "_free", lambda device: 50)
+    with pytest.raises(TrainingError, match=r"not even one image fits.*activation_checkpointing"):
+        fitting_batch(config, train_set, CPU)
+
+
+def test_a_gpu_takes_more_but_leaves_steps_in_an_epoch(tiny_config, train_set, monkeypatch):
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 10 * images)
+    monkeypatch.setattr(memory, "_free", lambda device: 1000)
+    cuda = torch.device("cuda")
+    many = replace(train_set, samples=train_set.samples * 1000)
+    assert fitting_batch(tiny_config, many, cuda).batch_size == 64
+    assert fitting_batch(tiny_config, replace(train_set, samples=train_set.samples[:4] * 20), cuda).batch_size == 5
+    monkeypatch.setattr(memory, "_free", lambda device: 200)
+    assert fitting_batch(tiny_config, many, cuda).batch_size == 17
+
+
+def test_a_system_that_does_not_tell(tiny_config, train_set, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"memory cannot be measured .* --batch-size"):
+        fitting_batch(tiny_config, train_set, CPU)
+
+
+@pytest.mark.parametrize("own", [None, "1000"])
+def test_convolutions_of_sizes_long_gone_are_forgotten(own):
+    code = """
+import torch
+from deformable_detr.training.autobatch import bound_primitive_cache
+bound_primitive_cache()
+conv = torch.nn.Conv2d(16, 16, 3)
+for side in [*range(40, 80), 40]:
+    conv(torch.zeros(1, 16, side, side))
+"""
+    environment = os.environ | {"ONEDNN_VERBOSE": "2"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    if own is not None:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    prepared = [line for line in done.stdout.splitlines() if "create:cache_miss,cpu,convolution" in line]
+    if not prepared:
+        pytest.skip("convolutions are not oneDNN's here")
+    assert len(prepared) == (41 if own is None else 40)

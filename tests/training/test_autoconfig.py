@@ -1,0 +1,141 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deformable_detr.data.augmentation.presets import find_preset
+from deformable_detr.data.dataset import DetectionDataset, Sample
+from deformable_detr.runs.recipes import TrainConfig, finetune, small, with_augmentation, with_image_size
+from deformable_detr.training.autoconfig import (
+    fit_to_data,
+    fitted_epochs,
+    fitted_interval,
+    fitted_size,
+    fitted_warmup,
+    handed_classes,
+)
+
+
+def photos(sides_by_class, *, num_images=5, size_wh=(640, 480), crowd=False):
+    """Images that all hold one square object for each class, of this side in pixels."""
+    boxes = np.array([[10, 20, 10 + side, 20 + side] for side in sides_by_class], dtype=np.float64).reshape(-1, 4)
+    count = len(boxes)
+    samples = [
+        Sample(
+            path=Path(f"{number}.jpg"),
+            size_wh=size_wh,
+            boxes_xyxy=boxes,
+            class_ids=np.arange(count),
+            is_crowd=np.full(count, crowd),
+            areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+            image_id=number,
+            object_ids=tuple(range(count)),
+        )
+        for number in range(num_images)
+    ]
+    classes = tuple("abcdefgh"[: max(1, count)])
+    return DetectionDataset(samples=samples, classes=classes, category_ids=tuple(range(len(classes))), source="photos")
+
+
+@pytest.mark.parametrize(("images", "batch"), [(1, 1), (5, 4), (205, 4), (247, 4), (1000, 4), (118_287, 32)])
+def test_epochs_fit_the_number_of_images(images, batch):
+    epochs = fitted_epochs(images, batch)
+    assert 12 <= epochs <= 300
+    steps = epochs * max(1, images // batch)
+    if 12 < epochs < 300:
+        assert 0.9 < steps / (fitted_epochs(2 * images, batch) * (2 * images // batch)) < 1.1
+
+
+def test_warm_up_and_evaluations_follow_the_length_of_the_run():
+    assert [fitted_warmup(steps) for steps in (1, 60, 3009, 1_000_000)] == [0, 2, 100, 1000]
+    for epochs in (1, 29, 30, 31, 59, 300):
+        interval = fitted_interval(epochs)
+        assert epochs / interval <= 30
+        assert interval == 1 or epochs / (interval - 1) > 30
+
+
+def test_the_smallest_class_decides_on_the_size():
+    assert fitted_size(photos([200, 30])) == (384, "b", 24.0)  # 30 pixels of 480 are 24 of 384
+    assert fitted_size(photos([200, 36])) == (320, "b", 24.0)
+    assert fitted_size(photos([37, 200]))[:2] == (320, "a")  # 311 pixels would do; a multiple of 32
+
+
+def test_sizes_have_their_limits():
+    assert fitted_size(photos([300])) == (256, "a", 160.0)
+    short_side, _, pixels = fitted_size(photos([3]))
+    assert (short_side, pixels) == (480, 3.0)  # the images have no more
+    assert fitted_size(photos([3], size_wh=(1000, 2000))).short_side == 512
+    assert fitted_size(photos([3], size_wh=(100, 90))).short_side == 256
+    assert fitted_size(photos([])) == (256, "", 0.0)
+    assert fitted_size(photos([20], crowd=True)) == (256, "", 0.0)
+
+
+def test_a_class_with_a_few_objects_is_not_asked_unless_there_is_no_other():
+    assert fitted_size(photos([30], num_images=4)).short_side == 384
+    many, few = photos([200], num_images=6), photos([200, 30], num_images=4)
+    mixed = replace(few, samples=[*many.samples, *few.samples])
+    assert fitted_size(mixed) == (256, "a", pytest.approx(200 / 480 * 256))
+
+
+def test_classes_that_a_mirror_would_exchange():
+    classes = ("left turn", "turnRight", "RIGHT_SHOE", "bright", "leftover", "copyright", "hand-left", "cat")
+    assert handed_classes(classes) == ("left turn", "turnRight", "RIGHT_SHOE", "hand-left")
+    data = photos([100, 100])
+    assert fit_to_data(small(), data).config.augmentation.hflip == 0.5
+    config, reasons = fit_to_data(small(), replace(data, classes=("cat", "left shoe")))
+    assert config.augmentation == replace(find_preset("paper").scaled(256), hflip=0.0)
+    assert "augmentation paper without mirror images, in which left shoe would be wrong" in reasons
+
+
+def test_what_is_left_open_is_settled_and_explained():
+    data = photos([200, 30], num_images=205)
+    config, reasons = fit_to_data(small(), data)
+    assert (config.model.num_classes, config.epochs, config.eval_every) == (2, 59, 2)
+    assert (config.optimizer.warmup_steps, config.preprocessing.short_side) == (100, 384)
+    assert config.augmentation == find_preset("paper").scaled(384)
+    assert fit_to_data(config, data) == (config, ())
+    text = "\n".join(reasons)
+    for number in (
+        "59 epochs",
+        "100 steps of warm-up",
+        "every 2 epochs",
+        "384 pixels",
+        "class, b,",
+        "augmentation paper",
+    ):
+        assert number in text
+
+
+def test_small_objects_are_pointed_out():
+    _, reasons = fit_to_data(small(), photos([200, 4], size_wh=(2000, 1000)))
+    assert "--image-size 6000 would give them 24" in reasons[0]
+    assert "--image-size" not in fit_to_data(small(), photos([200, 30])).reasons[0]
+
+
+def test_what_is_set_stays():
+    data = photos([200, 20], num_images=100)
+    config = replace(with_augmentation(with_image_size(small(), 160), "strong"), epochs=7, eval_every=3)
+    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=5))
+    fitted, reasons = fit_to_data(config, data)
+    assert fitted == replace(config, model=replace(config.model, num_classes=2))
+    assert reasons == ()
+    paper = fit_to_data(TrainConfig(batch_size=4), data)
+    assert paper.config.augmentation == TrainConfig().augmentation
+    assert paper.reasons == ()
+
+
+def test_an_augmentation_that_was_chosen_gets_the_size_that_the_objects_want():
+    config, _ = fit_to_data(with_augmentation(small(), "strong"), photos([30]))
+    assert config.augmentation == find_preset("strong").scaled(384)
+
+
+def test_batches_are_no_larger_than_the_data():
+    config, reasons = fit_to_data(replace(small(), accumulate=4), photos([100], num_images=3))
+    assert (config.batch_size, config.accumulate, config.epochs) == (3, 3, 300)
+    assert "batches of 3 instead of 4 images: there are no more" in reasons
+
+
+def test_weights_keep_their_size():
+    config = fit_to_data(with_image_size(finetune(), 300), photos([20])).config
+    assert config.preprocessing.short_side == 300

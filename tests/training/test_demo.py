@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+
+from deformable_detr.core.errors import OutputError
+from deformable_detr.training import demo as demo_module
+from deformable_detr.training.demo import NumScenes, demo
+
+FEW = NumScenes(train=5, val=2, unseen=3)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return replace(tiny_config, epochs=1)
+
+
+def test_it_leaves_pictures_curves_and_a_summary_and_may_be_repeated(config, tmp_path):
+    for _ in range(2):
+        result = demo(tmp_path / "demo", config=config, scenes=FEW, device="cpu")
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"scenes", "unseen", "run", "pictures", "contact_sheet.jpg", "curves.png", "summary.md"}
+    assert len(list((result.folder / "pictures").iterdir())) == 3
+    assert (result.folder / "summary.md").read_text() == result.summary
+    for word in ("5 scenes to train on", "AP50", "| disc |", "ddetr train --data", "kept epoch 1"):
+        assert word in result.summary
+
+
+def test_what_others_have_written_stays(config, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match=r"holds thesis\.tex, which no demonstration has written"):
+        demo(tmp_path, config=config, scenes=FEW, device="cpu")
+    (tmp_path / "thesis.tex").rename(tmp_path / "pictures")  # a name of ours, but no demonstration around it
+    with pytest.raises(OutputError, match="holds pictures"):
+        demo(tmp_path, config=config, scenes=FEW, device="cpu")
+    with pytest.raises(OutputError, match="cannot write to"):
+        demo(tmp_path / "pictures", config=config, scenes=FEW, device="cpu")
+
+
+def test_ctrl_c_leaves_the_rest_out(config, tmp_path, monkeypatch):
+    whole = demo_module.train
+    monkeypatch.setattr(demo_module, "train", lambda *a, **k: replace(whole(*a, **k), interrupted=True))
+    assert demo(tmp_path / "demo", config=config, scenes=FEW, device="cpu") is None
+    assert not (tmp_path / "demo" / "summary.md").exists()

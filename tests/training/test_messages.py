@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import pytest
+
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.runs.folder import create_run_folder
+from deformable_detr.training.autoconfig import fit_to_data
+from deformable_detr.training.messages import introduce
+from deformable_detr.training.setup import start_session
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def update(self, stage, done, total, details=""):
+        pass
+
+
+@pytest.fixture
+def said(scenes, tmp_path):
+    """What a run of these settings says."""
+
+    def say(config):
+        data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
+        config, _ = fit_to_data(config, data.train)
+        folder = create_run_folder(tmp_path / "run")
+        notes = Lines()
+        introduce(start_session(config, folder, data, "scenes", device="cpu", weights=True), notes)
+        return notes.lines
+
+    return say
+
+
+def test_what_will_be_done(said, tiny_config):
+    data, images, model, plan, folder = said(tiny_config)
+    assert data.startswith("data: COCO ")
+    assert images.startswith("8 images with ")
+    assert images.endswith(" objects of 3 classes (disc, square, star); judged by the validation split, 3 images")
+    assert model.startswith("model: two_stage, backbone test_resnet (weights: none), ")
+    assert model.endswith(" million frozen, on cpu in float32")
+    assert plan == "2 epochs of 2 steps of 3 images, learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))"
+    assert folder.startswith("run folder: ")
+
+
+def test_what_is_unusual_is_said_in_lines_of_its_own(said, tiny_config, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict, raising=False)
+    optimizer = replace(tiny_config.optimizer, lr=1e-3, lr_batch_size=None)
+    lines = said(
+        replace(tiny_config, precision="bfloat16", activation_checkpointing=True, sharded=True, optimizer=optimizer)
+    )
+    text = "\n".join(lines)
+    assert len(lines) == 8
+    assert "on cpu in bfloat16" in text
+    assert "this processor has no instructions for bfloat16" in text
+    assert "computed twice instead of remembered: " in text
+    assert "learning rate 0.001\n" in text
+    assert "sharded=true has no effect here" in text
+
+
+def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):
+    data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
+    data = data._replace(num_problems=7, num_bad_images=2)
+    config, _ = fit_to_data(tiny_config, data.train)
+    notes = Lines()
+    introduce(start_session(config, create_run_folder(tmp_path), data, "x", device="cpu", weights=True), notes)
+    assert "problems in the annotations: 7, 2 images left out; `ddetr check-data` lists them" in notes.lines

@@ -1,0 +1,221 @@
+"""What each process keeps and what all of them gather: two processes on this machine, talking by gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.distributed import ALONE
+from deformable_detr.core.errors import ConfigError
+from deformable_detr.data.batch import stand_in
+from deformable_detr.training.sharding import cut_like, cut_like_those_of, equally_many, gathered, part_of, shard
+
+# Shapes are checked at every call here, too.
+SCRIPT = """
+import json, sys
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
+import torch
+from jaxtyping import install_import_hook
+with install_import_hook("deformable_detr", "beartype.beartype"):
+    from deformable_detr.training.ema import Average, to_average
+    from deformable_detr.core.config import from_dict
+    from deformable_detr.data.batch import stand_in
+    from deformable_detr.data.augmentation.pipeline import Preprocessing
+    from deformable_detr.inference.detector import Detector
+    from deformable_detr.training.freezing import freeze, to_training_mode
+    from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
+    from deformable_detr.training.optimizer import clip_gradients
+    from deformable_detr.core.distributed import joined
+    from deformable_detr.training.setup import Session
+    from deformable_detr.training.sharding import *
+
+CPU = torch.device("cpu")
+torch.set_num_threads(1)
+tiny = from_dict(DeformableDETRConfig, json.loads(sys.argv[1]))
+
+def share(rank):
+    "Three images for the first process and two for the other, each padded differently."
+    count = 3 - rank
+    padding = torch.zeros(count, 48, 80, dtype=torch.bool)
+    for number, mask in enumerate(padding):
+        mask[40 - 8 * number:] = True
+        mask[:, 64 + 3 * number:] = True
+    images = torch.randn(count, 3, 48, 80, generator=torch.Generator().manual_seed(rank))
+    return images * ~padding[:, None], padding
+
+def backward(model):
+    "From one process' images on the model as it is."
+    def of(rank):
+        output = model(*share(rank))
+        sum(one.logits.square().sum() + one.boxes.sum() for one in output.layers).backward()
+    return of
+
+def grads_of(model):
+    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+def far(some, others):
+    assert some.keys() == others.keys()
+    return max(float((some[n] - others[n]).abs().max() / (1 + others[n].abs().max())) for n in some)
+
+def compare(config, frozen, ranks):
+    "With networks that are whole on every process."
+    torch.manual_seed(1)
+    model = build(config, load_backbone_weights=False)
+    freeze(model, frozen)
+    plain, copy = deepcopy(model), to_average(model)
+    names = set(dict(model.named_parameters()))
+    shard([model, copy], ranks, CPU)
+    average, truth = Average(model, 0.5, copy), Average(plain, 0.5)
+    assert isinstance(model, DeformableDETR) and not any(one.requires_grad for one in copy.parameters())
+    wholes = gathered(model.state_dict(), keep=True)
+    assert all(torch.equal(wholes[name], tensor) for name, tensor in plain.state_dict().items())
+    assert gathered(model.state_dict(), keep=False) == {}
+
+    to_training_mode(model, frozen)
+    if ranks.rank == 1 and config.features == "padded":
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.fill_(1000.0)  # the other one's are what counts
+    backward(model)(ranks.rank)
+    sums = {}
+    for rank in range(ranks.size):
+        alone = deepcopy(plain)
+        to_training_mode(alone, frozen)
+        backward(alone)(rank)
+        for name, grad in grads_of(alone).items():
+            sums[name] = sums.get(name, 0) + grad / ranks.size
+    for name, parameter in plain.named_parameters():
+        parameter.grad = sums.get(name)
+    report = {"gradients": far(gathered(grads_of(model), keep=True), sums), "num_gradients": len(sums)}
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    report["statistics"] = max(float(one.abs().max()) for one in means)
+    norms = clip_gradients(model, 0.5), clip_gradients(plain, 0.5)
+    report["norms"] = norms
+    report["clipped"] = far(gathered(grads_of(model), keep=True), sums)
+
+    with torch.no_grad():
+        for parameter in [*model.parameters(), *plain.parameters()]:
+            parameter.mul_(0.25)
+    average.update()
+    truth.update()
+    found = gathered(copy.state_dict(), keep=True)
+    report["average"] = far(*({n: d[n] for n in names} for d in (found, truth.model.state_dict())))
+
+    other = build(config, load_backbone_weights=False)
+    gather_into(other, copy)
+    report["copied"] = far(*({n: d[n] for n in names} for d in (other.state_dict(), found)))
+    moved = {name: tensor + 1 for name, tensor in found.items()}
+    copy.load_state_dict(cut_like_those_of(copy, moved))
+    report["restored"] = far(gathered(copy.state_dict(), keep=True), moved)
+    report["evaluated"] = float(other.eval()(*share(0)).final.logits.sum())
+    kept = sum(part_of(parameter).numel() for parameter in model.parameters())
+    report["kept"], report["all"] = kept, sum(parameter.numel() for parameter in plain.parameters())
+    return report
+
+def judged_statistics(ranks):
+    "Of what is evaluated without shards, each process having seen images of its own."
+    model = build(tiny, load_backbone_weights=False)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(1.0 + ranks.rank)
+    detector = Detector(model, ["a", "b", "c"], [1, 2, 3], Preprocessing(), device="cpu")
+    whole = SimpleNamespace(sharded=False, ranks=ranks, kept=model, average=None, detector=detector)
+    means = [one for name, one in Session.judged(whole).model.named_buffers() if name.endswith("running_mean")]
+    return sorted({float(value) for mean in means for value in mean})
+
+with joined("cpu") as ranks:
+    told = {
+        "judged": judged_statistics(ranks),
+        "padded": compare(replace(tiny, dropout=0.0), (), ranks),
+        "per_image": compare(replace(tiny, dropout=0.0, features="per_image"), ("backbone",), ranks),
+        "parts": len(equally_many([stand_in()] * (1 + 2 * ranks.rank), ranks)),
+    }
+    open(f"{sys.argv[2]}/{ranks.rank}.json", "w").write(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tiny_config, tmp_path_factory):
+    """What each of two processes reports."""
+    folder = tmp_path_factory.mktemp("told")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    config = json.dumps(to_dict(replace(tiny_config.model, num_classes=3)))
+    done = subprocess.run(
+        [*start, sys.executable, "-c", SCRIPT, config, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("features", ["padded", "per_image"])
+def test_gradients_are_the_mean_of_the_processes_though_they_have_different_numbers_of_images(told, features):
+    for one in (process[features] for process in told):
+        assert one["gradients"] < 1e-5
+        assert one["num_gradients"] > 30
+
+
+@pytest.mark.parametrize("features", ["padded", "per_image"])
+def test_the_norm_to_clip_is_that_of_all_parts(told, features):
+    for one in (process[features] for process in told):
+        assert one["norms"][0] == pytest.approx(one["norms"][1], rel=1e-5)
+        assert one["norms"][0] > 0.5  # or nothing was clipped
+        assert one["clipped"] < 1e-5
+
+
+@pytest.mark.parametrize("features", ["padded", "per_image"])
+def test_the_average_is_sharded_alike_and_gathered_and_put_back(told, features):
+    for one in (process[features] for process in told):
+        assert one["average"] < 1e-6
+        assert one["copied"] == one["restored"] == 0
+    assert told[0][features]["evaluated"] == told[1][features]["evaluated"]
+
+
+def test_each_process_keeps_its_part(told):
+    for features in ("padded", "per_image"):
+        kept = [process[features]["kept"] for process in told]
+        assert sum(kept) == told[0][features]["all"]
+        # What has an odd number of rows is not halved.
+        assert kept[1] <= kept[0] < 1.1 * kept[1]
+
+
+def test_what_batch_norm_learns_is_the_first_process_own(told):
+    assert told[1]["padded"]["statistics"] < 100
+
+
+def test_all_processes_have_equally_many_parts_of_a_step(told):
+    assert [process["parts"] for process in told] == [3, 3]
+    assert len(equally_many([stand_in()], ALONE)) == 1
+
+
+def test_without_shards_all_is_as_it_was():
+    model = nn.Linear(3, 2)
+    weights = {"weight": torch.ones(2, 3), "unknown": torch.ones(1)}
+    assert cut_like_those_of(model, weights) == weights
+    copied = cut_like(weights["weight"], model.weight)
+    assert torch.equal(copied, weights["weight"])
+    assert copied.data_ptr() != weights["weight"].data_ptr()
+    assert part_of(model.weight) is model.weight
+    state = model.state_dict()
+    assert gathered(state, keep=True).keys() == state.keys()
+    assert all(torch.equal(one, state[name]) for name, one in gathered(state, keep=True).items())
+
+
+def test_a_number_without_an_axis_is_refused():
+    model = nn.Linear(2, 2)
+    model.gain = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ConfigError, match="1 parameters have no axis to cut, the first gain; set sharded=false"):
+        shard([model], ALONE, torch.device("cpu"))
+
+
+def test_all_judge_the_statistics_that_the_first_one_saves(told):
+    assert [process["judged"] for process in told] == [[1.0], [1.0]]

@@ -1,0 +1,173 @@
+import io
+import json
+import struct
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.models import build
+from deformable_detr.weights.checkpoint import Checkpoint, save
+from deformable_detr.weights.recognise import Recognised, recognise
+
+
+@pytest.fixture
+def ours(tiny_config, tmp_path):
+    config = replace(tiny_config.model, num_classes=2)
+    path = tmp_path / "run" / "best.safetensors"
+    path.parent.mkdir()
+    (path.parent / "config.json").write_text(json.dumps(to_dict(tiny_config)))
+    save(
+        Checkpoint(
+            weights=build(config).state_dict(),
+            model=config,
+            classes=("cat", "dog"),
+            category_ids=(1, 2),
+            preprocessing=tiny_config.preprocessing,
+        ),
+        path,
+    )
+    return path
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "deformable_detr"}')
+    save_file({"model.encoder.layers.0.fc1.bias": torch.ones(3)}, folder / "model.safetensors")
+    return folder
+
+
+def test_a_file_of_ours_whatever_its_name(ours):
+    assert recognise(ours) == Recognised("ours", ours)
+    other = ours.rename(ours.with_name("weights.bin"))
+    assert recognise(other) == Recognised("ours", other)
+
+
+def test_a_run_folder_stands_for_its_best_or_else_its_last(ours):
+    run = ours.parent
+    last = run / "last.safetensors"
+    last.write_bytes(ours.read_bytes())
+    assert recognise(run) == Recognised("ours", ours)
+    ours.unlink()
+    assert recognise(run) == Recognised("ours", last)
+    last.unlink()
+    with pytest.raises(CheckpointError, match=r"run that has no weights yet: it has no best\.safetensors"):
+        recognise(run)
+
+
+def test_a_folder_of_transformers_and_the_files_in_it(theirs):
+    expected = Recognised("transformers", theirs)
+    assert recognise(theirs) == recognise(theirs / "model.safetensors") == expected
+    (theirs / "model.safetensors").unlink()
+    torch.save({"x": torch.ones(2)}, theirs / "pytorch_model.bin")
+    assert recognise(theirs) == recognise(theirs / "pytorch_model.bin") == expected
+
+
+def test_weights_of_ours_alone_in_a_folder(ours, tmp_path):
+    folder = tmp_path / "cloned"
+    folder.mkdir()
+    path = ours.rename(folder / "model.safetensors")
+    assert recognise(folder) == Recognised("ours", path)
+
+
+@pytest.mark.parametrize("model_type", ["detr", "rt_detr", "yolos"])
+def test_a_folder_of_another_model_is_named(theirs, model_type):
+    (theirs / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for path in (theirs, theirs / "model.safetensors"):
+        with pytest.raises(CheckpointError, match=f"holds a model of another kind, '{model_type}'; transformers reads"):
+            recognise(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_files_of_pytorch_go_to_the_official_reader(tmp_path, new_format):
+    path = tmp_path / "r50.pt"
+    torch.save({"model": {}}, path, _use_new_zipfile_serialization=new_format)
+    assert recognise(path) == Recognised("official", path)
+
+
+def test_a_folder_with_nothing_in_it(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder without weights"):
+        recognise(tmp_path)
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        recognise(tmp_path / "nope")
+
+
+def picture(kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (picture("PNG"), "is a picture; weights come first, then images"),
+        (picture("JPEG"), "is a picture"),
+        (picture("WEBP"), "is a picture"),
+        (picture("BMP"), "is a picture"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(80), "is an HDF5 file"),
+        (b"GGUF" + bytes(80), "is a GGUF file"),
+        (b"\x1f\x8b\x08" + bytes(80), "is compressed with gzip; unpack it first"),
+        (b"\n<!doctype html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "git lfs pull"),
+        (b'{\n "model_type": "detr"}' + bytes(80), "is JSON, not weights"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x032.0" + bytes(80), "is an ONNX model"),
+        (
+            struct.pack("<Q", 2**62) + b"{" + bytes(80),
+            "it has 89 bytes, its header alone should have 4611686018427387904",
+        ),
+        (struct.pack("<Q", 9) + b'{"a": 1, ' + bytes(80), "its header cannot be read"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_what_it_is(tmp_path, content, message):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        recognise(path)
+    assert str(path) in str(caught.value)
+
+
+def test_noise_by_its_name(tmp_path):
+    for name in ("model.onnx", "model.safetensors"):
+        (tmp_path / name).write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match="is an ONNX model"):
+        recognise(tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        recognise(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01])
+def test_a_header_that_is_cut_off_is_refused(ours, share):
+    ours.write_bytes(ours.read_bytes()[: int(share * ours.stat().st_size)])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        recognise(ours)
+
+
+def test_a_zip_without_weights_goes_where_zips_are_explained(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "x")
+    assert recognise(tmp_path / "a.zip").layout == "official"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["layer1.0.conv1.weight"], "it looks like a ResNet alone; train with --backbone-weights"),
+        (["stem.conv.weight"], "does not say what model it is of; weights of a backbone go to --backbone-weights"),
+        (["model.encoder.layers.0.x"], r"a model of transformers; keep config\.json beside it"),
+        (["model.0.conv.weight"], "a YOLO of ultralytics"),
+    ],
+)
+def test_other_safetensors_are_told_what_they_are(tmp_path, names, message):
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        recognise(tmp_path / "x.safetensors")
