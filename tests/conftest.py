@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from deformable_detr.data.augmentation.pipeline import Augmentation
+from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.synthetic import SceneStyle, draw_scenes
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.runs.recipes import TrainConfig, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import with_image_size
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"

@@ -22,7 +22,8 @@ from deformable_detr.core.types import Batch, DetectorOutput, Predictions, Targe
 from deformable_detr.data.synthetic import SceneStyle, draw_scenes
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.models.losses import Criterion, CriterionConfig
-from deformable_detr.training.optimizer import OptimizerConfig, make_optimizer
+from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.training.optimizer import make_optimizer
 
 TINY = ["backbone=test_resnet", "encoder_layers=1", "decoder_layers=3", "hidden_dim=32", "ffn_dim=48", "num_queries=12"]
 OPTIONS = ["--short-side", "48", "--backbone-weights", "none", "--threads", "1", "--set", "batch_size=2"]

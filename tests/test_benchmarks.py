@@ -18,7 +18,7 @@ from benchmarks.ops.problem import FORMS, LOCATIONS, make, pixel_coordinates
 from benchmarks.ops.roofline import copy_bandwidth, traffic
 from benchmarks.report import Measurement, json_line, machine, spread, table
 from benchmarks.worker import Worker
-from deformable_detr.models.layers import deformable_attention
+from deformable_detr.ops.msda import multi_scale_deformable_attention_from_projection
 from deformable_detr.ops.reference import locations_and_weights
 
 
@@ -369,7 +369,7 @@ def test_every_way_takes_the_same_step(scenes, tiny_config):
     for name in ("float32", "grid_sample", "checkpointed", "one_by_one"):
         step = bench_training.Step(bench_training.WAYS[name], config, "cpu")
         losses[name] = [step.take(batch) for batch in (*ready, ready[0])]
-        assert deformable_attention.multi_scale_deformable_attention_from_projection is not bench_training._grid_sample
+        assert multi_scale_deformable_attention_from_projection is not bench_training._grid_sample
     assert losses["float32"][2] != losses["float32"][0]
     for name, found in losses.items():
         # One by one a batch has less padding, which the published features see.

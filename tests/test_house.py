@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "deformable_detr"

@@ -122,6 +122,7 @@ def test_the_operator_loads_nothing_of_the_detector():
     own = {name for name in loaded if name.startswith("deformable_detr")}
     allowed = {
         "deformable_detr",
+        "deformable_detr.core",
         "deformable_detr.core.version",
         "deformable_detr.core.types",
         "deformable_detr.core.errors",

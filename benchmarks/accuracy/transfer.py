@@ -24,7 +24,8 @@ import deformable_detr
 from benchmarks.report import machine, say
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.data.splits import open_training_data
-from deformable_detr.runs.recipes import TrainConfig, find_recipe, with_backbone, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import find_recipe, with_backbone, with_image_size
 from deformable_detr.training.finetune import Source, match_classes, read_source
 from deformable_detr.training.train import Run
 

@@ -29,15 +29,16 @@ from benchmarks.accuracy.arms import ARMS, Learner, difference, make_learner, un
 from benchmarks.accuracy.comparison import Rows, read_arm, report
 from benchmarks.report import machine, say
 from deformable_detr.core.config import apply_overrides, to_dict
+from deformable_detr.core.files import write_atomically
 from deformable_detr.core.types import Batch, Detections
-from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset, align_classes
+from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.open import list_splits
 from deformable_detr.data.splits import TrainingData, open_split, open_training_data
 from deformable_detr.evaluation.coco_metrics import coco_metrics
 from deformable_detr.models.postprocess import to_detections
-from deformable_detr.runs.folder import write_atomically
-from deformable_detr.runs.recipes import TrainConfig, find_recipe, with_backbone, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import find_recipe, with_backbone, with_image_size
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.optimizer import (
     clip_gradients,

@@ -22,12 +22,13 @@ import torch
 from benchmarks.report import machine, say
 from deformable_detr.core.types import Batch
 from deformable_detr.data.augmentation.presets import PRESETS
-from deformable_detr.data.batch import BatchLoader, make_loader
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.recipes import TrainConfig, small, with_augmentation, with_backbone
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import small, with_augmentation, with_backbone
 from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer

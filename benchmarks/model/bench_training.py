@@ -28,20 +28,20 @@ from benchmarks.report import ROOT, Spread, aligned, machine, say
 from benchmarks.timing import Wall, interleaved
 from deformable_detr.core.errors import DeformableDetrError
 from deformable_detr.core.types import Batch, Target
-from deformable_detr.data.batch import make_loader, split
+from deformable_detr.data.batch import split
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.loader import make_loader
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.models.layers import deformable_attention
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.recipes import RECIPES, TrainConfig, with_backbone, with_image_size
-from deformable_detr.training.activation_checkpointing import checkpoint_activations
+from deformable_detr.runs.config import PrecisionName, TrainConfig
+from deformable_detr.runs.recipes import RECIPES, with_backbone, with_image_size
+from deformable_detr.training.acceleration import Precision, checkpoint_activations, compile_layers
 from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.compiling import compile_layers
 from deformable_detr.training.ema import Average, to_average
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer
-from deformable_detr.training.precision import Precision, PrecisionName
 
 _OPERATOR = "multi_scale_deformable_attention_from_projection"
 

@@ -9,7 +9,8 @@ from benchmarks.model.batch import make
 from benchmarks.report import Measurement
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.recipes import RECIPES, TrainConfig, with_backbone
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import RECIPES, with_backbone
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer
 
 _FIRST_STEPS = 3

@@ -27,7 +27,8 @@ from benchmarks.report import ROOT, Spread, aligned, machine, say
 from benchmarks.timing import Wall, interleaved
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.models.losses import Criterion, CriterionConfig
-from deformable_detr.training.optimizer import OptimizerConfig, make_optimizer
+from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.training.optimizer import make_optimizer
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 
 OURS, THEIRS = "ours", "transformers"

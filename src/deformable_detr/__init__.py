@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
     from deformable_detr.inference.detector import Detector
     from deformable_detr.report import write_report
+    from deformable_detr.runs.config import TrainConfig
     from deformable_detr.runs.recipes import (
         RECIPES,
-        TrainConfig,
         finetune,
         paper_r50,
         paper_r50_refine,
@@ -39,7 +39,7 @@ _HOMES = {
     "RECIPES": "runs.recipes",
     "Run": "training.train",
     "Sample": "data.dataset",
-    "TrainConfig": "runs.recipes",
+    "TrainConfig": "runs.config",
     "paper_r50": "runs.recipes",
     "paper_r50_refine": "runs.recipes",
     "paper_r50_single_scale": "runs.recipes",

@@ -12,7 +12,7 @@ import pytest
 from deformable_detr.cli.main import run
 from deformable_detr.core.config import to_dict
 from deformable_detr.inference.detector import Detector
-from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.config import TrainConfig
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
 

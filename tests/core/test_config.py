@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deformable_detr.core.config import apply_overrides, from_dict, to_dict
+from deformable_detr.core.config import apply_overrides, flat_settings, from_dict, to_dict
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.training import loggers as services
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +141,8 @@ def test_any_data_is_a_config_or_a_config_error(data):
 def test_any_override_is_a_config_or_a_config_error(text):
     with contextlib.suppress(ConfigError):
         assert isinstance(apply_overrides(BIKE, [text, f"wheel.spokes={text}", f"brand={text}"]), Bike)
+
+
+def test_settings_are_named_as_on_the_command_line():
+    assert flat_settings({"a": {"b": {"c": 1}, "d": [2, 3]}, "e": None}) == {"a.b.c": 1, "a.d": [2, 3], "e": None}
+    assert services.ServiceName.__args__ == ("tensorboard", "wandb", "mlflow")

@@ -3,14 +3,9 @@ import pickle
 import pytest
 import torch
 
-from deformable_detr.data.augmentation.pipeline import (
-    Augmentation,
-    Example,
-    Preprocessing,
-    evaluation_transform,
-    resized_wh,
-    training_transform,
-)
+from deformable_detr.data.augmentation.pipeline import Example, evaluation_transform, resized_wh, training_transform
+from deformable_detr.data.augmentation.settings import Augmentation
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.data.torch_dataset import BadImage, Item, TransformedDataset, seed_of
 from tests.data.drawn import broken
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from deformable_detr.cli.main import run
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, DataError, OutputError, TrainingError
+from deformable_detr.core.files import write_atomically
 from deformable_detr.runs import folder as run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.train import resume, train
@@ -167,7 +168,7 @@ def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkey
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch, workers):
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
-    write = run_folder.write_atomically
+    write = write_atomically
 
     def full(path, fill):
         def half(temporary):

@@ -5,7 +5,11 @@ import torch
 
 from deformable_detr.ops import cpu
 from deformable_detr.ops import selftest as trial
-from deformable_detr.ops.msda import BACKENDS, multi_scale_deformable_attention
+from deformable_detr.ops.msda import (
+    BACKENDS,
+    multi_scale_deformable_attention,
+    multi_scale_deformable_attention_from_projection,
+)
 from deformable_detr.ops.reference import locations_and_weights
 
 needs_kernel = pytest.mark.skipif(cpu.missing() is not None, reason="no compiler was found at installation")
@@ -86,7 +90,7 @@ def test_a_single_number_that_is_none_is_found(nonsense, monkeypatch):
 
 
 def test_what_the_fused_form_gets_wrong_is_found(monkeypatch):
-    original = trial.multi_scale_deformable_attention_from_projection
+    original = multi_scale_deformable_attention_from_projection
 
     def wrong(*arguments, backend, **options):
         return original(*arguments, backend=backend, **options) * (1 if backend == "reference" else 1.1)

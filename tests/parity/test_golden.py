@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from deformable_detr import weights
-from deformable_detr.data.augmentation.pipeline import Preprocessing, to_model_input
+from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights.checkpoint import Checkpoint, build_model

@@ -6,12 +6,11 @@ import torch
 
 from deformable_detr.core.config import from_dict, to_dict
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.data.augmentation.pipeline import Augmentation, Preprocessing
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.models import build
+from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import (
     RECIPES,
-    TrainConfig,
     find_recipe,
     finetune,
     small,
@@ -93,15 +92,6 @@ def test_recipes_are_found_by_name_or_file(tmp_path):
         find_recipe(str(tmp_path / "list.json"))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"epochs": 0}, {"batch_size": 0}, {"eval_every": 0}, {"log_every": 0}, {"num_workers": -1}, {"val_share": 1.0}],
-)
-def test_values_no_run_could_mean_are_refused(settings):
-    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
-        TrainConfig(**settings)
-
-
 def test_another_augmentation_is_brought_to_the_size_of_the_images():
     config = with_augmentation(with_image_size(small(), 400), "strong")
     assert config.augmentation == find_preset("strong").scaled(400)
@@ -110,48 +100,7 @@ def test_another_augmentation_is_brought_to_the_size_of_the_images():
     assert (config.size_by, config.augmentation_by) == ("settings", "settings")
 
 
-def test_what_is_left_to_the_data_cannot_be_set_as_well():
-    with pytest.raises(ConfigError, match=r"preprocessing.short_side is 300, but size_by is 'objects'.*--image-size"):
-        replace(small(), preprocessing=Preprocessing(short_side=300))
-    with pytest.raises(ConfigError, match=r"preprocessing.max_side is 900, but size_by is 'weights'"):
-        replace(finetune(), preprocessing=Preprocessing(max_side=900))
-    with pytest.raises(ConfigError, match=r"augmentation is set, but augmentation_by is 'data'.*--augment"):
-        replace(small(), augmentation=Augmentation(hflip=0.0))
-    assert replace(small(), preprocessing=Preprocessing(mean=(0.0, 0.1, 0.2))).size_by == "objects"
-
-
-@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
-def test_impossible_caches(size):
-    with pytest.raises(ConfigError, match="image_cache_gb"):
-        TrainConfig(image_cache_gb=size)
-
-
-def test_what_weights_bring_needs_weights_and_parts_must_exist():
-    with pytest.raises(ConfigError, match="size_by is 'weights', but start is 'backbone'"):
-        TrainConfig(size_by="weights")
-    with pytest.raises(ConfigError, match="freeze holds 'spine'; there are backbone, projections, encoder"):
-        TrainConfig(freeze=("encoder", "spine"))
-    assert with_image_size(finetune(), 300).size_by == "settings"
-
-
 def test_finetune_is_gentler_than_small():
     assert finetune().epochs is None
     assert learning_rate(finetune().optimizer, 4) < learning_rate(small().optimizer, 4) / 2
     assert finetune().optimizer.warmup_steps is None  # left to the data, as in small
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
-        ({"save_every": -1.0}, "save_every is -1.0"),
-        ({"keep_last": 0}, "keep_last is 0"),
-        ({"patience": -1}, "patience is -1"),
-        ({"accumulate": 5, "batch_size": 4}, "accumulate is 5 and batch_size 4"),
-        ({"best_by": "map"}, "no metric 'map'; there are ap, ap50"),
-        ({"best_by": "cat/ap_small"}, "CLASS/ap, CLASS/ap50"),
-    ],
-)
-def test_settings_of_a_run_no_run_could_mean_are_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        replace(TrainConfig(), **settings)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import ConfigError, TrainingError
-from deformable_detr.data.batch import make_loader
+from deformable_detr.data.loader import make_loader
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.recipes import with_augmentation
 from deformable_detr.training import autobatch as memory

@@ -6,7 +6,8 @@ import pytest
 
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.runs.recipes import TrainConfig, finetune, small, with_augmentation, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size
 from deformable_detr.training.autoconfig import (
     fit_to_data,
     fitted_epochs,

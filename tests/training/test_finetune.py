@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import CheckpointError, ConfigError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import build
 from deformable_detr.models.layers.initialisation import PRIOR_PROBABILITY
 from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size

@@ -8,8 +8,9 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import Target
 from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion, CriterionConfig
-from deformable_detr.training.freezing import FREEZABLE, count, freeze, to_training_mode
-from deformable_detr.training.optimizer import OptimizerConfig, make_optimizer
+from deformable_detr.runs.config import FREEZABLE, OptimizerConfig
+from deformable_detr.training.freezing import count, freeze, to_training_mode
+from deformable_detr.training.optimizer import make_optimizer
 
 PARTS = [name for name in FREEZABLE if name != "all_but_heads"]
 # By hand, from the printed model: a start of each part's parameters, and of modules that act differently in training.

@@ -7,8 +7,7 @@ import pytest
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.runs.folder import RunFolder
-from deformable_detr.training import loggers as services
-from deformable_detr.training.loggers import chosen_services, flat_settings, open_service
+from deformable_detr.training.loggers import chosen_services, open_service
 
 SETTINGS = {"name": "tiny", "model": {"dropout": 0.1}}
 
@@ -166,8 +165,3 @@ def test_tensorboard_writes_nothing_before_there_are_figures(tmp_path):
     service = open_service("tensorboard", RunFolder(tmp_path), {}, pytest.fail)
     service.close(failed=True)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_settings_are_named_as_on_the_command_line():
-    assert flat_settings({"a": {"b": {"c": 1}, "d": [2, 3]}, "e": None}) == {"a.b.c": 1, "a.d": [2, 3], "e": None}
-    assert services.ServiceName.__args__ == ("tensorboard", "wandb", "mlflow")

@@ -9,12 +9,12 @@ from deformable_detr.core.errors import DataError, TrainingError
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.runs.config import OptimizerConfig
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.loop import run_epoch
 from deformable_detr.training.metrics_log import Journal
-from deformable_detr.training.optimizer import OptimizerConfig
 from deformable_detr.training.setup import start_session
 from deformable_detr.weights.checkpoint import load
 

@@ -14,10 +14,10 @@ import deformable_detr
 from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
 from deformable_detr.data.open import open_dataset
-from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.config import OptimizerConfig, TrainConfig
 from deformable_detr.training import loop
 from deformable_detr.training import train as training
-from deformable_detr.training.optimizer import OptimizerConfig
+from deformable_detr.training.setup import start_session
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load, save
 
@@ -204,7 +204,7 @@ def test_of_two_runs_that_found_a_folder_empty_one_has_it_and_the_other_leaves_i
     tiny_config, scenes, tmp_path, monkeypatch
 ):
     config, folder = replace(tiny_config, epochs=1), tmp_path / "run"
-    start, first = training.start_session, []
+    start, first = start_session, []
 
     def begin_another_meanwhile(*arguments, **others):
         session = start(*arguments, **others)

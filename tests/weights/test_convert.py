@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import CheckpointError, OutputError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights import convert as converting
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, TrainingState, load, save
 from deformable_detr.weights.convert import convert
 from deformable_detr.weights.official.reader import write_official
+from deformable_detr.weights.read import read_recognised
 
 # Official files know published backbones only; a smaller one does for the others.
 PUBLISHED = DeformableDETRConfig(
@@ -155,7 +156,7 @@ def test_outputs_of_the_wrong_kind_are_refused(source, tmp_path, name, to, messa
     [("ours", "bit"), ("ours", "missing"), ("ours", "added"), ("official", "bit"), ("transformers", "bit")],
 )
 def test_what_reads_back_otherwise_is_not_kept(sources, tmp_path, monkeypatch, to, damage):
-    real = converting.read_recognised
+    real = read_recognised
     name = "decoder.box_heads.0.layers.0.bias"
 
     def read_wrongly(found):

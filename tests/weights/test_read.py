@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, save

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deformable_detr.runs.recipes import TrainConfig
+    from deformable_detr.runs.config import TrainConfig
 
 _SILENT_S = 2.0
 
@@ -44,8 +44,8 @@ def check_data(
 
     from rich.console import Console
 
+    from deformable_detr.core.files import check_output_file
     from deformable_detr.data.check import check_dataset, render
-    from deformable_detr.runs.folder import check_output_file
 
     picture = output or Path("augmented.png")
     config = None

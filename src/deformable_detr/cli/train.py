@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from deformable_detr.runs.recipes import TrainConfig
+    from deformable_detr.runs.config import PrecisionName, TrainConfig
     from deformable_detr.training.finetune import Source
-    from deformable_detr.training.precision import PrecisionName
     from deformable_detr.training.train import Run
 
 
@@ -205,11 +204,12 @@ def _conclude(run: "Run") -> None:
     """Where it is and what to do next for people; the same as one JSON line for machines."""
     from deformable_detr.core.distributed import is_first
     from deformable_detr.core.progress import percent
+    from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 
     code = (143 if run.terminated else 130) if run.interrupted else 0
     if not is_first():
         raise typer.Exit(code)
-    best, last = run.folder / "best.safetensors", run.folder / "last.safetensors"
+    best, last = run.folder / BEST_NAME, run.folder / LAST_NAME
     if run.best_epoch is not None:
         ap, ap50 = percent(run.best["ap"]), percent(run.best["ap50"])
         typer.echo(f"best: AP {ap}, AP50 {ap50} in epoch {run.best_epoch}: {best}", err=True)

@@ -178,3 +178,11 @@ def _describe(annotation: Any) -> str:
             return f"a list, each {_describe(options[0])}"
         return f"a list of {len(options)}, each {_describe(options[0])}"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

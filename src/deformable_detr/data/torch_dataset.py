@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.types import Target
 from deformable_detr.data.augmentation.geometry import Example
-from deformable_detr.data.augmentation.pipeline import Preprocessing, Transform, normalise, to_target
+from deformable_detr.data.augmentation.pipeline import Transform, to_target
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.images import read_image
+from deformable_detr.data.preprocessing import Preprocessing, normalise
 from deformable_detr.data.rng import uniform_integer
 
 

@@ -7,8 +7,8 @@ from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, DataError
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.types import Detections
-from deformable_detr.data.batch import explained_worker_deaths, make_loader
 from deformable_detr.data.dataset import DetectionDataset, align_classes
+from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from deformable_detr.core.errors import BackendError
+from deformable_detr.core.devices import choose_device
 from deformable_detr.core.progress import Reporter
 from deformable_detr.core.types import Detections
-from deformable_detr.data.augmentation.pipeline import Preprocessing, to_model_input
 from deformable_detr.data.images import load_image
+from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.models import DeformableDETR
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
@@ -159,25 +159,6 @@ class Detector:
         final = self.model(images, no_padding).final
         found = to_detections(final, sizes_wh, max_detections=max_detections, threshold=threshold)
         return [Detections(*(part.cpu() for part in one)) for one in found]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device a user named: "auto", "cpu", "cuda" or "cuda:1".
-
-    Raises:
-        BackendError: it is not one of these or is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BackendError(f"no such device: {name!r}; there are auto, cpu, cuda, cuda:0, ...") from error
-    if device.type not in ("cpu", "cuda"):
-        raise BackendError(f"device {name!r} is not supported; there are auto, cpu, cuda, cuda:0, ...")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def _picture(image: ImageLike) -> Image.Image:

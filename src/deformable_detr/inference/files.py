@@ -10,11 +10,11 @@ from typing import Any
 from PIL import Image
 
 from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.files import write_json
 from deformable_detr.core.types import Detections
 from deformable_detr.data.images import list_images, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.inference.drawing import draw_detections
-from deformable_detr.runs.folder import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deformable_detr.core.config import from_dict, to_dict
+from deformable_detr.core.config import flat_settings, from_dict, to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
+from deformable_detr.core.files import check_output_file, read_json, write_atomically
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
@@ -20,9 +21,8 @@ from deformable_detr.report import sections
 from deformable_detr.report.history import History, history_of
 from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import Section, page
-from deformable_detr.runs.folder import RunFolder, check_output_file, read_json, write_atomically
-from deformable_detr.runs.recipes import TrainConfig
-from deformable_detr.training.loggers import flat_settings
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.folder import RunFolder
 from deformable_detr.weights import checkpoint as checkpoints
 
 

@@ -16,12 +16,11 @@ from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.recipes import TrainConfig
-from deformable_detr.training.activation_checkpointing import checkpoint_activations
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.training.acceleration import Precision, checkpoint_activations
 from deformable_detr.training.ema import Average
 from deformable_detr.training.freezing import freeze, to_training_mode
 from deformable_detr.training.optimizer import learning_rate, make_optimizer
-from deformable_detr.training.precision import Precision
 
 _SHARE_OF_GPU = 0.85
 _SHARE_OF_HOST = 0.6

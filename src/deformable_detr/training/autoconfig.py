@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.runs.recipes import TrainConfig, with_augmentation, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
 _STEPS = 3000

@@ -17,7 +17,7 @@ from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.drawing import contact_sheet, draw_detections
 from deformable_detr.report.curves import draw_curves
-from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import demo as demo_recipe
 from deformable_detr.training.train import Run, train
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.progress import Reporter
-from deformable_detr.runs.recipes import TrainConfig, with_image_size
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.recipes import with_image_size
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, load_weights
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED

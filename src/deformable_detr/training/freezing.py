@@ -17,8 +17,6 @@ _PARTS = {
     "decoder": ("decoder.layers.",),
 }
 _ALL_BUT_HEADS = "all_but_heads"
-FREEZABLE = ("backbone", "projections", "encoder", "queries", "decoder", "heads", _ALL_BUT_HEADS)
-"""What `freeze` may name; "all_but_heads" is the five before "heads" together."""
 
 
 class Count(NamedTuple):

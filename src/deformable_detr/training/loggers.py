@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.runs.folder import RunFolder, read_json, write_json
+from deformable_detr.core.files import read_json, write_json
+from deformable_detr.runs.folder import RunFolder
 
 ServiceName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -164,14 +166,6 @@ class _MLflow:
 
     def close(self, *, failed: bool) -> None:
         self._mlflow.end_run("FAILED" if failed else "FINISHED")
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _is_installed(name: ServiceName) -> bool:

@@ -20,9 +20,9 @@ from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
 from deformable_detr.training.freezing import to_training_mode
 from deformable_detr.training.metrics_log import Journal
 from deformable_detr.training.optimizer import clip_gradients, schedule, set_learning_rate
-from deformable_detr.training.setup import Position, Session
 from deformable_detr.training.sharding import equally_many
 from deformable_detr.training.signals import answer, uninterrupted
+from deformable_detr.training.state import Position, Session
 
 _MOST_LEFT_OUT = 10
 _NAMED_IMAGES = 8

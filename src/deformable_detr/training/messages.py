@@ -1,10 +1,10 @@
 """What a run says of itself before it begins."""
 
 from deformable_detr.core.progress import Reporter
-from deformable_detr.training.activation_checkpointing import checkpointed_parts
+from deformable_detr.training.acceleration import checkpointed_parts
 from deformable_detr.training.freezing import count
 from deformable_detr.training.optimizer import learning_rate
-from deformable_detr.training.setup import Session
+from deformable_detr.training.state import Session
 
 
 def introduce(session: Session, reporter: Reporter) -> None:

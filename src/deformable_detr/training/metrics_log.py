@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from deformable_detr.runs.folder import RunFolder, write_atomically
+from deformable_detr.core.files import write_atomically
+from deformable_detr.runs.folder import RunFolder
 from deformable_detr.training.loggers import ServiceName, open_service
 
 

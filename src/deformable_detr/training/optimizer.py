@@ -1,72 +1,16 @@
 """AdamW with the paper's parameter groups, schedules and gradient clipping (arXiv 2010.04159, A.2)."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from deformable_detr.core.errors import ConfigError
+from deformable_detr.runs.config import OptimizerConfig
 
 _OFFSETS = ("sampling_offsets", "reference_points")
 _HEADS = ("class_head", "box_head")
-_FACTORS = (
-    "backbone_lr_factor",
-    "offsets_lr_factor",
-    "encoder_lr_factor",
-    "decoder_lr_factor",
-    "heads_lr_factor",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How weights follow gradients. The defaults are the paper's."""
-
-    lr: float = 2e-4
-    """Learning rate of everything but the backbone and the sampling offsets, for steps of `lr_batch_size` images."""
-    lr_batch_size: int | None = 32
-    """The batch `lr` is meant for: in force is lr x sqrt(batch / lr_batch_size). None: `lr` is used as it is."""
-    backbone_lr_factor: float = 0.1
-    """Learning rate of the backbone, as a share of the others'."""
-    offsets_lr_factor: float = 0.1
-    """Likewise of sampling offsets and reference points; the factor of the part they are in counts, too."""
-    encoder_lr_factor: float = 1.0
-    decoder_lr_factor: float = 1.0
-    """Of the decoder's layers."""
-    heads_lr_factor: float = 1.0
-    """Of what gives classes and boxes, in the decoder and in the first stage."""
-    weight_decay: float = 1e-4
-    clip_norm: float = 0.1
-    """Largest 2-norm of all gradients together; 0 = no clipping."""
-    warmup_steps: int | None = 0
-    """Steps over which the learning rate rises linearly from nearly nothing. None: see `fitted_warmup`."""
-    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
-    """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
-    paper. "cosine": down along half a cosine to `final_factor`. "flat_cosine": all of it, then so from `drop_at` on."""
-    drop_at: float = 0.8
-    """Share of all steps after which the learning rate falls, 40 of 50 epochs in the paper; 1 = never."""
-    final_factor: float = 0.01
-    """Share of the learning rate that is left at the last step of a cosine."""
-
-    def __post_init__(self) -> None:
-        """Refuse values no run could mean."""
-        for name in ("lr", "weight_decay", "clip_norm", *_FACTORS):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"optimizer.{name} is {value}; it must be a number of at least 0")
-        if self.lr == 0:
-            raise ConfigError("optimizer.lr is 0; nothing would be learnt")
-        if self.lr_batch_size is not None and self.lr_batch_size < 1:
-            raise ConfigError(f"optimizer.lr_batch_size is {self.lr_batch_size}; it must be at least 1 or null")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ConfigError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0")
-        if not 0 < self.drop_at <= 1:
-            raise ConfigError(f"optimizer.drop_at is {self.drop_at}; it must be above 0 and at most 1")
-        if not 0 <= self.final_factor <= 1:
-            raise ConfigError(f"optimizer.final_factor is {self.final_factor}; it must be in 0..1")
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int) -> float:

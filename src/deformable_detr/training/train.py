@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.core.config import from_dict, to_dict
+from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import joined
 from deformable_detr.core.errors import CheckpointError, ConfigError, DeformableDetrError
+from deformable_detr.core.files import read_json, write_json
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.data.batch import explained_worker_deaths
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.loader import explained_worker_deaths
 from deformable_detr.data.open import FormatName
 from deformable_detr.data.splits import TrainingData, open_training_data, pair
-from deformable_detr.inference.detector import choose_device
 from deformable_detr.report import try_to_report
-from deformable_detr.runs.folder import (
-    RunFolder,
-    create_run_folder,
-    new_run_folder,
-    open_run_folder,
-    read_json,
-    write_json,
-)
-from deformable_detr.runs.recipes import TrainConfig
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder, open_run_folder
 from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.finetune import Origin, Source, Transfer, plan, read_source, settle
@@ -34,8 +28,9 @@ from deformable_detr.training.loggers import ServiceName, chosen_services
 from deformable_detr.training.loop import run_epoch
 from deformable_detr.training.messages import introduce
 from deformable_detr.training.metrics_log import Journal
-from deformable_detr.training.setup import Session, check_same_classes, check_share, start_session, with_epochs
+from deformable_detr.training.setup import check_same_classes, check_share, start_session, with_epochs
 from deformable_detr.training.signals import Terminated, held, terminable, uninterrupted
+from deformable_detr.training.state import Session
 from deformable_detr.weights import checkpoint as checkpoints
 from deformable_detr.weights.checkpoint import Checkpoint
 

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 
 from deformable_detr.core.config import from_dict, to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.files import write_atomically
 from deformable_detr.core.version import __version__
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, DeformableDETR, DeformableDETRConfig
-from deformable_detr.runs.folder import write_atomically
 
 SCHEMA_VERSION = 1
+BEST_NAME = "best.safetensors"
+"""What a run calls its best weights, for use."""
+LAST_NAME = "last.safetensors"
+"""What a run calls its newest weights, with all that is needed to go on."""
 _ENTRY = "deformable_detr"
 _MODEL = "deformable_detr"
 _TRAINING = "training/"

@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.version import __version__
-from deformable_detr.runs.folder import write_json
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.runs.folder import RunFolder
 from deformable_detr.weights import hub
+from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 from deformable_detr.weights.download import download, hash_of, shown
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -59,8 +59,7 @@ def weights_file(path: Path) -> Path | None:
     """The file with the tensors: the path itself, or the one in a run folder or a folder of transformers."""
     if not path.is_dir():
         return path
-    run = RunFolder(path)
-    places = [run.best, run.last, *(path / name for name in hub.WEIGHTS)]
+    places = [path / BEST_NAME, path / LAST_NAME, *(path / name for name in hub.WEIGHTS)]
     return next((place for place in places if place.is_file()), None)
 
 

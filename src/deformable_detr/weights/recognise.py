@@ -3,13 +3,13 @@
 import json
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.torch_files import is_torch_file
-from deformable_detr.runs.folder import RunFolder
-from deformable_detr.weights.foreign import whose
+from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_the_telling_tensors
 
@@ -27,6 +27,20 @@ _KINDS = (
     (rb"\s*<", "a web page, not weights; fetch the file itself (Google Drive shows a page in place of a large file)"),
     (rb"version https://git-lfs", "only a note on a file that Git LFS keeps elsewhere; run: git lfs pull"),
     (rb"\s*\{\s*\"", "JSON, not weights"),
+)
+# The first whose name is there counts, so the closest relatives stand first.
+_MODELS_OF_OTHERS = (
+    (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
+    (r"backbone\.1\.(row|col)_embed", "Deformable DETR with learned position embeddings; only those of sines are here"),
+    (r"bbox_head\.|rpn_head\.|roi_head\.", "a model of mmdetection; mmdetection reads it"),
+    (r"label_enc\.|transformer\.tgt_embed\.|tgt_embed\.", "DINO or DN-DETR; IDEA-Research's code reads it"),
+    (r"transformer\.decoder\.ref_point_head\.", "DAB-DETR or a relative; IDEA-Research's code reads it"),
+    (r"transformer\..*\.attentions\.\d+\.|neck\.convs\.", "a model of detrex; detrex reads it"),
+    (r"model\.(encoder|decoder)\.layers\.", "a model of transformers; keep config.json beside it and name the folder"),
+    (r"class_embed\.(weight|bias)", "DETR with attention that is not deformable; facebookresearch/detr reads it"),
+    (r"roi_heads\.|proposal_generator\.|backbone\.bottom_up\.", "a model of detectron2; detectron2 reads it"),
+    (r"model\.\d+\.", "a YOLO of ultralytics; ultralytics reads it"),
+    (r"layer1\.0\.conv1\.weight", "a ResNet alone; train with --backbone-weights FILE to start from it"),
 )
 # The version of the format as a number, then who made it as a text, or the graph.
 _ONNX = re.compile(rb"\x08[\x03-\x20](\x12|\x3a|\x42)", re.DOTALL)
@@ -74,21 +88,21 @@ def recognise(path: Path) -> Recognised:
 
 
 def _folder(path: Path) -> Recognised:
-    run = RunFolder(path)
-    if run.best.is_file():
-        return Recognised("ours", run.best)
+    best, last = path / BEST_NAME, path / LAST_NAME
+    if best.is_file():
+        return Recognised("ours", best)
     model_type = _model_type(path)
     if model_type:
         return _of_transformers(path, model_type)
-    if run.last.is_file():
-        return Recognised("ours", run.last)
+    if last.is_file():
+        return Recognised("ours", last)
     alone = path / WEIGHTS[0]
     if alone.is_file():
         return recognise(alone)
-    if run.config.is_file():
-        raise CheckpointError(f"{path} is the folder of a run that has no weights yet: it has no {run.best.name}")
+    if (path / CONFIG).is_file():
+        raise CheckpointError(f"{path} is the folder of a run that has no weights yet: it has no {BEST_NAME}")
     raise CheckpointError(
-        f"{path} is a folder without weights: neither a run's ({run.best.name}) nor one of transformers "
+        f"{path} is a folder without weights: neither a run's ({BEST_NAME}) nor one of transformers "
         f"({CONFIG} and {WEIGHTS[0]})"
     )
 
@@ -149,3 +163,13 @@ def _header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a whole safetensors file: its header is no table")
     return header
+
+
+def whose(names: Iterable[str]) -> str | None:
+    """What model parameters of these names look like, and what reads them; None if nothing is known of them."""
+    known = list(names)
+    for pattern, kind in _MODELS_OF_OTHERS:
+        start = re.compile(pattern)
+        if any(start.match(name) for name in known):
+            return kind
+    return None

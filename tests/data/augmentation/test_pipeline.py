@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation import pipeline as t
+from deformable_detr.data.augmentation.geometry import Example, resize
+from deformable_detr.data.augmentation.settings import Augmentation
 from tests.data.drawn import (
     BOXES,
     HEIGHT,
@@ -23,7 +24,7 @@ from tests.data.drawn import (
     white_box,
 )
 
-SMALL = t.Augmentation(
+SMALL = Augmentation(
     short_sides=(30, 34, 38),
     max_side=64,
     crop_short_sides=(20, 26),
@@ -63,7 +64,7 @@ def test_with_crop_the_aspect_ratio_varies():
 
 
 def test_probabilities_are_met():
-    half = t.training_transform(t.Augmentation(short_sides=(17,), max_side=31, crop_probability=0.0, hflip=0.25))
+    half = t.training_transform(Augmentation(short_sides=(17,), max_side=31, crop_probability=0.0, hflip=0.25))
     flipped = sum(half(marked(31, 17, 0, 0, 3, 17), generator(seed)).boxes_xyxy[0, 0] > 15 for seed in range(400))
     assert 70 < flipped < 130
 
@@ -242,10 +243,10 @@ def test_the_paper_s_augmentation_is_what_it_always_was(recorded):
     short_side, seed, size_wh, checksum, labels, boxes, number = recorded
     random = generator(seed)
 
-    def never(random: torch.Generator) -> t.Example:
+    def never(random: torch.Generator) -> Example:
         raise AssertionError("the paper mixes nothing")
 
-    after = t.augment(example(), random, never, augmentation=t.Augmentation().scaled(short_side))
+    after = t.augment(example(), random, never, augmentation=Augmentation().scaled(short_side))
     assert (after.image.size, zlib.crc32(after.image.tobytes())) == (size_wh, checksum)
     assert (after.labels.tolist(), after.boxes_xyxy.tolist()) == (labels, boxes)
     assert int(torch.randint(1000, (), generator=random)) == number
@@ -271,11 +272,11 @@ EVERYTHING = replace(
 )
 
 
-def augmented(seed: int, augmentation: t.Augmentation, painted: int | None = None) -> t.Example:
+def augmented(seed: int, augmentation: Augmentation, painted: int | None = None) -> Example:
     """Of one scene, with others at hand whose objects have other labels."""
     drawn = 0
 
-    def draw(random: torch.Generator) -> t.Example:
+    def draw(random: torch.Generator) -> Example:
         nonlocal drawn
         drawn += 1
         number = int(torch.randint(1000, (), generator=random))
@@ -309,7 +310,7 @@ def test_without_draw_nothing_is_mixed():
 
 def test_thin_objects_are_dropped_at_the_final_size():
     example_ = marked(40, 60, 5, 6, 13, 46)
-    plain = t.Augmentation(short_sides=(20,), max_side=30, crop_probability=0.0)
+    plain = Augmentation(short_sides=(20,), max_side=30, crop_probability=0.0)
     assert len(t.augment(example_, generator(0), augmentation=replace(plain, min_side=4.0)).labels) == 1
     assert len(t.augment(example_, generator(0), augmentation=replace(plain, min_side=4.1)).labels) == 0
 
@@ -335,7 +336,7 @@ def test_awkward_images(size_wh, objects):
     extreme = replace(EVERYTHING, photometric=1.0, color_jitter=1.0, mosaic=0.7, mixup=0.7, min_visible=0.3)
     width, height = size_wh
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])[:objects]
-    before = t.Example(noise(width, height), boxes, torch.zeros(objects, dtype=torch.int64))
+    before = Example(noise(width, height), boxes, torch.zeros(objects, dtype=torch.int64))
     for seed in range(25):
         after = t.augment(before, generator(seed), lambda random: before, augmentation=extreme)
         target = t.to_target(after)
@@ -347,112 +348,13 @@ def test_awkward_images(size_wh, objects):
 def test_a_box_that_rounding_makes_empty_is_no_target():
     thin = torch.tensor([[1000.0, 3.0, 1000.00006, 9.0], [2.0, 3.0, 5.0, 9.0]])
     assert thin[0, 2] > thin[0, 0]
-    target = t.to_target(t.Example(Image.new("RGB", (1333, 10)), thin, torch.tensor([1, 2])))
+    target = t.to_target(Example(Image.new("RGB", (1333, 10)), thin, torch.tensor([1, 2])))
     assert (target.boxes[:, 2:] > 0).all()
     assert 2 in target.labels.tolist()
 
 
-def test_normalised_images_become_pictures_again():
-    preprocessing = t.Preprocessing()
-    assert t.to_picture(t.normalise(noise(31, 17), preprocessing), preprocessing).tobytes() == noise(31, 17).tobytes()
-
-
-def test_the_paper_s_settings():
-    paper = t.Augmentation()
-    assert paper.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert (paper.max_side, paper.crop_short_sides) == (1333, (400, 500, 600))
-    assert (paper.crop_min, paper.crop_max, paper.hflip, paper.crop_probability) == (384, 600, 0.5, 0.5)
-    assert (paper.vflip, paper.rotate90, paper.color_jitter) == (0, 0, 0)
-    assert (paper.photometric, paper.zoom_out, paper.iou_crop, paper.mosaic, paper.mixup) == (0, 0, 0, 0, 0)
-    assert (paper.scale_jitter, paper.min_visible, paper.min_side) == ((1.0, 1.0), 0, 0)
-    assert paper.scaled(800) == paper
-
-
-def test_scaled_keeps_the_proportions():
-    half = replace(t.Augmentation(), vflip=0.25, min_side=3.0).scaled(400)
-    assert half.short_sides == (240, 256, 272, 288, 304, 320, 336, 352, 368, 384, 400)
-    assert (half.max_side, half.crop_short_sides) == (666, (200, 250, 300))
-    assert (half.crop_min, half.crop_max, half.vflip, half.min_side) == (192, 300, 0.25, 1.5)
-
-
-@pytest.mark.parametrize("short_side", [1, 2, 3, 17, 64, 128, 1024])
-def test_every_size_gives_settings_that_work(short_side):
-    augmentation = t.Augmentation().scaled(short_side)
-    assert max(augmentation.short_sides) == short_side
-    assert augmentation.short_sides == tuple(sorted(set(augmentation.short_sides)))
-    after = t.augment(example(), generator(1), augmentation=augmentation)
-    assert max(after.image.size) <= max(4, 1.7 * short_side)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"short_sides": ()}, "short sides"),
-        ({"short_sides": (0, 5)}, "short sides"),
-        ({"short_sides": (480, 1400)}, "max_side is 1333, below the short side of 1400"),
-        ({"crop_short_sides": ()}, "crop"),
-        ({"crop_min": 601}, "crop_min is 601 and crop_max is 600"),
-        ({"crop_min": 0}, "crop_min is 0"),
-        ({"hflip": 1.5}, "hflip is 1.5"),
-        ({"color_jitter": -0.1}, "color_jitter is -0.1"),
-        ({"mosaic": 1.1}, "mosaic is 1.1"),
-        ({"mixing_off": -0.1}, "mixing_off is -0.1"),
-        ({"min_visible": 2.0}, "min_visible is 2.0"),
-        ({"min_side": -1.0}, "min_side is -1.0"),
-        ({"min_side": float("inf")}, "min_side is inf"),
-        ({"scale_jitter": (0.0, 1.0)}, "scale_jitter is 0, 1; it needs two factors in 0.01..10, the smaller one first"),
-        ({"scale_jitter": (2.0, 1.0)}, "scale_jitter is 2, 1"),
-        ({"mosaic_scale": (0.5, 1.5)}, "mosaic_scale is 0.5, 1.5"),
-        ({"zoom_out_most": 0.5}, "zoom_out_most is 0.5"),
-        ({"crop_probability": float("nan")}, "crop_probability is nan"),
-    ],
-)
-def test_impossible_augmentation(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        t.Augmentation(**settings)
-
-
-def test_scaled_refuses_nothing_left():
-    with pytest.raises(ConfigError, match="short_side is 0"):
-        t.Augmentation().scaled(0)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"short_side": 0}, "at least 1"),
-        ({"short_side": 1600}, "raise max_side.*2666"),
-        ({"std": (0.2, 0.0, 0.2)}, "above 0"),
-        ({"mean": (0.2, float("inf"), 0.2)}, "finite"),
-    ],
-)
-def test_impossible_preprocessing(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        t.Preprocessing(**settings)
-
-
-def test_model_input_is_resized_and_normalised():
-    preprocessing = t.Preprocessing(short_side=19, max_side=40, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
-    image = noise(WIDTH, HEIGHT)
-    tensor = t.to_model_input(image, preprocessing)
-    assert tensor.shape == (3, 19, 28)
-    pixels = np.asarray(image.resize((28, 19), Image.Resampling.BILINEAR), dtype=np.float64) / 255
-    expected = (pixels - [0.1, 0.2, 0.3]) / [1, 2, 4]
-    np.testing.assert_allclose(tensor.numpy(), expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
-    assert np.array_equal(np.asarray(image), np.asarray(noise(WIDTH, HEIGHT)))
-
-
-def test_evaluation_transform_and_model_input_see_the_same_image():
-    preprocessing = t.Preprocessing(short_side=23, max_side=31)
-    after = t.evaluation_transform(preprocessing)(example(), generator(0))
-    assert torch.equal(t.normalise(after.image, preprocessing), t.to_model_input(example().image, preprocessing))
-    torch.testing.assert_close(
-        after.boxes_xyxy, torch.tensor(BOXES) * torch.tensor([31 / 57, 21 / 38, 31 / 57, 21 / 38])
-    )
-
-
 def test_target_is_relative_to_the_transformed_image():
-    target = t.to_target(t.resize(example(), (100, 50)))
+    target = t.to_target(resize(example(), (100, 50)))
     expected = [
         [(x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT]
         for x1, y1, x2, y2 in BOXES

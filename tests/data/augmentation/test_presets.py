@@ -3,8 +3,9 @@ import inspect
 import pytest
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.data.augmentation.pipeline import Augmentation, augment
+from deformable_detr.data.augmentation.pipeline import augment
 from deformable_detr.data.augmentation.presets import PRESETS, find_preset
+from deformable_detr.data.augmentation.settings import Augmentation
 from tests.data.drawn import generator, random_scene
 
 

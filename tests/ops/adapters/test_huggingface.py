@@ -11,6 +11,7 @@ from torch import nn
 
 from deformable_detr.ops.adapters import accelerate, restore
 from deformable_detr.ops.adapters import huggingface as adapter
+from deformable_detr.ops.msda import multi_scale_deformable_attention
 
 # One family for each of the three ways in which models come to the attention.
 WAYS = {"module": "deformable_detr", "attribute": "d_fine", "global": "rt_detr_v2"}
@@ -60,7 +61,7 @@ class Spy:
 
     def __init__(self, monkeypatch, factor=1.0):
         self.calls, self.spatial_shapes, self.locations, self.factor = 0, None, None, factor
-        self._run = adapter.multi_scale_deformable_attention
+        self._run = multi_scale_deformable_attention
         monkeypatch.setattr(adapter, "multi_scale_deformable_attention", self)
 
     def __call__(self, value, spatial_shapes, locations, weights, **more):

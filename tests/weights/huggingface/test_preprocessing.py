@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.data.augmentation.pipeline import Preprocessing, resized_wh, to_model_input
+from deformable_detr.data.augmentation.pipeline import resized_wh
+from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.weights.huggingface.preprocessing import preprocessing_from, settings_of
 
 SMALL = Preprocessing(short_side=80, max_side=133)

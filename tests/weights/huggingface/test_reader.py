@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.model.peer import peer
 from deformable_detr.core.errors import CheckpointError, OutputError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, build_model
 from deformable_detr.weights.huggingface.reader import read_transformers, write_transformers

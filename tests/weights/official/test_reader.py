@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deformable_detr.core.errors import CheckpointError, OutputError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, build_model
 from deformable_detr.weights.coco_classes import COCO_CLASSES

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.data.augmentation.pipeline import Augmentation
+from deformable_detr.data.augmentation.settings import Augmentation
 
 
 def paper() -> Augmentation:

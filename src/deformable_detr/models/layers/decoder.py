@@ -8,8 +8,7 @@ from deformable_detr.core.boxes import inverse_sigmoid
 from deformable_detr.core.types import Memory, Predictions, Queries
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
 from deformable_detr.models.layers.dropout import Dropout
-from deformable_detr.models.layers.feedforward import MLP, FeedForward
-from deformable_detr.models.layers.full_precision import in_float32
+from deformable_detr.models.layers.feedforward import MLP, FeedForward, in_float32
 
 
 class DecoderLayer(nn.Module):

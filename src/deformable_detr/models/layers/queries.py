@@ -10,8 +10,7 @@ from torchvision.ops import nms
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
 from deformable_detr.models.layers.encoder import pixel_centres
-from deformable_detr.models.layers.feedforward import MLP
-from deformable_detr.models.layers.full_precision import in_float32
+from deformable_detr.models.layers.feedforward import MLP, in_float32
 from deformable_detr.models.layers.position import embed_boxes
 
 _FINEST_PROPOSAL_SIZE = 0.05

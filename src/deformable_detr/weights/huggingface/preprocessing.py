@@ -7,7 +7,7 @@ from typing import Any
 
 from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 
 # Processors of this family do the same: short side, long side, bilinear, mean and standard deviation.
 _FAMILY = re.compile(r"(Deformable|Conditional)?Detr(ImageProcessor(Fast|Pil)?|FeatureExtractor)")

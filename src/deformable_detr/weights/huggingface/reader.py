@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.files import write_json
 from deformable_detr.core.version import __version__
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.runs.folder import write_json
 from deformable_detr.weights.checkpoint import Checkpoint, check_fit
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.files import write_atomically
 from deformable_detr.core.torch_files import is_plain, read_torch_file
-from deformable_detr.data.augmentation.pipeline import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.runs.folder import write_atomically
 from deformable_detr.weights.checkpoint import Checkpoint, from_header, parse_header, to_header
 from deformable_detr.weights.coco_classes import COCO_CLASSES
-from deformable_detr.weights.foreign import whose
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
+from deformable_detr.weights.recognise import whose
 
 log = logging.getLogger(__name__)
 

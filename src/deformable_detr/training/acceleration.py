@@ -1,17 +1,75 @@
-"""Which numbers a network computes with while it learns: float32, or half as many bits where the hardware has them."""
+"""Ways to a faster or leaner step: half precision, compiled layers, recomputed activations."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from deformable_detr.core.errors import BackendError
+from deformable_detr.core.errors import BackendError, ConfigError
+from deformable_detr.models import DeformableDETR
+from deformable_detr.runs.config import PrecisionName
 
-PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+_COMPILERS = ("c++", "g++", "clang++", "cl")
+
+
+def compile_layers(model: DeformableDETR) -> None:
+    """Compile every layer of encoder and decoder at its first use; names of parameters stay what they are.
+
+    Layers of one kind share what was compiled, and their shapes stay open: a batch of another size costs nothing. The
+    backbone, which is convolutions from a library, and the matching of the loss stay as they are.
+
+    Raises:
+        ConfigError: there is no C++ compiler, without which PyTorch can compile nothing.
+    """
+    wanted = (os.environ["CXX"],) if os.environ.get("CXX") else _COMPILERS
+    if not any(shutil.which(name) for name in wanted):
+        raise ConfigError(f"compile is true, which needs a C++ compiler, and there is no {' or '.join(wanted)}")
+    # On a processor a compiler's own random numbers come one after another, and take longer than all that it saves.
+    on_processor = next(model.parameters()).device.type == "cpu"
+    options = {"fallback_random": True} if on_processor else None
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.compile(dynamic=True, options=options)
+
+
+def checkpoint_activations(model: DeformableDETR) -> None:
+    """Let every layer of encoder and decoder, and the backbone's stages, be computed twice instead of remembered.
+
+    Losses and gradients stay the same to the last bit on a processor; dropout draws the same numbers both times. A
+    backbone whose batch norm learns is left alone, as it would count every batch twice.
+    """
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        # On the object, not around it: names of parameters stay what they are.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    body = _body(model)
+    if hasattr(body, "set_grad_checkpointing") and not any(isinstance(one, _BatchNorm) for one in body.modules()):
+        body.set_grad_checkpointing(True)
+
+
+def checkpointed_parts(model: DeformableDETR) -> list[str]:
+    """Which of backbone, encoder and decoder remember no more than the input of their layers."""
+    parts = ["backbone"] if getattr(_body(model), "grad_checkpointing", False) else []
+    for name in ("encoder", "decoder"):
+        layers = getattr(model, name).layers
+        if any(isinstance(layer.forward, partial) and layer.forward.func is checkpoint for layer in layers):
+            parts.append(name)
+    return parts
+
+
+def _body(model: DeformableDETR) -> Any:
+    return model.pyramid.backbone.body
+
+
 # Of processors, as `torch.cpu.get_capabilities` calls them: without one of these bfloat16 is float32 in disguise.
 _BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+
+
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -1,0 +1,120 @@
+"""Settings of the augmentation of training images."""
+
+from dataclasses import dataclass, replace
+from math import isfinite
+
+from deformable_detr.core.errors import ConfigError
+
+PAPER_SHORT_SIDES = tuple(range(480, 801, 32))
+
+
+_SHARES = (
+    *("crop_probability", "hflip", "vflip", "rotate90", "color_jitter", "photometric", "zoom_out", "iou_crop"),
+    *("mosaic", "mixup", "mixing_off", "min_visible"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training images are varied. The defaults are the paper's; what it does not use is off.
+
+    Flip, then either resize to one of `short_sides`, or, with `crop_probability`, resize to one of `crop_short_sides`,
+    cut out a random window of `crop_min` to `crop_max` pixels a side, and resize that to one of `short_sides`.
+    What is on beside that comes in this order: mosaic, mixup, zoom-out, flips and turns, crops, scale jitter, resize,
+    colours.
+    """
+
+    short_sides: tuple[int, ...] = PAPER_SHORT_SIDES
+    max_side: int = 1333
+    crop_probability: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_min: int = 384
+    crop_max: int = 600
+    hflip: float = 0.5
+    """Probability of a mirror image, left and right exchanged."""
+    vflip: float = 0.0
+    """Probability of top and bottom exchanged: for pictures taken from above, through a microscope and the like."""
+    rotate90: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees; with 0.75 all four directions are equally likely."""
+    color_jitter: float = 0.0
+    """0 leaves the colours alone; 1 varies brightness, contrast and saturation by up to 40 %, the hue by 5 %."""
+    photometric: float = 0.0
+    """Probability of each of the stronger changes of brightness, contrast, saturation and hue, see `distort`."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest factor on the size of everything: large-scale jitter.
+
+    Above 1 a window is cut out, but not of a mosaic or of what was zoomed out.
+    """
+    zoom_out: float = 0.0
+    """Probability of the image becoming 1 to `zoom_out_most` times smaller, on a plain ground; not done to a mosaic."""
+    zoom_out_most: float = 4.0
+    iou_crop: float = 0.0
+    """Probability of a window that overlaps some object by a random IoU, see `geometry.iou_crop`."""
+    mosaic: float = 0.0
+    """Probability of four images in one."""
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest factor on an image that would just fit the mosaic."""
+    mixup: float = 0.0
+    """Probability of another image shining through."""
+    mixing_off: float = 0.15
+    """Share of the epochs, the last ones, without mosaic and mixup: the model ends with pictures as they really are."""
+    min_visible: float = 0.0
+    """An object that keeps less than this share of its area at a cut is dropped; 0 drops what is wholly outside."""
+    min_side: float = 0.0
+    """An object of which a side is shorter than so many pixels in the end is dropped."""
+
+    def __post_init__(self) -> None:
+        _check_sides("augmentation", self.short_sides, self.max_side)
+        _check_sides("augmentation crop", self.crop_short_sides, None)
+        if not 1 <= self.crop_min <= self.crop_max:
+            raise ConfigError(
+                f"augmentation.crop_min is {self.crop_min} and crop_max is {self.crop_max}; "
+                "they need 1 <= crop_min <= crop_max"
+            )
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"augmentation.{name} is {value}; it must lie in 0..1")
+        for name, highest in (("scale_jitter", 10.0), ("mosaic_scale", 1.0)):
+            low, high = getattr(self, name)
+            if not 0.01 <= low <= high <= highest:
+                raise ConfigError(
+                    f"augmentation.{name} is {low:g}, {high:g}; it needs two factors in 0.01..{highest:g}, "
+                    "the smaller one first"
+                )
+        if not 1 <= self.zoom_out_most <= 100:
+            raise ConfigError(f"augmentation.zoom_out_most is {self.zoom_out_most}; it must lie in 1..100")
+        if not (isfinite(self.min_side) and self.min_side >= 0):
+            raise ConfigError(f"augmentation.min_side is {self.min_side}; it must be a number of pixels, at least 0")
+
+    def scaled(self, short_side: int) -> "Augmentation":
+        """The same variation around another image size: every length times `short_side` / the largest short side.
+
+        Lengths are rounded to whole pixels; short sides that become equal are kept once.
+        """
+        if short_side < 1:
+            raise ConfigError(f"short_side is {short_side}; it must be at least 1")
+        ratio = short_side / max(self.short_sides)
+
+        def rescale(length: int) -> int:
+            return max(1, round(length * ratio))
+
+        return replace(
+            self,
+            short_sides=tuple(sorted({rescale(side) for side in self.short_sides})),
+            max_side=rescale(self.max_side),
+            crop_short_sides=tuple(sorted({rescale(side) for side in self.crop_short_sides})),
+            crop_min=rescale(self.crop_min),
+            crop_max=rescale(self.crop_max),
+            min_side=self.min_side * ratio,
+        )
+
+
+def _check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None) -> None:
+    if not short_sides or min(short_sides) < 1:
+        raise ConfigError(f"{where}: short sides are {short_sides}; they must be at least 1 pixel")
+    if max_side is not None and max_side < max(short_sides):
+        raise ConfigError(
+            f"{where}: max_side is {max_side}, below the short side of {max(short_sides)}, which no image could reach; "
+            f"raise max_side (the paper's ratio gives {round(max(short_sides) * 1333 / 800)})"
+        )
