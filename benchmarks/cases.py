@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.runs.config import TrainConfig
+
 Sizes = tuple[tuple[int, int], ...]
 
 
@@ -87,3 +90,9 @@ MODEL_CASES = {
 
 ONLY_WHEN_NAMED = ("tiny", "tiny_encoder", "tiny_decoder")
 """Cases that check the benchmarks themselves; they run only if they are asked for."""
+
+
+def deformable(config: TrainConfig) -> DeformableDETRConfig:
+    """Settings of the network of a recipe of ours, all of which are of one class."""
+    assert isinstance(config.model, DeformableDETRConfig)
+    return config.model

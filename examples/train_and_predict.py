@@ -5,7 +5,6 @@ python examples/train_and_predict.py --help     for less or more of it
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import deformable_detr
@@ -18,7 +17,7 @@ def main(folder: Path, *, images: int, epochs: int) -> deformable_detr.Evaluatio
     scenes = draw_scenes(folder / "scenes", images, max(4, images // 10), seed=0)
 
     # A recipe is a frozen dataclass: `replace` makes a changed copy, and a misspelt name is an error.
-    config = replace(deformable_detr.RECIPES["demo"](), epochs=epochs, num_workers=0)
+    config = deformable_detr.RECIPES["demo"]().with_settings(epochs=epochs, num_workers=0)
     with TerminalReporter() as reporter:
         run = deformable_detr.train(config, data=scenes, output=folder / "run", device="cpu", reporter=reporter)
 

@@ -50,7 +50,7 @@ def tiny_config() -> TrainConfig:
         num_queries=11,
         dropout=0.1,
     )
-    config = TrainConfig(name="tiny", model=model, epochs=2, batch_size=3, num_workers=0, log_every=1)
+    config = TrainConfig(name="tiny", model=model).with_settings(epochs=2, batch_size=3, num_workers=0, log_every=1)
     return with_image_size(replace(config, augmentation=Augmentation(crop_probability=0.0)), 48)
 
 

@@ -23,7 +23,6 @@ from deformable_detr.data.synthetic import SceneStyle, draw_scenes
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.runs.config import OptimizerConfig
-from deformable_detr.training.optimizer import make_optimizer
 
 TINY = ["backbone=test_resnet", "encoder_layers=1", "decoder_layers=3", "hidden_dim=32", "ffn_dim=48", "num_queries=12"]
 OPTIONS = ["--short-side", "48", "--backbone-weights", "none", "--threads", "1", "--set", "batch_size=2"]
@@ -152,7 +151,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, setting, wrong):
         super().__init__()
         config = setting.config
-        self.batches = iter(bench.make_loader(setting.test, config.preprocessing, batch_size=config.batch_size))
+        self.batches = iter(bench.make_loader(setting.test, config.preprocessing, batch_size=config.run.batch_size))
         self.wrong = wrong
 
     def forward(self, images, padding_mask):
@@ -180,7 +179,7 @@ def test_arms_start_equal_and_train_the_same_weights(batch, name, variant):
     assert arms.difference(config, name, 0, batch) <= arms.SAME
     groups = []
     for one in (arms.OURS, name):
-        optimizer = make_optimizer(arms.make_learner(one, config, 0), OptimizerConfig(), 1.0)
+        optimizer = arms.make_optimizer(arms.make_learner(one, config, 0), OptimizerConfig(), 1.0)
         groups.append([(sum(p.numel() for p in group["params"]), group["lr"]) for group in optimizer.param_groups])
     assert groups[0] == groups[1]
     assert len(groups[0]) == 3

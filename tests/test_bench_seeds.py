@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ def photos(scenes, tmp_path_factory):
 def runs(photos, tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for seed in (5, 3):
-        config = replace(tiny_config, seed=seed, ema_decay=0.9)
+        config = tiny_config.with_settings(seed=seed, ema_decay=0.9)
         deformable_detr.train(config, data=photos, output=folder / f"run{seed}", device="cpu")
     return [folder / "run5", folder / "run3"]
 
@@ -45,7 +44,7 @@ def test_from_end_to_end(photos, runs, tmp_path, capsys):
         assert one["measured"]["test"]["best"] == measured["best"]  # these are the same images
         assert 0 < one["minutes"] < 10
     assert sorted(path.name for path in output.iterdir()) == ["curves.png", "seed_3", "seed_5", "table.md"]
-    assert json.loads((output / "seed_3" / "config.json").read_text())["seed"] == 3
+    assert json.loads((output / "seed_3" / "config.json").read_text())["run"]["seed"] == 3
     kept = (output / "seed_3" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text)["epoch"] for text in kept] == [1, 2]
     assert (output / "table.md").read_text().count("\n| all |") == 2
@@ -65,9 +64,9 @@ def test_other_settings_and_equal_seeds_are_refused(runs, tmp_path):
     with pytest.raises(SystemExit, match=r"seeds are \[3, 3\]"):
         seeds.check_same([runs[1], other])
     config = json.loads((other / "config.json").read_text())
-    config["optimizer"]["lr"] *= 2
+    config["optimizer"]["base_lr"] *= 2
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match="differ in optimizer, not in the seed alone"):
+    with pytest.raises(SystemExit, match=r"differ in optimizer\.base_lr, not in the seed alone"):
         seeds.check_same([runs[0], other])
 
 
@@ -75,7 +74,7 @@ def test_a_run_that_has_not_ended_is_refused(photos, runs, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(runs[1], other)
     config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"epochs": 4}))
+    (other / "config.json").write_text(json.dumps(config | {"schedule": config["schedule"] | {"epochs": 4}}))
     with pytest.raises(SystemExit, match="has 2 of 4 epochs; ddetr train --resume"):
         seeds.judge_run(other, photos)
 

@@ -16,6 +16,8 @@ from deformable_detr.core.types import Batch, DetectorOutput, Predictions
 from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.ops.adapters import accelerate
+from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.training import optimizer
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 
 OURS = "ours"
@@ -105,6 +107,14 @@ def make_learner(name: str, config: DeformableDETRConfig, seed: int) -> Learner:
 
 
 @torch.no_grad()
+def make_optimizer(learner: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:
+    """Ours, in the same groups for any layout: backbone, offsets and reference points by their names, and the rest."""
+    names = [name for name, _ in learner.named_parameters()]
+    starts = {name[: name.index("backbone.") + len("backbone.")] for name in names if "backbone" in name.split(".")}
+    parts = {"backbone": tuple(starts)}
+    return optimizer.make_optimizer(learner, config, lr, parts=parts, offsets=("sampling_offsets", "reference_points"))
+
+
 def difference(config: DeformableDETRConfig, name: str, seed: int, batch: Batch) -> float:
     """Largest difference between an arm's and our answer to a batch before the first step, logits and boxes alike.
 

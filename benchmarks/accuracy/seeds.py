@@ -18,31 +18,34 @@ from typing import Any
 import torch
 
 from benchmarks.report import machine, say
+from deformable_detr.core.config import flat_settings
+from deformable_detr.core.files import read_json
 from deformable_detr.data.open import list_splits, open_dataset
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.inference.detector import Detector
+from deformable_detr.runs.config import TrainConfig, from_json, settled, to_json
 from deformable_detr.training.state import trained_weights
 from deformable_detr.weights import checkpoint as checkpoints
 
 Result = dict[str, Any]
 """Of one run: its seed, its time, and what was measured by split and weights."""
-_MAY_DIFFER = ("seed", "num_workers")
+_MAY_DIFFER = ("run.seed", "data.num_workers")
 _WEIGHTS = {"best": "best epoch", "averaged": "last step, averaged", "trained": "last step, as trained"}
 
 
 def judge_run(run: Path, data: Path) -> Result:
     """Measure a finished run on what it was judged by while it learnt, and on the test split if there is one."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = _config(run)
     epochs = [row for row in _rows(run) if row["kind"] == "epoch"]
-    if epochs[-1]["epoch"] != config["epochs"]:
-        raise SystemExit(f"{run} has {epochs[-1]['epoch']} of {config['epochs']} epochs; ddetr train --resume {run}")
+    if epochs[-1]["epoch"] != (wanted := settled(config.schedule.epochs)):
+        raise SystemExit(f"{run} has {epochs[-1]['epoch']} of {wanted} epochs; ddetr train --resume {run}")
     last = checkpoints.load(run / "last.safetensors", training=True)
     contenders = {"best": Detector.load(run / "best.safetensors", device="cpu")}
     contenders["averaged"] = Detector.load(run / "last.safetensors", device="cpu")
     contenders["trained"] = Detector.load(run / "last.safetensors", device="cpu")
     checkpoints.load_weights(contenders["trained"].model, trained_weights(last), str(run))
-    opened = open_training_data(data, val_share=config["val_share"], seed=config["seed"], skip_bad_images=False)
+    opened = open_training_data(data, val_share=config.data.val_share, seed=config.run.seed, skip_bad_images=False)
     splits = {"val": opened.val}
     if "test" in list_splits(data):
         splits["test"] = open_dataset(data, split="test")
@@ -56,10 +59,10 @@ def judge_run(run: Path, data: Path) -> Result:
                 "ap50_per_class": {label: one.ap50 for label, one in metrics.per_class.items()},
             }
             say(f"{run.name}, {split}, {_WEIGHTS[name]}: AP {100 * metrics.ap:.1f}, AP50 {100 * metrics.ap50:.1f}")
-    best = max((row for row in epochs if row.get("val")), key=lambda row: row["val"][config["best_by"]])
+    best = max((row for row in epochs if row.get("val")), key=lambda row: row["val"][config.checkpoints.best_by])
     return {
-        "seed": config["seed"],
-        "epochs": config["epochs"],
+        "seed": config.run.seed,
+        "epochs": wanted,
         "best_epoch": best["epoch"],
         "minutes": sum(row["train_seconds"] + row.get("val_seconds", 0.0) for row in epochs) / 60,
         "measured": measured,
@@ -72,12 +75,12 @@ def check_same(runs: Sequence[Path]) -> None:
     Raises:
         SystemExit: which, and in what.
     """
-    first, *others = (json.loads((run / "config.json").read_text(encoding="utf-8")) for run in runs)
+    first, *others = (flat_settings(to_json(_config(run))) for run in runs)
     for run, other in zip(runs[1:], others, strict=True):
         differing = [name for name in first if name not in _MAY_DIFFER and first[name] != other.get(name)]
         if differing:
             raise SystemExit(f"{run} and {runs[0]} differ in {', '.join(differing)}, not in the seed alone")
-    seeds = [one["seed"] for one in (first, *others)]
+    seeds = [one["run.seed"] for one in (first, *others)]
     if len(set(seeds)) < len(seeds):
         raise SystemExit(f"the seeds are {seeds}; runs of the same seed are one run")
 
@@ -143,6 +146,10 @@ def _keep(run: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     epochs = [json.dumps(row) + "\n" for row in _rows(run) if row["kind"] == "epoch"]
     (folder / "metrics.jsonl").write_text("".join(epochs), encoding="utf-8")
+
+
+def _config(run: Path) -> TrainConfig:
+    return from_json(read_json(run / "config.json"), str(run / "config.json"))
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

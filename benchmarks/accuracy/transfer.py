@@ -24,7 +24,7 @@ import deformable_detr
 from benchmarks.report import machine, say
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.data.splits import open_training_data
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.recipes import find_recipe, with_backbone, with_image_size
 from deformable_detr.training.finetune import Source, match_classes, read_source
 from deformable_detr.training.train import Run
@@ -69,20 +69,22 @@ def compare(
     config: TrainConfig, data: Path, folder: Path, *, epochs: int, renamed: dict[str, str], divided: dict[str, str]
 ) -> dict[str, Any]:
     """AP by class after one epoch, for each of the three ways to start; and of the weights they start from."""
-    opened = open_training_data(data, val_share=config.val_share, seed=config.seed, skip_bad_images=False)
+    opened = open_training_data(data, val_share=config.data.val_share, seed=config.run.seed, skip_bad_images=False)
     old_train, old_val = opened.train, opened.val
     train, val = (change(one, renamed, divided) for one in (old_train, old_val))
     say(f"{len(train)} images to learn from, {len(val)} to judge by; objects: {train.objects_per_class()}")
     before = _figures(
-        "before", lambda to: _train(replace(config, epochs=epochs, eval_every=epochs), old_train, old_val, to), folder
+        "before",
+        lambda to: _train(config.with_settings(epochs=epochs, eval_every=epochs), old_train, old_val, to),
+        folder,
     )
     source = read_source(folder / "before" / "last.safetensors")
-    gentle = with_image_size(deformable_detr.finetune(), config.preprocessing.short_side)
-    gentle = replace(gentle, epochs=1, num_workers=config.num_workers, seed=config.seed)
+    gentle = with_image_size(deformable_detr.finetune(), settled(config.preprocessing).short_side)
+    gentle = gentle.with_settings(epochs=1, num_workers=config.data.num_workers, seed=config.run.seed)
     starts: dict[str, Callable[[Path], Run]] = {
         "weights": lambda to: _train(gentle, train, val, to, source),
         "weights_fresh_heads": lambda to: _train(gentle, train, val, to, forgetful(source)),
-        "backbone": lambda to: _train(replace(config, epochs=1), train, val, to),
+        "backbone": lambda to: _train(config.with_settings(epochs=1), train, val, to),
     }
     known = match_classes(train.classes, old_train.classes)
     return {
@@ -142,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--divide", type=_pair, action="append", metavar="OLD=NEW", help="objects of OLD at the border")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    config = replace(find_recipe(given.recipe), num_workers=1)
+    config = find_recipe(given.recipe).with_settings(num_workers=1)
     config = with_backbone(config, name=None, weights=given.backbone_weights)
     if given.image_size is not None:
         config = with_image_size(config, given.image_size)
@@ -155,9 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
         "benchmark": "accuracy/transfer",
         "data": given.data.name,
         "recipe": config.name,
-        "image_size": config.preprocessing.short_side,
+        "image_size": settled(config.preprocessing).short_side,
         "epochs_before": given.epochs,
-        "seed": config.seed,
+        "seed": config.run.seed,
         "renamed": renamed,
         "divided": divided,
     }

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.accuracy.arms import ARMS, Learner, difference, make_learner, untrained
+from benchmarks.accuracy.arms import ARMS, Learner, difference, make_learner, make_optimizer, untrained
 from benchmarks.accuracy.comparison import Rows, read_arm, report
+from benchmarks.cases import deformable
 from benchmarks.report import machine, say
 from deformable_detr.core.config import apply_overrides, to_dict
 from deformable_detr.core.files import write_atomically
@@ -37,14 +38,13 @@ from deformable_detr.data.open import list_splits
 from deformable_detr.data.splits import TrainingData, open_split, open_training_data
 from deformable_detr.evaluation.coco_metrics import coco_metrics
 from deformable_detr.models.postprocess import to_detections
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.recipes import find_recipe, with_backbone, with_image_size
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.optimizer import (
     clip_gradients,
     learning_rate,
-    make_optimizer,
-    schedule,
+    schedule_share,
     set_learning_rate,
 )
 
@@ -61,10 +61,10 @@ class Setting(NamedTuple):
         config = self.config
         return make_loader(
             self.data.train,
-            config.preprocessing,
-            batch_size=config.batch_size,
-            augmentation=config.augmentation,
-            seed=config.seed,
+            settled(config.preprocessing),
+            batch_size=settled(config.run.batch_size),
+            augmentation=settled(config.augmentation),
+            seed=config.run.seed,
         )
 
 
@@ -81,16 +81,20 @@ def prepare(data: Path, recipe: str, overrides: Iterable[str], **changes: Any) -
     if changes.get("short_side"):
         config = with_image_size(config, changes["short_side"])
     config = with_backbone(config, name=None, weights=changes.get("backbone_weights"))
-    config = replace(
-        config,
-        model=replace(config.model, dropout=0.0, proposals="paper", features="padded"),
-        epochs=changes.get("epochs") or config.epochs,
-        ema_decay=0.0,  # neither side averages its weights
+    config = config.with_settings(
+        model=replace(deformable(config), dropout=0.0, proposals="paper", features="padded"),
+        epochs=changes.get("epochs") or config.schedule.epochs,
+        ema_decay=0.0,
     )
     config = apply_overrides(config, list(overrides))
-    if (config.start, config.freeze, config.accumulate, config.ema_decay) != ("backbone", (), 1, 0.0):
+    if (config.run.start, config.run.freeze, config.compute.accumulate, config.optimizer.ema_decay) != (
+        "backbone",
+        (),
+        1,
+        0.0,
+    ):
         raise SystemExit("start, freeze, accumulate and ema_decay have no effect in a comparison; leave them out")
-    opened = open_training_data(data, val_share=config.val_share, seed=config.seed, skip_bad_images=False)
+    opened = open_training_data(data, val_share=config.data.val_share, seed=config.run.seed, skip_bad_images=False)
     test = None
     if "test" in list_splits(data):
         test = align_classes(open_split(data, "test", None, False), opened.train.classes, opened.train.category_ids)
@@ -107,9 +111,10 @@ def train_arm(name: str, setting: Setting, folder: Path) -> None:
     if rows and rows[-1]["kind"] == "end":
         return
     loader = setting.loader()
-    learner = make_learner(name, config.model, config.seed)
-    optimizer = make_optimizer(learner, config.optimizer, learning_rate(config.optimizer, config.batch_size))
-    assert config.epochs is not None
+    learner = make_learner(name, deformable(config), config.run.seed)
+    optimizer = make_optimizer(
+        learner, config.optimizer, learning_rate(config.optimizer, settled(config.run.batch_size))
+    )
     epoch = 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -119,7 +124,7 @@ def train_arm(name: str, setting: Setting, folder: Path) -> None:
         _write(path, [row for row in rows if row.get("epoch", 0) <= epoch])
     else:
         _write(path, [{"kind": "start", "arm": name, **_start(name, setting, learner)}])
-    while epoch < config.epochs:
+    while epoch < settled(config.schedule.epochs):
         started = time.monotonic()
         figures = _run_epoch(learner, optimizer, loader, config, epoch)
         epoch += 1
@@ -129,7 +134,10 @@ def train_arm(name: str, setting: Setting, folder: Path) -> None:
         _write(path, [*read_arm(path), row])
         state = {"weights": learner.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
         write_atomically(saved, partial(torch.save, state))
-        say(f"{name} {epoch}/{config.epochs}  loss {row['loss']:.2f}  AP {row['val']['ap']:.3f}  ({seconds:.0f} s)")
+        say(
+            f"{name} {epoch}/{config.schedule.epochs}  loss {row['loss']:.2f}  "
+            f"AP {row['val']['ap']:.3f}  ({seconds:.0f} s)"
+        )
     test = judge(learner, setting, setting.test) if setting.test is not None else None
     _write(path, [*read_arm(path), {"kind": "end", "arm": name, "test": test}])
     saved.unlink()
@@ -139,13 +147,14 @@ def _run_epoch(
     learner: Learner, optimizer: torch.optim.AdamW, loader: BatchLoader, config: TrainConfig, epoch: int
 ) -> dict[str, Any]:
     """The steps of one epoch: their mean loss, and what the batches add up to."""
-    assert config.epochs is not None
     learner.train()
     loader.set_epoch(epoch)
     losses, checksum, step = [], 0, epoch * len(loader)
     for batch in loader:
         checksum = checksum_of(batch, checksum)
-        set_learning_rate(optimizer, schedule(config.optimizer, step, config.epochs * len(loader)))
+        set_learning_rate(
+            optimizer, schedule_share(config.schedule, step, settled(config.schedule.epochs) * len(loader))
+        )
         loss = learner.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,7 +174,7 @@ def judge(learner: Learner, setting: Setting, dataset: DetectionDataset) -> dict
     config = setting.config
     learner.eval()
     found: dict[int, Detections] = {}
-    for batch in make_loader(dataset, config.preprocessing, batch_size=config.batch_size):
+    for batch in make_loader(dataset, settled(config.preprocessing), batch_size=settled(config.run.batch_size)):
         final = learner(batch.images, batch.padding_mask).final
         found.update(zip(batch.sample_indices, to_detections(final, batch.original_sizes_wh), strict=True))
     metrics = coco_metrics([found[index] for index in range(len(dataset))], dataset)
@@ -192,7 +201,7 @@ def _start(name: str, setting: Setting, learner: Learner) -> dict[str, Any]:
             "test": len(setting.test or ()),
         },
         "parameters": sum(parameter.numel() for parameter in learner.parameters()),
-        "difference_before_the_first_step": difference(config.model, name, config.seed, batch),
+        "difference_before_the_first_step": difference(deformable(config), name, config.run.seed, batch),
         "without_gradient": untrained(copy.deepcopy(learner), batch),
         **machine("cpu"),
         **{package: version(package) for package in ("transformers", "timm")},
@@ -201,7 +210,7 @@ def _start(name: str, setting: Setting, learner: Learner) -> dict[str, Any]:
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
     plain = to_dict(config)
-    plain["model"]["backbone_weights"] = Path(config.model.backbone_weights).name  # no path of this machine
+    plain["model"]["backbone_weights"] = Path(deformable(config).backbone_weights).name  # no path of this machine
     return plain
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases import deformable
 from benchmarks.report import machine, say
 from deformable_detr.core.types import Batch
 from deformable_detr.data.augmentation.presets import PRESETS
@@ -27,7 +28,7 @@ from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.recipes import small, with_augmentation, with_backbone
 from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
@@ -43,19 +44,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch-size", type=int, default=small().batch_size)
+    parser.add_argument("--batch-size", type=int, default=small().run.batch_size)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement of a round")
-    parser.add_argument("--cache-gb", type=float, default=small().image_cache_gb)
+    parser.add_argument("--cache-gb", type=float, default=small().data.image_cache_gb)
     parser.add_argument("--memory", type=int, metavar="STEPS", help="train for so many steps and read the memory")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     bound_primitive_cache()  # as a training does
-    config = replace(small(), batch_size=given.batch_size, image_cache_gb=given.cache_gb)
-    data = open_training_data(given.data, val_share=config.val_share, seed=0, skip_bad_images=False).train
+    config = small().with_settings(batch_size=given.batch_size, image_cache_gb=given.cache_gb)
+    data = open_training_data(given.data, val_share=config.data.val_share, seed=0, skip_bad_images=False).train
     config, _ = fit_to_data(config, data)
-    facts = {"data": given.data.name, "images": len(data), "batch_size": config.batch_size, "cache_gb": given.cache_gb}
-    facts["short_side"] = config.preprocessing.short_side
+    facts = {
+        "data": given.data.name,
+        "images": len(data),
+        "batch_size": config.run.batch_size,
+        "cache_gb": given.cache_gb,
+    }
+    facts["short_side"] = settled(config.preprocessing).short_side
     if given.memory:
         measured = memory(data, with_augmentation(config, given.presets[-1]), given.workers[-1], given.memory)
         facts |= {"preset": given.presets[-1], "workers": given.workers[-1]}
@@ -83,15 +89,15 @@ def throughput(
     batch = next(endless(loader(data, config, 0)))
     step(batch)
     for batches in loaders.values():
-        for _ in range(-(-len(data) // config.batch_size)):
+        for _ in range(-(-len(data) // settled(config.run.batch_size))):
             next(batches)
     steps: list[float] = []
     loaded: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
-        steps.append(images_per_second(lambda: step(batch), config.batch_size, seconds))
+        steps.append(images_per_second(lambda: step(batch), settled(config.run.batch_size), seconds))
         for name, batches in loaders.items():
             drain(batches)
-            loaded[name].append(images_per_second(lambda b=batches: next(b), config.batch_size, seconds))  # type: ignore[misc]
+            loaded[name].append(images_per_second(lambda b=batches: next(b), settled(config.run.batch_size), seconds))  # type: ignore[misc]
     consumed = median(steps)
     say(f"{'training step, small':28}{consumed:8.1f} images/s")
     result: dict[str, Any] = {"step_images_per_second": consumed, "loaders": {}}
@@ -120,11 +126,11 @@ def loader(data: DetectionDataset, config: TrainConfig, workers: int) -> BatchLo
     """As a training opens it."""
     return make_loader(
         data,
-        config.preprocessing,
-        batch_size=config.batch_size,
-        augmentation=config.augmentation,
+        settled(config.preprocessing),
+        batch_size=settled(config.run.batch_size),
+        augmentation=settled(config.augmentation),
         num_workers=workers,
-        cache_bytes=round(config.image_cache_gb * 1e9),
+        cache_bytes=round(config.data.image_cache_gb * 1e9),
     )
 
 
@@ -155,9 +161,9 @@ def images_per_second(take: Callable[[], object], batch_size: int, seconds: floa
 def training_step(config: TrainConfig, num_classes: int) -> Callable[[Batch], float]:
     """Forward, losses, backward and update of the recipe's model, from random weights."""
     config = with_backbone(config, name=None, weights="none")
-    model = build(replace(config.model, num_classes=num_classes)).train()
+    model = build(replace(deformable(config), num_classes=num_classes)).train()
     criterion = Criterion(config.criterion)
-    optimizer = make_optimizer(model, config.optimizer, learning_rate(config.optimizer, config.batch_size))
+    optimizer = make_optimizer(model, config.optimizer, learning_rate(config.optimizer, settled(config.run.batch_size)))
 
     def step(batch: Batch) -> float:
         losses = criterion(model(batch.images, batch.padding_mask), batch.targets)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.cases import deformable
 from benchmarks.memory import peak_extra
 from benchmarks.ops import baseline
 from benchmarks.report import ROOT, Spread, aligned, machine, say
@@ -35,12 +36,12 @@ from deformable_detr.data.splits import open_training_data
 from deformable_detr.models import DeformableDETR, build
 from deformable_detr.models.layers import deformable_attention
 from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.config import PrecisionName, TrainConfig
+from deformable_detr.runs.config import PrecisionName, TrainConfig, settled
 from deformable_detr.runs.recipes import RECIPES, with_backbone, with_image_size
 from deformable_detr.training.acceleration import Precision, checkpoint_activations, compile_layers
 from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.ema import Average, to_average
+from deformable_detr.training.ema import EMA, averaging_copy
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer
 
 _OPERATOR = "multi_scale_deformable_attention_from_projection"
@@ -78,14 +79,14 @@ class Step:
     def __init__(self, way: Way, config: TrainConfig, device: str) -> None:
         torch.manual_seed(0)
         self.way, self.config, self.device = way, config, device
-        self.model: DeformableDETR = build(config.model).to(device).train()
+        self.model: DeformableDETR = build(deformable(config)).to(device).train()
         self.criterion = Criterion(config.criterion).to(device)
         self.precision = Precision(way.precision, torch.device(device))
         self.optimizer = make_optimizer(
-            self.model, config.optimizer, learning_rate(config.optimizer, config.batch_size)
+            self.model, config.optimizer, learning_rate(config.optimizer, settled(config.run.batch_size))
         )
-        copy = to_average(self.model) if config.ema_decay else None
-        self.average = Average(self.model, config.ema_decay, copy) if copy else None
+        copy = averaging_copy(self.model) if config.optimizer.ema_decay else None
+        self.average = EMA(self.model, config.optimizer.ema_decay, copy) if copy else None
         if way.checkpointed:
             checkpoint_activations(self.model)
         if way.compiled:
@@ -155,15 +156,20 @@ def settings(given: argparse.Namespace) -> tuple[TrainConfig, DetectionDataset]:
     if given.image_size:
         config = with_image_size(config, given.image_size)
     if given.batch_size:
-        config = replace(config, batch_size=given.batch_size)
-    data = open_training_data(given.data, val_share=config.val_share, seed=0, skip_bad_images=False).train
+        config = config.with_settings(batch_size=given.batch_size)
+    data = open_training_data(given.data, val_share=config.data.val_share, seed=0, skip_bad_images=False).train
     config, _ = fit_to_data(config, data, device=torch.device(given.device))
-    return replace(config, model=replace(config.model, num_classes=len(data.classes))), data
+    return replace(config, model=replace(deformable(config), num_classes=len(data.classes))), data
 
 
 def batches(config: TrainConfig, data: DetectionDataset, count: int, device: str) -> list[Batch]:
     """The first ones of a training, on the device."""
-    loader = make_loader(data, config.preprocessing, batch_size=config.batch_size, augmentation=config.augmentation)
+    loader = make_loader(
+        data,
+        settled(config.preprocessing),
+        batch_size=settled(config.run.batch_size),
+        augmentation=settled(config.augmentation),
+    )
     loader.set_epoch(0)
     return [
         batch._replace(
@@ -254,19 +260,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.memory_of:
         sys.stdout.write(json.dumps(memory_here(given.memory_of, config, ready, given.device)) + "\n")
         return
-    facts = {**machine(given.device), "recipe": given.recipe, "data": given.data.name, "batch_size": config.batch_size}
+    facts = {
+        **machine(given.device),
+        "recipe": given.recipe,
+        "data": given.data.name,
+        "batch_size": config.run.batch_size,
+    }
     facts["sizes_hw"] = [list(batch.images.shape[2:]) for batch in ready]
     say(", ".join(f"{key} {value}" for key, value in facts.items()))
     able = prepare(given.ways, config, ready, given.device)
     times = time_all(able, ready, given.seconds)
     memory = {name: memory_of(name, arguments) for name in able} if given.memory else {}
-    say(report(times, memory, config.batch_size))
+    say(report(times, memory, settled(config.run.batch_size)))
     content = {
         "benchmark": "training",
         "baseline": BASELINE,
         **facts,
         "seconds_per_step": {name: one._asdict() for name, one in times.items()},
-        "images_per_second": {name: config.batch_size / one.median for name, one in times.items()},
+        "images_per_second": {name: settled(config.run.batch_size) / one.median for name, one in times.items()},
         "memory_bytes": memory,
     }
     sys.stdout.write(json.dumps(content) + "\n")

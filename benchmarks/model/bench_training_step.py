@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.cases import ONLY_WHEN_NAMED, STEP_CASES, StepCase
+from benchmarks.cases import ONLY_WHEN_NAMED, STEP_CASES, StepCase, deformable
 from benchmarks.model.batch import make
 from benchmarks.report import Measurement
 from deformable_detr.models import DeformableDETR, build
@@ -35,7 +35,7 @@ def prepare(name: str, contender: str, device: str) -> Measurement:
     """A model from random weights and one batch that never changes."""
     case = STEP_CASES[name.split("/")[1]]
     config = with_backbone(RECIPES[case.recipe](), name=None, weights="none")
-    config = replace(config, model=replace(config.model, num_classes=case.classes))
+    config = replace(config, model=replace(deformable(config), num_classes=case.classes))
     images, padding_mask, targets = make(case.size_hw, case.batch, case.objects, case.classes, device)
     criterion = Criterion(config.criterion).to(device)
     model, optimizer = _start(config, case, device)
@@ -62,5 +62,5 @@ def prepare(name: str, contender: str, device: str) -> Measurement:
 
 def _start(config: TrainConfig, case: StepCase, device: str) -> tuple[DeformableDETR, torch.optim.AdamW]:
     torch.manual_seed(0)
-    model = build(config.model).to(device).train()
+    model = build(deformable(config)).to(device).train()
     return model, make_optimizer(model, config.optimizer, learning_rate(config.optimizer, case.batch))

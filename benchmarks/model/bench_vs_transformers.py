@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy.arms import make_optimizer
 from benchmarks.cases import MODEL_CASES, ModelCase
 from benchmarks.memory import peak_extra, peak_resident
 from benchmarks.model.batch import Data, make
@@ -28,7 +29,6 @@ from benchmarks.timing import Wall, interleaved
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.runs.config import OptimizerConfig
-from deformable_detr.training.optimizer import make_optimizer
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 
 OURS, THEIRS = "ours", "transformers"

@@ -15,7 +15,7 @@ def test_what_was_written_is_said_to_people_and_as_json(ddetr, weights, output, 
     assert result.code == 0, result.err
     record = json.loads(result.out)
     assert record["output"] == str(output)
-    assert (record["layout"], record["variant"], record["classes"]) == ("ours", "two_stage", 3)
+    assert (record["layout"], record["model"].split(",")[0], record["classes"]) == ("ours", "two_stage", 3)
     assert record["tensors"] == len(read(weights).weights)
     assert record["lost"] == []
     assert f"{record['parameters']:,} parameters, 3 classes, licence not said; all" in result.err

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -10,7 +9,7 @@ from deformable_detr.training.demo import NumScenes
 
 @pytest.fixture
 def _tiny(monkeypatch, tiny_config):
-    monkeypatch.setattr(recipes, "demo", lambda: replace(tiny_config, epochs=3))
+    monkeypatch.setattr(recipes, "demo", lambda: tiny_config.with_settings(epochs=3))
     original = demo_module.demo
     few = NumScenes(train=4, val=2, unseen=2)
     monkeypatch.setattr(demo_module, "demo", lambda *a, **k: original(*a, scenes=few, **k))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from deformable_detr.cli.train import chosen_config
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.runs.recipes import small
 from deformable_detr.training import loop
 
@@ -31,13 +32,13 @@ def test_a_run_from_the_command_line(ddetr, recipe, scenes, tmp_path):
 
 
 def test_ctrl_c_says_where_and_how_to_go_on(ddetr, recipe, scenes, tmp_path, monkeypatch):
-    take = loop._take_step
+    take = loop.gradient_step
 
     def step(session, batch):
         os.kill(os.getpid(), signal.SIGINT)
         return take(session, batch)
 
-    monkeypatch.setattr(loop, "_take_step", step)
+    monkeypatch.setattr(loop, "gradient_step", step)
     result = ddetr("train", recipe, "--data", scenes, "--output", tmp_path / "run", "--device", "cpu")
     assert result.code == 130
     assert f"the weights so far are in {tmp_path / 'run' / 'last.safetensors'}" in result.err
@@ -79,7 +80,11 @@ def test_a_recipe_and_settings_go_on_top_of_weights(ddetr, recipe, weights, scen
     result = ddetr("train", recipe, *where, *changes, *freeze)
     assert result.code == 0, result.err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["name"], config["freeze"], config["model"]["dropout"]) == ("tiny", ["backbone", "encoder"], 0.4)
+    assert (config["name"], config["run"]["freeze"], config["model"]["dropout"]) == (
+        "tiny",
+        ["backbone", "encoder"],
+        0.4,
+    )
     assert (config["preprocessing"]["short_side"], config["preprocessing"]["mean"]) == (40, [0.5, 0.5, 0.5])
 
 
@@ -91,7 +96,7 @@ def test_a_recipe_and_settings_go_on_top_of_weights(ddetr, recipe, weights, scen
         (["--set", "model.num_classes=4"], 1, "model.num_classes comes from the data"),
         (["--backbone", "resnet18"], 2, "--weights brings the whole network"),
         (["--backbone-weights", "none"], 2, "--weights brings the whole network"),
-        (["--freeze", "spine"], 1, "freeze holds 'spine'; there are backbone, projections"),
+        (["--freeze", "spine"], 1, "freeze holds 'spine'; there are heads, backbone, projections"),
         (["--freeze", "all_but_heads", "--freeze", "heads"], 1, "nothing is left to train"),
     ],
 )
@@ -108,7 +113,7 @@ def test_what_contradicts_the_weights_is_refused(ddetr, weights, scenes, tmp_pat
         (["--set", "num_querys=3"], "unknown setting num_querys; did you mean model.num_queries?"),
         (["--set", "model.num_querys=3"], "did you mean model.num_queries?"),
         (["--set", "model.num_classes=3"], "model.num_classes comes from the data"),
-        (["--set", "batch_size=many"], "setting batch_size is 'many'; it must be an integer"),
+        (["--set", "batch_size=many"], "setting batch_size is 'many'; it must be an integer or one of 'auto'"),
         (["smal"], "did you mean small?"),
         (["--device", "cuda:77"], "device 'cuda:77' is not here"),
         (["--backbone-weights", "nope.pth"], "no such file of backbone weights: nope.pth"),
@@ -127,31 +132,32 @@ def test_what_cannot_be_is_one_line_and_code_1(ddetr, scenes, tmp_path, monkeypa
 
 
 def test_options_change_the_config_and_settings_come_last():
-    assert chosen_config("small", settings=[]) == small()
+    assert chosen_config("small") == small()
     config = chosen_config(
         "small",
-        epochs=3,
-        batch_size=8,
-        lr=1e-3,
         image_size=160,
-        seed=5,
-        workers=0,
         backbone="resnet18",
         backbone_weights="none",
-        skip_bad_images=True,
-        settings=["batch_size=2", "model.dropout=0.3"],
+        settings={
+            "schedule.epochs": 3,
+            "run.batch_size": 8,
+            "optimizer.lr": 1e-3,
+            "run.seed": 5,
+            "data.num_workers": 0,
+            "data.skip_bad_images": True,
+        },
+        overrides=["run.batch_size=2", "model.dropout=0.3"],
     )
-    assert (config.epochs, config.batch_size, config.seed, config.num_workers) == (3, 2, 5, 0)
-    assert (config.optimizer.lr, config.optimizer.lr_batch_size) == (1e-3, None)
-    assert (config.preprocessing.short_side, config.size_by, config.augmentation_by) == (160, "settings", "data")
+    assert (config.schedule.epochs, config.run.batch_size, config.run.seed, config.data.num_workers) == (3, 2, 5, 0)
+    assert (config.optimizer.lr, config.preprocessing.short_side, config.augmentation) == (1e-3, 160, "auto")
     assert (config.model.backbone, config.model.frozen_stages, config.model.dropout) == ("resnet18", 0, 0.3)
-    assert config.skip_bad_images
-    assert replace(config, seed=0).seed == 0
+    assert config.data.skip_bad_images
+    assert config.with_settings(seed=0).run.seed == 0
 
 
 def test_a_setting_of_the_data_cannot_be_set():
     with pytest.raises(ConfigError, match="comes from the data"):
-        chosen_config("small", settings=[" model.num_classes =3"])
+        chosen_config("small", overrides=[" model.num_classes =3"])
 
 
 def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeypatch):
@@ -167,21 +173,21 @@ def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeyp
 
 
 def test_an_augmentation_by_name_follows_the_image_size_and_settings_come_last():
-    config = chosen_config("small", image_size=160, augment="strong", settings=["augmentation.mosaic=0.25"])
+    config = chosen_config("small", image_size=160, augment="strong", overrides=["augmentation.mosaic=0.25"])
     assert max(config.augmentation.short_sides) == 160
     assert (config.augmentation.mosaic, config.augmentation.mixup) == (0.25, 0.15)
-    assert chosen_config("small", augment="paper", settings=[]) == replace(small(), augmentation_by="settings")
+    assert chosen_config("small", augment="paper") == replace(small(), augmentation=Augmentation())
     with pytest.raises(ConfigError, match="no augmentation called 'weak'"):
-        chosen_config("small", augment="weak", settings=[])
+        chosen_config("small", augment="weak")
 
 
 def test_a_batch_that_memory_decides_on(ddetr, recipe, scenes, tmp_path):
     run = tmp_path / "run"
     result = ddetr("train", recipe, "--data", scenes, "--output", run, "--batch-size", "auto", "--epochs", 1)
     assert result.code == 0, result.err
-    assert "chosen for these data: batches of 3 images, which take " in result.err
+    assert "chosen for these data: batches of 8 images, which take " in result.err
     config = json.loads((run / "config.json").read_text())
-    assert (config["batch_size"], config["batch_size_by"]) == (3, "settings")
+    assert config["run"]["batch_size"] == 8
     for wrong in ("0", "-3", "many"):
         result = ddetr("train", recipe, "--data", scenes, "--batch-size", wrong)
         assert result.code == 2

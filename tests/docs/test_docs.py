@@ -41,7 +41,7 @@ DEMO = recipes.demo
 def tiny():
     """The demo's recipe, smaller still."""
     config = recipes.with_image_size(DEMO(), 64)
-    return replace(config, epochs=1, batch_size=4, num_workers=0)
+    return config.with_settings(epochs=1, batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ class Notes:
 @pytest.fixture
 def config(tiny_config):
     """Six steps in two epochs, saved after each."""
-    return replace(tiny_config, batch_size=2, epochs=2, save_every=1e-9)
+    return tiny_config.with_settings(batch_size=2, epochs=2, save_every=1e-9)
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def assert_same_run(one, other):
     [(5, 0, 3, 1), pytest.param(30, 1, 20, 10, marks=pytest.mark.slow)],
 )
 def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, workers, kills, hits):
-    config = replace(config, epochs=epochs, num_workers=workers, eval_every=3)
+    config = config.with_settings(epochs=epochs, num_workers=workers, eval_every=3)
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
     folder, rng, hit = tmp_path / "killed", random.Random(1), 0
     process = begin(ddetr, config, scenes, folder, tmp_path)
@@ -115,18 +114,18 @@ def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, worke
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path, workers):
-    config = replace(config, epochs=300, save_every=0.0, num_workers=workers)
+    config = config.with_settings(epochs=300, save_every=0.0, num_workers=workers)
     process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
     process.terminate()
     process.join(60)
     assert process.exitcode == 143
-    assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["position"]["step"] > 0
+    assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["progress"]["step"] > 0
 
 
 def test_sigterm_to_readers_and_all_leaves_no_process(config, scenes, tmp_path):
     """As a scheduler sends it: to every process of the job, at the same moment."""
     folder, settings = tmp_path / "run", tmp_path / "settings.json"
-    settings.write_text(json.dumps(to_dict(replace(config, epochs=300, save_every=0.0, num_workers=2))))
+    settings.write_text(json.dumps(to_dict(config.with_settings(epochs=300, save_every=0.0, num_workers=2))))
     command = [sys.executable, "-m", "deformable_detr.cli", "train", settings, "--data", scenes, "--output", folder]
     with subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, stderr=subprocess.PIPE, text=True
@@ -146,14 +145,14 @@ def test_sigterm_to_readers_and_all_leaves_no_process(config, scenes, tmp_path):
 
 
 def stop_in_step(monkeypatch, number, what):
-    take = loop._take_step
+    take = loop.gradient_step
 
     def step(session, batch):
-        if session.position.step + 1 == number:
+        if session.progress.step + 1 == number:
             what()
         return take(session, batch)
 
-    monkeypatch.setattr(loop, "_take_step", step)
+    monkeypatch.setattr(loop, "gradient_step", step)
 
 
 def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkeypatch):
@@ -196,8 +195,8 @@ def test_a_folder_that_goes_away(config, scenes, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     stop_in_step(monkeypatch, 3, lambda: folder.rename(tmp_path / "elsewhere"))
     with pytest.raises(OutputError, match="cannot write"):
-        train(replace(config, log_every=100), data=scenes, output=folder, device="cpu")
-    assert load(tmp_path / "elsewhere" / "last.safetensors", training=True).training.progress["position"]["step"] == 2
+        train(config.with_settings(log_every=100), data=scenes, output=folder, device="cpu")
+    assert load(tmp_path / "elsewhere" / "last.safetensors", training=True).training.progress["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("length", [0, 100, 0.5])
@@ -222,7 +221,7 @@ def test_a_cut_checkpoint_is_replaced_by_the_one_before(config, scenes, tmp_path
 
 
 def test_a_worker_that_dies_is_named_and_the_run_goes_on(config, scenes, tmp_path, monkeypatch):
-    config = replace(config, num_workers=1)
+    config = config.with_settings(num_workers=1)
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
 
     def kill_worker():
@@ -240,14 +239,14 @@ def test_a_worker_that_dies_is_named_and_the_run_goes_on(config, scenes, tmp_pat
 
 def poison(monkeypatch, first, last):
     """Images of these steps hold a NaN."""
-    take = loop._take_step
+    take = loop.gradient_step
 
     def step(session, batch):
-        if first <= session.position.step + 1 <= last:
+        if first <= session.progress.step + 1 <= last:
             batch.images[0, 0, 0, 0] = float("nan")
         return take(session, batch)
 
-    monkeypatch.setattr(loop, "_take_step", step)
+    monkeypatch.setattr(loop, "gradient_step", step)
 
 
 def test_a_poisoned_step_stops_and_no_checkpoint_has_it(config, scenes, tmp_path, monkeypatch):
@@ -255,7 +254,7 @@ def test_a_poisoned_step_stops_and_no_checkpoint_has_it(config, scenes, tmp_path
     with pytest.raises(TrainingError, match=r"step 3, epoch 1: .*not finite.*images: .*\.jpg"):
         train(config, data=scenes, output=tmp_path / "run", device="cpu")
     saved = load(tmp_path / "run" / "last.safetensors", training=True)
-    assert saved.training.progress["position"]["step"] == 2
+    assert saved.training.progress["progress"]["step"] == 2
     for tensors in (saved.weights, saved.training.tensors):
         assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
 
@@ -263,7 +262,7 @@ def test_a_poisoned_step_stops_and_no_checkpoint_has_it(config, scenes, tmp_path
 def test_a_poisoned_step_can_be_left_out_and_changes_nothing(config, scenes, tmp_path, monkeypatch):
     poison(monkeypatch, 3, 4)
     notes = Notes()
-    skipping = replace(config, on_non_finite="skip")
+    skipping = config.with_settings(on_non_finite="skip")
     done = train(skipping, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
     assert (done.num_not_finite, done.epochs_completed) == (2, 2)
     assert sum(line.startswith("left out: step ") for line in notes.lines) == 2
@@ -271,4 +270,4 @@ def test_a_poisoned_step_can_be_left_out_and_changes_nothing(config, scenes, tmp
     assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
     poison(monkeypatch, 3, 99)
     with pytest.raises(TrainingError, match="10 steps in a row left out"):
-        train(replace(skipping, epochs=9), data=scenes, output=tmp_path / "other", device="cpu")
+        train(skipping.with_settings(epochs=9), data=scenes, output=tmp_path / "other", device="cpu")

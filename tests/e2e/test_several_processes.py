@@ -60,7 +60,7 @@ def recipe(tiny_config, tmp_path_factory):
     weights = str(tmp_path / "backbone.safetensors")
     model = replace(tiny_config.model, dropout=0.0, features="per_image", backbone_weights=weights)
     model = replace(model, frozen_batch_norm=True, variant="refine")
-    config = replace(tiny_config, model=model, epochs=EPOCHS, batch_size=4, eval_every=EPOCHS)
+    config = tiny_config.with_settings(model=model, epochs=EPOCHS, batch_size=4, eval_every=EPOCHS)
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(to_dict(config)))
     return file

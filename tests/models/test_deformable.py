@@ -136,9 +136,9 @@ def test_what_cannot_be_built_is_refused(settings, message):
 
 
 def test_the_registry_builds():
-    config_class, build_model = MODELS["deformable_detr"]
-    assert config_class is DeformableDETRConfig
-    assert build_model(TINY).decoder.refine is False
+    assert MODELS["deformable_detr"].config_class is DeformableDETRConfig
+    assert MODELS.name_of(TINY) == "deformable_detr"
+    assert MODELS.build(TINY).decoder.refine is False
 
 
 @pytest.mark.compile

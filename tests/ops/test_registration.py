@@ -11,10 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from deformable_detr.core.errors import BackendError
 from deformable_detr.ops import (
     cpu,
-    library,
     multi_scale_deformable_attention,
     multi_scale_deformable_attention_from_projection,
     reference,
+)
+from deformable_detr.ops import (
+    registration as library,
 )
 
 SHAPES = ((7, 5), (4, 3))

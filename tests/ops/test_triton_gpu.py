@@ -7,9 +7,11 @@ import torch
 
 from deformable_detr.ops import (
     backends,
-    library,
     multi_scale_deformable_attention,
     multi_scale_deformable_attention_from_projection,
+)
+from deformable_detr.ops import (
+    registration as library,
 )
 
 HAS_GPU = torch.cuda.is_available()

@@ -98,13 +98,13 @@ def test_another_place_and_the_public_name(run, tmp_path):
 
 
 def test_a_training_ends_with_a_report(tiny_config, scenes, tmp_path):
-    result = train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
+    result = train(tiny_config.with_settings(epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
     assert result.report == tmp_path / "run" / "report.html"
     assert titles(result.report) == [*EVERYTHING, "configuration"]
 
 
 def test_a_report_that_fails_does_not_fail_the_training(tiny_config, scenes, tmp_path, monkeypatch):
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     for number, error in enumerate((OutputError("disk full"), ZeroDivisionError("oh"), KeyboardInterrupt())):
 
         def fail(*_, error=error):
@@ -173,7 +173,9 @@ def test_a_run_that_patience_ended(run):
 
 
 def test_the_best_epoch_is_that_of_the_weights(tiny_config, scenes, tmp_path):
-    ran = train(replace(tiny_config, best_by="ap50"), data=scenes, output=tmp_path / "run", device="cpu", report=False)
+    ran = train(
+        tiny_config.with_settings(best_by="ap50"), data=scenes, output=tmp_path / "run", device="cpu", report=False
+    )
     lines = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["kind"] == "epoch":
@@ -186,7 +188,7 @@ def test_the_best_epoch_is_that_of_the_weights(tiny_config, scenes, tmp_path):
 def test_the_images_held_out_are_those_of_the_training(tiny_config, scenes, tmp_path):
     here = tmp_path / "here"
     shutil.copytree(scenes / "train", here)
-    config = replace(tiny_config, epochs=1, val_share=0.25)
+    config = tiny_config.with_settings(epochs=1, val_share=0.25)
     ran = train(config, data=here, output=tmp_path / "run", device="cpu", report=False)
     held_out = json.loads((ran.folder / "data.json").read_text())["held_out"]
     assert len(held_out) == 2

@@ -6,80 +6,191 @@ import pytest
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.runs.config import OptimizerConfig, TrainConfig
-from deformable_detr.runs.recipes import (
-    finetune,
-    small,
-    with_image_size,
+from deformable_detr.models import MODELS
+from deformable_detr.runs.config import (
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    from_json,
+    idle_remarks,
+    to_json,
 )
+from deformable_detr.runs.recipes import finetune, small, with_backbone, with_image_size
+from tests.dense import KIND, DenseConfig
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": 0}, {"batch_size": 0}, {"eval_every": 0}, {"log_every": 0}, {"num_workers": -1}, {"val_share": 1.0}],
+    [
+        {"schedule.epochs": 0},
+        {"run.batch_size": 0},
+        {"run.eval_every": 0},
+        {"run.log_every": 0},
+        {"run.seed": -1},
+        {"data.num_workers": -1},
+        {"data.val_share": 1.0},
+        {"data.image_cache_gb": -1.0},
+        {"data.image_cache_gb": math.nan},
+        {"data.image_cache_gb": math.inf},
+        {"optimizer.lr": 0.0},
+        {"optimizer.lr": -1.0},
+        {"optimizer.lr": math.nan},
+        {"optimizer.base_lr": 0.0},
+        {"optimizer.clip_norm": -0.1},
+        {"optimizer.weight_decay": math.inf},
+        {"optimizer.base_batch_size": 0},
+        {"optimizer.heads_lr_factor": -0.5},
+        {"optimizer.ema_decay": 1.0},
+        {"schedule.warmup_steps": -1},
+        {"schedule.drop_at": 0.0},
+        {"schedule.drop_at": 1.5},
+        {"schedule.final_factor": 1.5},
+        {"compute.accumulate": 0},
+        {"checkpoints.save_every": -1.0},
+        {"checkpoints.keep_last": 0},
+        {"stopping.patience": -1},
+    ],
+    ids=str,
 )
 def test_values_no_run_could_mean_are_refused(settings):
     with pytest.raises(ConfigError, match=f"{next(iter(settings))} is"):
-        TrainConfig(**settings)
-
-
-def test_what_is_left_to_the_data_cannot_be_set_as_well():
-    with pytest.raises(ConfigError, match=r"preprocessing.short_side is 300, but size_by is 'objects'.*--image-size"):
-        replace(small(), preprocessing=Preprocessing(short_side=300))
-    with pytest.raises(ConfigError, match=r"preprocessing.max_side is 900, but size_by is 'weights'"):
-        replace(finetune(), preprocessing=Preprocessing(max_side=900))
-    with pytest.raises(ConfigError, match=r"augmentation is set, but augmentation_by is 'data'.*--augment"):
-        replace(small(), augmentation=Augmentation(hflip=0.0))
-    assert replace(small(), preprocessing=Preprocessing(mean=(0.0, 0.1, 0.2))).size_by == "objects"
-
-
-@pytest.mark.parametrize("size", [-1.0, float("nan"), float("inf")])
-def test_impossible_caches(size):
-    with pytest.raises(ConfigError, match="image_cache_gb"):
-        TrainConfig(image_cache_gb=size)
-
-
-def test_what_weights_bring_needs_weights_and_parts_must_exist():
-    with pytest.raises(ConfigError, match="size_by is 'weights', but start is 'backbone'"):
-        TrainConfig(size_by="weights")
-    with pytest.raises(ConfigError, match="freeze holds 'spine'; there are backbone, projections, encoder"):
-        TrainConfig(freeze=("encoder", "spine"))
-    assert with_image_size(finetune(), 300).size_by == "settings"
+        TrainConfig().with_settings(settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
-        ({"save_every": -1.0}, "save_every is -1.0"),
-        ({"keep_last": 0}, "keep_last is 0"),
-        ({"patience": -1}, "patience is -1"),
-        ({"accumulate": 5, "batch_size": 4}, "accumulate is 5 and batch_size 4"),
+        ({"accumulate": 5, "batch_size": 4}, "accumulate is 5 and run.batch_size 4"),
         ({"best_by": "map"}, "no metric 'map'; there are ap, ap50"),
         ({"best_by": "cat/ap_small"}, "CLASS/ap, CLASS/ap50"),
+        ({"preprocessing": "weights"}, "preprocessing is 'weights', but run.start is 'backbone'"),
+        ({"epochs": "many"}, "setting schedule.epochs is 'many'; it must be an integer or one of 'auto'"),
+        ({"max_side": 900}, "several settings are called max_side: preprocessing.max_side, augmentation.max_side"),
+        ({"epoch": 3}, "unknown setting epoch; did you mean schedule.epochs"),
+        ({"model.name": "detr"}, "unknown setting model.name"),
     ],
 )
-def test_settings_of_a_run_no_run_could_mean_are_refused(settings, message):
+def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        replace(TrainConfig(), **settings)
+        TrainConfig().with_settings(settings)
+
+
+def test_what_is_left_to_the_data_cannot_be_set_as_well():
+    with pytest.raises(ConfigError, match=r"preprocessing.max_side is set, but preprocessing is 'auto'.*--image-size"):
+        small().with_settings({"preprocessing.max_side": 300})
+    with pytest.raises(ConfigError, match=r"preprocessing.short_side is set, but preprocessing is 'weights'"):
+        finetune().with_settings({"preprocessing.short_side": 900})
+    with pytest.raises(ConfigError, match=r"hflip is set, but augmentation is 'auto'.*--augment"):
+        small().with_settings(hflip=0.0)
+    with pytest.raises(ConfigError, match=r"augmentation is set, but augmentation is 'auto'.*--augment"):
+        small().with_settings(augmentation={"hflip": 0.0})
+    assert small().with_settings(augmentation=Augmentation(hflip=0.0)).augmentation == Augmentation(hflip=0.0)
+    assert isinstance(with_image_size(finetune(), 300).preprocessing, Preprocessing)
+
+
+def test_settings_change_by_full_names_last_parts_and_groups():
+    config = small().with_settings({"schedule.epochs": 7}, batch_size="auto", model={"num_queries": 50}, seed=3)
+    assert (config.schedule.epochs, config.run.batch_size, config.run.seed) == (7, "auto", 3)
+    assert config.model == replace(small().model, num_queries=50)
+    assert config.optimizer == small().optimizer
+    optimizer = OptimizerConfig(lr=1e-3)
+    assert small().with_settings(optimizer=optimizer) == replace(small(), optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "message"),
     [
-        {"lr": 0.0},
-        {"lr": -1.0},
-        {"lr": math.nan},
-        {"clip_norm": -0.1},
-        {"weight_decay": math.inf},
-        {"lr_batch_size": 0},
-        {"warmup_steps": -1},
-        {"drop_at": 0.0},
-        {"drop_at": 1.5},
-        {"final_factor": 1.5},
-        {"heads_lr_factor": -0.5},
+        ({"schedule.shape": "cosine", "schedule.drop_at": 0.5}, "schedule.drop_at has no effect: schedule.shape is"),
+        ({"final_factor": 0.5}, "schedule.final_factor has no effect: schedule.shape is 'step'"),
+        ({"crop_probability": 0.0, "crop_min": 100}, "augmentation.crop_min has no effect: .*crop_probability is 0"),
+        ({"zoom_out_most": 2.0}, "augmentation.zoom_out_most has no effect: augmentation.zoom_out is 0"),
+        ({"mosaic_scale": [0.6, 0.9]}, "augmentation.mosaic_scale has no effect"),
+        ({"mixing_off": 0.5}, "augmentation.mixing_off has no effect: augmentation.mosaic and mixup are 0"),
+        ({"lr": 1e-3, "base_lr": 1e-4}, "optimizer.base_lr has no effect: optimizer.lr is 0.001"),
+        ({"freeze": ["encoder"], "encoder_lr_factor": 0.5}, "optimizer.encoder_lr_factor has no effect"),
+        ({"freeze": ["all_but_heads"], "backbone_lr_factor": 0.5}, "optimizer.backbone_lr_factor has no effect"),
     ],
 )
-def test_optimizer_settings_no_run_could_mean_are_refused(settings):
-    with pytest.raises(ConfigError, match=f"optimizer.{next(iter(settings))} is"):
-        OptimizerConfig(**settings)
+def test_a_setting_without_effect_is_refused_to_who_chooses_it(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig().with_settings(settings)
+
+
+def test_a_setting_without_effect_that_came_from_elsewhere_is_remarked():
+    assert idle_remarks(small()) == idle_remarks(TrainConfig()) == []
+    without_crops = replace(Augmentation(crop_probability=0.0), crop_min=100)
+    config = replace(TrainConfig(), augmentation=without_crops, schedule=ScheduleConfig(final_factor=0.5))
+    first, second = idle_remarks(config)
+    assert first == "schedule.final_factor is 0.5 and has no effect: schedule.shape is 'step', which falls to a tenth"
+    assert second.startswith("augmentation.crop_min is 100 and has no effect")
+    # A smaller image size is no choice of windows.
+    assert idle_remarks(with_image_size(TrainConfig(augmentation=Augmentation(crop_probability=0.0)), 96)) == []
+
+
+OLD = {
+    "name": "old",
+    "model": {"num_queries": 50},
+    "optimizer": {"lr": 8e-4, "lr_batch_size": 4, "warmup_steps": None, "schedule": "cosine", "final_factor": 0.1},
+    "preprocessing": {"short_side": 300},
+    "epochs": None,
+    "batch_size": 4,
+    "batch_size_by": "settings",
+    "eval_every": 3,
+    "size_by": "settings",
+    "augmentation_by": "data",
+    "augmentation": {"hflip": 0.5},
+    "patience": 7,
+    "ema_decay": 0.5,
+    "seed": 5,
+}
+
+
+def test_settings_of_the_first_version_are_brought_into_groups():
+    config = from_json(OLD, "config.json")
+    assert (config.name, config.model.num_queries, config.run.seed) == ("old", 50, 5)
+    assert (config.optimizer.lr, config.optimizer.base_lr, config.optimizer.base_batch_size) == ("auto", 8e-4, 4)
+    schedule = config.schedule
+    assert (schedule.epochs, schedule.warmup_steps, schedule.shape, schedule.final_factor) == (
+        "auto",
+        "auto",
+        "cosine",
+        0.1,
+    )
+    assert (config.preprocessing.short_side, config.augmentation) == (300, "auto")
+    assert (config.run.batch_size, config.run.eval_every, config.optimizer.ema_decay) == (4, 3, 0.5)
+    assert config.stopping.patience == 3  # it counted epochs, of which every third was evaluated
+    by_memory = {"batch_size_by": "memory", "size_by": "objects", "optimizer": {"lr": 1e-3, "lr_batch_size": None}}
+    config = from_json({**OLD, **by_memory}, "config.json")
+    assert (config.run.batch_size, config.preprocessing, config.optimizer.lr) == ("auto", "auto", 1e-3)
+    with pytest.raises(ConfigError, match="unknown setting num_querys"):
+        from_json({**OLD, "num_querys": 3}, "config.json")
+
+
+def test_every_setting_of_the_first_version_has_a_place_now():
+    """Names from a config.json that was written then."""
+    names = [
+        *("epochs", "batch_size", "seed", "num_workers", "image_cache_gb", "val_share", "eval_every", "log_every"),
+        *("skip_bad_images", "start", "freeze", "accumulate", "activation_checkpointing", "compile", "precision"),
+        *("sharded", "ema_decay", "best_by", "patience", "save_every", "keep_last", "on_non_finite"),
+    ]
+    default = to_json(TrainConfig())
+    flat = {name: value for group in default.values() if isinstance(group, dict) for name, value in group.items()}
+    assert from_json({name: flat[name] for name in names}, "config.json") == TrainConfig()
+
+
+def test_a_file_says_its_version_and_its_model(monkeypatch):
+    data = to_json(small())
+    assert (data["schema_version"], data["model"]["name"]) == (2, "deformable_detr")
+    with pytest.raises(ConfigError, match=r"it.json has schema version 3, .* reads up to 2"):
+        from_json({**data, "schema_version": 3}, "it.json")
+    with pytest.raises(ConfigError, match=r"setting model.name is 'yolo'; there are deformable_detr"):
+        from_json({**data, "model": {"name": "yolo"}}, "it.json")
+    monkeypatch.setitem(MODELS, "dense", KIND)
+    dense = replace(small(), model=DenseConfig(dim=5))
+    assert to_json(dense)["model"] == {"name": "dense", "num_classes": 3, "dim": 5, "dropout": 0.0}
+    assert from_json(to_json(dense), "it.json") == dense
+    assert dense.with_settings({"model.dropout": 0.5}).model == DenseConfig(dim=5, dropout=0.5)
+    with pytest.raises(ConfigError, match=r"unknown setting model.num_queries"):
+        dense.with_settings({"model.num_queries": 5})
+    with pytest.raises(ConfigError, match="has no backbone to choose: dense, 5 channels"):
+        with_backbone(dense, name="resnet18", weights=None)

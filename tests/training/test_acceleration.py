@@ -24,8 +24,8 @@ def test_the_network_computes_in_what_was_asked_for(name, expected):
     assert layer(inputs).dtype == layer.weight.dtype == torch.float32
 
 
-def test_a_processor_has_no_float16():
-    with pytest.raises(BackendError, match="float16 is for GPUs; on a processor there are float32 and bfloat16"):
+def test_a_cpu_has_no_float16():
+    with pytest.raises(BackendError, match="float16 is for GPUs; on a CPU there are float32 and bfloat16"):
         Precision("float16", CPU)
 
 
@@ -39,7 +39,7 @@ def test_a_processor_has_no_float16():
         ({}, True),
     ],
 )
-def test_a_processor_without_instructions_for_bfloat16_is_known(monkeypatch, has, slow):
+def test_a_cpu_without_instructions_for_bfloat16_is_known(monkeypatch, has, slow):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has, raising=False)
     assert Precision("bfloat16", CPU).is_slow is slow
     assert not Precision("auto", CPU).is_slow

@@ -56,30 +56,29 @@ def test_a_step_of_more_images_takes_more(tiny_config, train_set):
     used = [torch.ones(1000) for _ in range(200_000)]
     del used
     assert step_memory(config, train_set, CPU, 40) > many / 2
-    in_parts = step_memory(replace(config, batch_size=40, accumulate=20), train_set, CPU, 40)
+    in_parts = step_memory(config.with_settings(batch_size=40, accumulate=20), train_set, CPU, 40)
     assert in_parts < many / 2
 
 
 def test_the_largest_image_is_that_of_the_augmentation(tiny_config, train_set):
     landscape = replace(train_set, samples=[replace(sample, size_wh=(640, 480)) for sample in train_set.samples])
     augmentation = replace(tiny_config.augmentation, crop_probability=0.0).scaled(320)
-    plain = replace(tiny_config, augmentation=augmentation)
-    assert memory._largest_wh(plain, landscape) == (426, 320)
-    turned = replace(plain, augmentation=replace(augmentation, rotate90=0.5))
+    assert memory._largest_wh(augmentation, landscape) == (426, 320)
+    turned = replace(augmentation, rotate90=0.5)
     assert memory._largest_wh(turned, landscape) == (426, 426)
-    cropped = replace(plain, augmentation=replace(augmentation, crop_probability=0.5))
+    cropped = replace(augmentation, crop_probability=0.5)
     assert memory._largest_wh(cropped, landscape) == (502, 502)
-    windows = replace(plain, augmentation=replace(augmentation, iou_crop=0.3))
+    windows = replace(augmentation, iou_crop=0.3)
     assert memory._largest_wh(windows, landscape) == (533, 533)  # as long as it may be
     most = max(len(sample.class_ids) for sample in train_set.samples)
-    mixed = replace(plain, augmentation=replace(augmentation, mosaic=0.5, mixup=0.1))
-    assert (memory._most_objects(plain, train_set), memory._most_objects(mixed, train_set)) == (most, 8 * most)
+    mixed = replace(augmentation, mosaic=0.5, mixup=0.1)
+    assert (memory._most_objects(augmentation, train_set), memory._most_objects(mixed, train_set)) == (most, 8 * most)
 
 
 @pytest.mark.parametrize("preset", ["paper", "light", "strong", "aerial"])
 def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
     config = with_augmentation(tiny_config, preset)
-    width, height = memory._largest_wh(config, train_set)
+    width, height = memory._largest_wh(config.augmentation, train_set)
     loader = make_loader(train_set, config.preprocessing, batch_size=8, augmentation=config.augmentation)
     for epoch in range(12):
         loader.set_epoch(epoch)
@@ -87,7 +86,7 @@ def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
             # Rounding of extreme aspect ratios may miss the longest side by a pixel or two.
             assert batch.images.shape[2] <= 1.02 * height
             assert batch.images.shape[3] <= 1.02 * width
-            assert max(len(one.labels) for one in batch.targets) <= memory._most_objects(config, train_set)
+            assert max(len(one.labels) for one in batch.targets) <= memory._most_objects(config.augmentation, train_set)
 
 
 def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
@@ -107,13 +106,12 @@ def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
         memory._begin_peak(CPU)
 
 
-def test_a_processor_takes_the_recipes_batch_or_less(tiny_config, train_set, monkeypatch):
-    config = replace(tiny_config, batch_size=6, batch_size_by="memory")
+def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config, train_set, monkeypatch):
+    config = tiny_config.with_settings(batch_size="auto", base_batch_size=6)
     fitted, reasons = fit_to_data(config, train_set)
-    assert (fitted.batch_size, fitted.batch_size_by) == (6, "settings")
+    assert fitted.run.batch_size == 6
     assert reasons[0].startswith("batches of 6 images, which take ")
-    config = replace(fitted, batch_size_by="memory")
-    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 100 * images)
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images, model: 100 * images)
     monkeypatch.setattr(memory, "_free", lambda device: 500)  # of which 300 may be used
     assert fitting_batch(config, train_set, CPU).batch_size == 3
     monkeypatch.setattr(memory, "_free", lambda device: 50)
@@ -122,7 +120,7 @@ def test_a_processor_takes_the_recipes_batch_or_less(tiny_config, train_set, mon
 
 
 def test_a_gpu_takes_more_but_leaves_steps_in_an_epoch(tiny_config, train_set, monkeypatch):
-    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images: 10 * images)
+    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images, model: 10 * images)
     monkeypatch.setattr(memory, "_free", lambda device: 1000)
     cuda = torch.device("cuda")
     many = replace(train_set, samples=train_set.samples * 1000)

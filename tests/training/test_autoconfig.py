@@ -92,8 +92,8 @@ def test_classes_that_a_mirror_would_exchange():
 def test_what_is_left_open_is_settled_and_explained():
     data = photos([200, 30], num_images=205)
     config, reasons = fit_to_data(small(), data)
-    assert (config.model.num_classes, config.epochs, config.eval_every) == (2, 59, 2)
-    assert (config.optimizer.warmup_steps, config.preprocessing.short_side) == (100, 384)
+    assert (config.model.num_classes, config.schedule.epochs, config.run.eval_every) == (2, 59, 2)
+    assert (config.schedule.warmup_steps, config.preprocessing.short_side) == (100, 384)
     assert config.augmentation == find_preset("paper").scaled(384)
     assert fit_to_data(config, data) == (config, ())
     text = "\n".join(reasons)
@@ -116,12 +116,12 @@ def test_small_objects_are_pointed_out():
 
 def test_what_is_set_stays():
     data = photos([200, 20], num_images=100)
-    config = replace(with_augmentation(with_image_size(small(), 160), "strong"), epochs=7, eval_every=3)
-    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=5))
+    config = with_augmentation(with_image_size(small(), 160), "strong").with_settings(epochs=7, eval_every=3)
+    config = config.with_settings(warmup_steps=5)
     fitted, reasons = fit_to_data(config, data)
     assert fitted == replace(config, model=replace(config.model, num_classes=2))
     assert reasons == ()
-    paper = fit_to_data(TrainConfig(batch_size=4), data)
+    paper = fit_to_data(TrainConfig().with_settings(batch_size=4), data)
     assert paper.config.augmentation == TrainConfig().augmentation
     assert paper.reasons == ()
 
@@ -132,8 +132,8 @@ def test_an_augmentation_that_was_chosen_gets_the_size_that_the_objects_want():
 
 
 def test_batches_are_no_larger_than_the_data():
-    config, reasons = fit_to_data(replace(small(), accumulate=4), photos([100], num_images=3))
-    assert (config.batch_size, config.accumulate, config.epochs) == (3, 3, 300)
+    config, reasons = fit_to_data(small().with_settings(accumulate=4), photos([100], num_images=3))
+    assert (config.run.batch_size, config.compute.accumulate, config.schedule.epochs) == (3, 3, 300)
     assert "batches of 3 instead of 4 images: there are no more" in reasons
 
 

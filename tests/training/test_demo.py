@@ -11,7 +11,7 @@ FEW = NumScenes(train=5, val=2, unseen=3)
 
 @pytest.fixture
 def config(tiny_config):
-    return replace(tiny_config, epochs=1)
+    return tiny_config.with_settings(epochs=1)
 
 
 def test_it_leaves_pictures_curves_and_a_summary_and_may_be_repeated(config, tmp_path):

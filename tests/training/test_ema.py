@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deformable_detr.models import build
-from deformable_detr.training.ema import Average
+from deformable_detr.training.ema import EMA
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def walk(model, average, steps):
 @pytest.mark.parametrize("decay", [0.4, 0.9997])
 def test_it_is_the_weighted_mean_of_all_weights_so_far(model, decay):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    average = Average(model, decay)
+    average = EMA(model, decay)
     history = walk(model, average, 7)
     # Each weight's share in closed form: what later updates leave of it.
     kept = [min(decay, (1 + t) / (10 + t)) for t in range(1, 8)]
@@ -49,7 +49,7 @@ def test_it_is_the_weighted_mean_of_all_weights_so_far(model, decay):
 
 
 def test_the_model_it_is_taken_of_is_left_alone(model):
-    average = Average(model.train(), 0.9)
+    average = EMA(model.train(), 0.9)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
@@ -60,14 +60,14 @@ def test_the_model_it_is_taken_of_is_left_alone(model):
 
 
 def test_weights_that_do_not_change_stay_to_the_bit(model):
-    average = Average(model, 0.9997)
+    average = EMA(model, 0.9997)
     for _ in range(20):
         average.update()
     assert all(torch.equal(a, b) for a, b in zip(average.model.parameters(), model.parameters(), strict=True))
 
 
 def test_it_can_begin_anew(model):
-    average = Average(model, 0.9)
+    average = EMA(model, 0.9)
     last = walk(model, average, 3)[-1]
     average.begin()
     assert average.updates == 0

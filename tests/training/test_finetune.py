@@ -9,7 +9,7 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import build
 from deformable_detr.models.layers.initialisation import PRIOR_PROBABILITY
 from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size
-from deformable_detr.training.finetune import Source, changed, fill, match_classes, plan, read_source, settle
+from deformable_detr.training.finetune import Source, changed, fill, match_classes, plan, read_source, start_from
 from deformable_detr.weights.checkpoint import Checkpoint, save
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
 
@@ -209,49 +209,49 @@ def test_a_chain_of_weights_is_told_without_a_path(source_of, tmp_path):
 
 def test_finetune_takes_structure_normalisation_and_image_size_of_the_weights(source_of):
     checkpoint = source_of(["disc"]).checkpoint
-    config = settle(finetune(), source_of(["disc"]))
+    config = start_from(finetune(), source_of(["disc"]))
     assert config.model == checkpoint.model
     assert config.preprocessing == checkpoint.preprocessing
     assert max(with_augmentation(config, "paper").augmentation.short_sides) == 120
-    assert (config.start, config.size_by) == ("weights", "settings")
-    assert settle(config, source_of(["disc"])) == config
-    config = settle(with_image_size(finetune(), 64), source_of(["disc"]))
+    assert config.run.start == "weights"
+    assert start_from(config, source_of(["disc"])) == config
+    config = start_from(with_image_size(finetune(), 64), source_of(["disc"]))
     assert config.preprocessing.short_side == 64
     assert config.preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_another_recipe_keeps_its_schedule_and_its_image_size(source_of):
-    config = settle(small(), source_of(["disc"]))
+    config = start_from(small(), source_of(["disc"]))
     assert config.model == source_of(["disc"]).checkpoint.model
-    assert (config.size_by, config.preprocessing.std) == ("objects", (0.4, 0.5, 0.6))
-    config = settle(with_image_size(small(), 96), source_of(["disc"]))
+    assert (config.preprocessing, config.run.start) == ("auto", "weights")
+    config = start_from(with_image_size(small(), 96), source_of(["disc"]))
     assert (config.preprocessing.short_side, config.preprocessing.std) == (96, (0.4, 0.5, 0.6))
     assert (config.optimizer, config.augmentation) == (small().optimizer, small().augmentation)
 
 
 def test_without_weights_nothing_may_need_them(tiny_config):
     with pytest.raises(ConfigError, match="finetune starts from the weights of a whole detector; name them with"):
-        settle(finetune(), None)
+        start_from(finetune(), None)
     with pytest.raises(ConfigError, match="freeze holds encoder, which would keep random values"):
-        settle(replace(small(), freeze=("backbone", "encoder")), None)
+        start_from(small().with_settings(freeze=("backbone", "encoder")), None)
     with pytest.raises(ConfigError, match="freeze holds backbone, which would keep random values"):
-        settle(replace(tiny_config, freeze=("backbone",)), None)
-    assert settle(replace(small(), freeze=("backbone",)), None).freeze == ("backbone",)
+        start_from(tiny_config.with_settings(freeze=("backbone",)), None)
+    assert start_from(small().with_settings(freeze=("backbone",)), None).run.freeze == ("backbone",)
 
 
 def test_settings_that_weights_leave_free_can_be_changed_and_structure_cannot(source_of):
     source = source_of(["disc"])
-    config = settle(finetune(), source)
+    config = start_from(finetune(), source)
     model = replace(config.model, dropout=0.3, num_queries=5, proposals="valid", features="per_image")
     wanted = replace(config, model=model, preprocessing=replace(config.preprocessing, mean=(0.0, 0.0, 0.0)))
     free = changed(source, wanted)
-    assert settle(finetune(), free).model == model
-    assert settle(wanted, free) == wanted
+    assert start_from(finetune(), free).model == model
+    assert start_from(wanted, free) == wanted
     fill(build(free.checkpoint.model), plan(free, ["disc"]))
     with pytest.raises(ConfigError, match=r"model.hidden_dim is set to 64, and best.safetensors has 32"):
         changed(source, replace(config, model=replace(config.model, hidden_dim=64)))
     learned = source_of(["disc"], variant="refine")
-    config = settle(finetune(), learned)
+    config = start_from(finetune(), learned)
     with pytest.raises(ConfigError, match=r"model.num_queries is set to 5"):
         changed(learned, replace(config, model=replace(config.model, num_queries=5)))
 

@@ -8,11 +8,11 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import Target
 from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion, CriterionConfig
-from deformable_detr.runs.config import FREEZABLE, OptimizerConfig
-from deformable_detr.training.freezing import count, freeze, to_training_mode
+from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.training.freezing import count_parameters, freeze, to_training_mode
 from deformable_detr.training.optimizer import make_optimizer
 
-PARTS = [name for name in FREEZABLE if name != "all_but_heads"]
+PARTS = ["backbone", "projections", "encoder", "queries", "decoder", "heads"]
 # By hand, from the printed model: a start of each part's parameters, and of modules that act differently in training.
 OWNERS = {
     "backbone": ["pyramid.backbone."],
@@ -82,8 +82,8 @@ def test_every_parameter_is_in_one_part(tiny_config):
         for part in PARTS:
             model = build(config)
             freeze(model, (part,))
-            assert count(model).trained + count(model).frozen == total
-            frozen += count(model).frozen
+            assert count_parameters(model).trained + count_parameters(model).frozen == total
+            frozen += count_parameters(model).frozen
         assert frozen == total
 
 
@@ -120,7 +120,12 @@ def test_something_must_be_left(model):
         freeze(model, ("all_but_heads", "heads"))
 
 
+def test_parts_must_exist(model):
+    with pytest.raises(ConfigError, match=r"freeze holds 'spine'; there are heads, backbone, .*all_but_heads"):
+        freeze(model, ("encoder", "spine"))
+
+
 def test_numbers_are_counted_not_tensors():
     model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     model[1].requires_grad_(False)
-    assert count(model) == (20, 12)
+    assert count_parameters(model) == (20, 12)

@@ -13,9 +13,16 @@ from deformable_detr.runs.config import OptimizerConfig
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.loop import run_epoch
-from deformable_detr.training.metrics_log import Journal
-from deformable_detr.training.setup import start_session
+from deformable_detr.training.loop import (
+    NotFiniteError,
+    complete_epoch,
+    evaluate_if_due,
+    gradient_step,
+    take_steps,
+)
+from deformable_detr.training.messages import explained_step
+from deformable_detr.training.metrics_log import MetricsLog
+from deformable_detr.training.setup import set_up
 from deformable_detr.weights.checkpoint import load
 
 
@@ -36,27 +43,29 @@ class Notes:
 def session(tiny_config, scenes, tmp_path):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(tiny_config, data.train)
-    return start_session(config, create_run_folder(tmp_path / "run"), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(tmp_path / "run"), data, "scenes", device="cpu", weights=True)
 
 
 def run(session, reporter=None):
-    with Journal(session.folder) as journal:
-        run_epoch(session, journal, reporter or Notes())
+    notes = reporter or Notes()
+    with MetricsLog(session.folder) as log:
+        pace = take_steps(session, log, notes)
+        complete_epoch(session, log, notes, pace, evaluate_if_due(session, notes))
     return [json.loads(line) for line in session.folder.metrics.read_text().splitlines()]
 
 
 def test_an_epoch_is_taken_evaluated_and_written(session):
     notes = Notes()
     first, second, epoch = run(session, notes)
-    assert (session.position.epoch, session.position.step, session.position.step_in_epoch) == (1, 2, 0)
-    assert session.position.best_epoch == 1
+    assert (session.progress.epoch, session.progress.step, session.progress.step_in_epoch) == (1, 2, 0)
+    assert session.progress.best_epoch == 1
     assert {"loss", "terms", "class_error", "grad_norm", "lr", "images_per_second", "memory_bytes"} <= first.keys()
     assert {name.split("/")[0] for name in first["terms"]} == {"decoder.0", "decoder.1", "proposals"}
     weights = {"class": 2, "l1": 5, "giou": 2}
     total = sum(weights[name.split("/")[1]] * term for name, term in second["terms"].items())
     assert second["loss"] == pytest.approx(total, rel=1e-5)
     assert epoch["train"]["loss"] == pytest.approx((first["loss"] + second["loss"]) / 2)
-    assert epoch["val"] == session.position.best
+    assert epoch["val"] == session.progress.best
     assert set(epoch["val_per_class"]) == {"disc", "square", "star"}
     assert session.folder.best.is_file()
     assert session.folder.last.is_file()
@@ -69,7 +78,7 @@ def test_an_epoch_is_taken_evaluated_and_written(session):
 
 
 def test_evaluation_waits_for_its_turn_but_the_last_epoch_always_has_one(session):
-    session = session._replace(config=replace(session.config, eval_every=5))
+    session = session._replace(config=session.config.with_settings(eval_every=5))
     assert "val" not in run(session)[-1]
     assert not session.folder.best.exists()
     assert "val" in run(session)[-1]
@@ -83,17 +92,17 @@ def test_weights_change_and_the_model_learns_in_training_mode(session):
 
 
 def test_worse_weights_do_not_replace_the_best(session):
-    session.position.best, session.position.best_epoch, session.position.best_value = {"ap": 2.0}, 7, 2.0
+    session.progress.best, session.progress.best_epoch, session.progress.best_value = {"ap": 2.0}, 7, 2.0
     notes = Notes()
     run(session, notes)
-    assert (session.position.best, session.position.best_epoch) == ({"ap": 2.0}, 7)
+    assert (session.progress.best, session.progress.best_epoch) == ({"ap": 2.0}, 7)
     assert not session.folder.best.exists()
     assert "best so far" not in notes.lines[0]
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_terms(session):
-    huge = OptimizerConfig(lr=1e20, lr_batch_size=None, clip_norm=0.0)
-    for group in session.optimizer.param_groups:
+    huge = OptimizerConfig(lr=1e20, clip_norm=0.0)
+    for group in session.learner.optimizer.param_groups:
         group["peak_lr"] = 1e20
     session = session._replace(config=replace(session.config, optimizer=huge))
     run_twice = [session, session]
@@ -104,12 +113,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_terms(session):
 def test_the_message_names_step_epoch_terms_and_images(session):
     batch = next(iter(session.loader))
     paths = ", ".join(str(session.data.train.samples[index].path) for index in batch.sample_indices)
-    error = loop._not_finite(session, batch, "loss", {"a/class": 1.0, "a/giou": math.nan})
-    assert str(error).startswith(
-        f"step 1, epoch 1: the loss is not finite; loss terms: a/giou nan; images: {paths}; a smaller --lr"
+    with pytest.raises(NotFiniteError) as raised, explained_step(session, batch):
+        raise NotFiniteError("loss", {"a/class": 1.0, "a/giou": math.nan})
+    assert str(raised.value) == (
+        "step 1, epoch 1: the loss is not finite; a smaller --lr usually cures it; loss terms: a/giou nan; "
+        f"images: {paths}"
     )
-    error = loop._not_finite(session, batch, "gradient", {"a/class": 1.0})
-    assert "step 1, epoch 1: the gradient is not finite; loss terms: a/class 1;" in str(error)
+    with pytest.raises(NotFiniteError) as raised, explained_step(session, batch):
+        raise NotFiniteError("gradient", {"a/class": 1.0})
+    assert "the gradient is not finite; a smaller --lr usually cures it; loss terms: a/class 1;" in str(raised.value)
 
 
 def test_too_little_memory_is_said_with_a_way_out(session, monkeypatch):
@@ -130,7 +142,8 @@ def test_an_evaluation_holds_no_more_images_than_a_part_of_a_step(session, monke
 
     monkeypatch.setattr(loop, "evaluate", note)
     for images, parts in ((3, 1), (8, 1), (8, 4), (7, 3), (8, 8)):
-        loop._evaluate(session._replace(config=replace(session.config, batch_size=images, accumulate=parts)), Notes())
+        config = session.config.with_settings(batch_size=images, accumulate=parts)
+        evaluate_if_due(session._replace(config=config), Notes())
     assert sizes == [3, 4, 2, 3, 1]
 
     def full(*_, **__):
@@ -138,7 +151,7 @@ def test_an_evaluation_holds_no_more_images_than_a_part_of_a_step(session, monke
 
     monkeypatch.setattr(loop, "evaluate", full)
     with pytest.raises(
-        TrainingError, match=r'to evaluate 3 images of 48 pixels at once; with "accumulate": 3 in config'
+        TrainingError, match=r"to evaluate 3 images of 48 pixels at once; with --set accumulate=3 it is one at a time"
     ):
         run(session)
 
@@ -158,9 +171,9 @@ def test_images_that_cannot_be_read_are_counted_or_stop_it(session, tmp_path, sc
     samples = [replace(sample, path=bad) for sample in session.data.train.samples]
     for skip, message in ((False, "cut.jpg"), (True, "none of the 8 training images could be read")):
         data = session.data._replace(train=replace(session.data.train, samples=samples))
-        config = replace(session.config, skip_bad_images=skip)
+        config = session.config.with_settings(skip_bad_images=skip)
         folder = create_run_folder(tmp_path / f"bad-{skip}")
-        broken = start_session(config, folder, data, "scenes", device="cpu", weights=True)
+        broken = set_up(config, folder, data, "scenes", device="cpu", weights=True)
         with pytest.raises(DataError, match=message):
             run(broken)
     assert list(broken.skipped) == [str(bad)]
@@ -168,24 +181,24 @@ def test_images_that_cannot_be_read_are_counted_or_stop_it(session, tmp_path, sc
 
 def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeypatch):
     taken = []
-    take = loop._take_step
+    take = loop.gradient_step
 
-    def stop_after_one(session, batch):
+    def stop_after_one(learner, batch):
         if taken:
             raise KeyboardInterrupt
         taken.append(batch.sample_indices)
-        return take(session, batch)
+        return take(learner, batch)
 
-    monkeypatch.setattr(loop, "_take_step", stop_after_one)
+    monkeypatch.setattr(loop, "gradient_step", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(session)
-    assert session.position.step_in_epoch == 1
+    assert session.progress.step_in_epoch == 1
 
-    def note(session, batch):
+    def note(learner, batch):
         taken.append(batch.sample_indices)
-        return take(session, batch)
+        return take(learner, batch)
 
-    monkeypatch.setattr(loop, "_take_step", note)
+    monkeypatch.setattr(loop, "gradient_step", note)
     run(session)
     assert len(taken) == 2
     assert not set(taken[0]) & set(taken[1])
@@ -194,15 +207,15 @@ def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeyp
 def start(config, scenes, folder):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(config, data.train)
-    return start_session(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])
 def test_a_step_in_parts_is_the_same_step(tiny_config, scenes, tmp_path, parts):
     # A first stage counts the positions in the padding as background, and parts have less padding.
     model = replace(tiny_config.model, variant="refine", dropout=0.0, features="per_image")
-    config = replace(tiny_config, model=model, batch_size=8)
-    sessions = [start(replace(config, accumulate=count), scenes, tmp_path / str(count)) for count in (1, parts)]
+    config = tiny_config.with_settings(model=model, batch_size=8)
+    sessions = [start(config.with_settings(accumulate=count), scenes, tmp_path / str(count)) for count in (1, parts)]
     for module in (module for one in sessions for module in one.model.modules()):
         if "Norm" in type(module).__name__:
             module.eval()  # statistics of a batch would be those of a part
@@ -213,7 +226,7 @@ def test_a_step_in_parts_is_the_same_step(tiny_config, scenes, tmp_path, parts):
                 # Untrained points lie between pixels to the bit, where rounding decides on the gradient.
                 parameter.data.add_(0.1 * torch.rand(parameter.shape, generator=generator))
     batch = next(iter(sessions[0].loader))
-    steps = [loop._take_step(session, batch) for session in sessions]
+    steps = [gradient_step(session.learner, batch) for session in sessions]
     assert steps[0].loss == pytest.approx(steps[1].loss, rel=1e-5)
     assert steps[0].terms == pytest.approx(steps[1].terms, rel=1e-5, abs=1e-6)
     assert steps[0].grad_norm == pytest.approx(steps[1].grad_norm, rel=1e-5)
@@ -228,7 +241,7 @@ def test_a_step_in_parts_is_the_same_step(tiny_config, scenes, tmp_path, parts):
 def test_what_is_judged_and_kept_is_the_average(session):
     run(session)
     best = load(session.folder.best).weights
-    averaged, trained = session.average.model.state_dict(), session.model.state_dict()
+    averaged, trained = session.learner.ema.model.state_dict(), session.model.state_dict()
     assert all(torch.equal(best[name], averaged[name]) for name in best)
     assert not all(torch.equal(best[name], trained[name]) for name in best)
     saved = load(session.folder.last, training=True)
@@ -260,13 +273,13 @@ class Judge:
 def test_patience_ends_a_run_that_no_longer_gets_better(
     tiny_config, scenes, tmp_path, monkeypatch, values, best_by, completed
 ):
-    session = start(replace(tiny_config, epochs=5, patience=2, best_by=best_by), scenes, tmp_path / "run")
+    session = start(tiny_config.with_settings(epochs=5, patience=2, best_by=best_by), scenes, tmp_path / "run")
     monkeypatch.setattr(loop, "evaluate", Judge(values))
     notes = Notes()
-    while session.position.epoch < 5 and not session.position.stopped_early:
+    while session.progress.epoch < 5 and not session.progress.stopped_early:
         run(session, notes)
-    assert session.position.epoch == completed
-    assert session.position.stopped_early == (completed < 5)
-    assert any(line.startswith(f"stopped early: no better {best_by} in the 2 epochs") for line in notes.lines) == (
-        completed < 5
-    )
+    assert session.progress.epoch == completed
+    assert session.progress.stopped_early == (completed < 5)
+    assert any(
+        line.startswith(f"stopped early: no better {best_by} in the last 2 evaluations") for line in notes.lines
+    ) == (completed < 5)

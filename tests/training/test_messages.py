@@ -6,7 +6,7 @@ from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.messages import introduce
-from deformable_detr.training.setup import start_session
+from deformable_detr.training.setup import set_up
 
 
 class Lines:
@@ -29,7 +29,7 @@ def said(scenes, tmp_path):
         config, _ = fit_to_data(config, data.train)
         folder = create_run_folder(tmp_path / "run")
         notes = Lines()
-        introduce(start_session(config, folder, data, "scenes", device="cpu", weights=True), notes)
+        introduce(set_up(config, folder, data, "scenes", device="cpu", weights=True), notes)
         return notes.lines
 
     return say
@@ -48,17 +48,19 @@ def test_what_will_be_done(said, tiny_config):
 
 def test_what_is_unusual_is_said_in_lines_of_its_own(said, tiny_config, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", dict, raising=False)
-    optimizer = replace(tiny_config.optimizer, lr=1e-3, lr_batch_size=None)
+    optimizer = replace(tiny_config.optimizer, lr=1e-3)
     lines = said(
-        replace(tiny_config, precision="bfloat16", activation_checkpointing=True, sharded=True, optimizer=optimizer)
+        tiny_config.with_settings(
+            precision="bfloat16", activation_checkpointing=True, sharded=True, optimizer=optimizer
+        )
     )
     text = "\n".join(lines)
     assert len(lines) == 8
     assert "on cpu in bfloat16" in text
-    assert "this processor has no instructions for bfloat16" in text
+    assert "this CPU has no instructions for bfloat16" in text
     assert "computed twice instead of remembered: " in text
     assert "learning rate 0.001\n" in text
-    assert "sharded=true has no effect here" in text
+    assert "compute.sharded is true and has no effect" in text
 
 
 def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):
@@ -66,5 +68,5 @@ def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):
     data = data._replace(num_problems=7, num_bad_images=2)
     config, _ = fit_to_data(tiny_config, data.train)
     notes = Lines()
-    introduce(start_session(config, create_run_folder(tmp_path), data, "x", device="cpu", weights=True), notes)
+    introduce(set_up(config, create_run_folder(tmp_path), data, "x", device="cpu", weights=True), notes)
     assert "problems in the annotations: 7, 2 images left out; `ddetr check-data` lists them" in notes.lines

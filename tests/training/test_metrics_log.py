@@ -7,7 +7,7 @@ import pytest
 
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.training import loggers as services
-from deformable_detr.training.metrics_log import Journal, flat_numbers
+from deformable_detr.training.metrics_log import MetricsLog, flat_numbers
 
 STEP = {"epoch": 1, "step": 3, "loss": 2.5, "terms": {"decoder.0/class": 0.5}, "lr": 1e-3}
 
@@ -26,7 +26,7 @@ def rows(folder):
 
 
 def test_each_record_is_one_line(tmp_path):
-    with Journal(RunFolder(tmp_path)) as journal:
+    with MetricsLog(RunFolder(tmp_path)) as journal:
         journal.step(STEP)
         journal.epoch({"epoch": 1, "step": 3, "train": {"loss": 2.0}})
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
@@ -36,7 +36,7 @@ def test_each_record_is_one_line(tmp_path):
 
 
 def test_epochs_are_a_table_with_the_same_columns_in_every_row(tmp_path):
-    with Journal(RunFolder(tmp_path)) as journal:
+    with MetricsLog(RunFolder(tmp_path)) as journal:
         journal.step(STEP)
         assert not (tmp_path / "metrics.csv").exists()
         journal.epoch(epoch(1))
@@ -54,7 +54,7 @@ def test_epochs_are_a_table_with_the_same_columns_in_every_row(tmp_path):
 
 def test_the_table_of_a_resumed_run_has_each_epoch_once(tmp_path):
     folder = RunFolder(tmp_path)
-    with Journal(folder) as journal:
+    with MetricsLog(folder) as journal:
         for number in (1, 2, 3):
             journal.epoch(judged(number))
     whole = (tmp_path / "metrics.csv").read_text()
@@ -62,7 +62,7 @@ def test_the_table_of_a_resumed_run_has_each_epoch_once(tmp_path):
         file.write('{"kind": "epoch", "epo')  # a crash
     folder.forget_after(6, epoch=2)
     (tmp_path / "metrics.csv").unlink()
-    with Journal(folder) as journal:
+    with MetricsLog(folder) as journal:
         assert [row["epoch"] for row in rows(tmp_path)] == ["1", "2"]
         journal.epoch(judged(3))
     assert (tmp_path / "metrics.csv").read_text() == whole
@@ -73,7 +73,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Journal(RunFolder(tmp_path), services=("tensorboard",)) as journal:
+    with MetricsLog(RunFolder(tmp_path), services=("tensorboard",)) as journal:
         journal.step(STEP)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -88,7 +88,7 @@ def test_tensorboard_shows_steps_that_are_taken_again_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for steps in ((1, 2, 3, 4), (3, 4, 5)):
-        with Journal(RunFolder(tmp_path), services=("tensorboard",)) as journal:
+        with MetricsLog(RunFolder(tmp_path), services=("tensorboard",)) as journal:
             for step in steps:
                 journal.step(STEP | {"step": step})
         time.sleep(1.1)  # files are named, and so read, by the second
@@ -111,7 +111,7 @@ def test_every_service_gets_every_record_and_hears_of_the_end(tmp_path, monkeypa
             heard.append((self.name, failed))
 
     monkeypatch.setattr("deformable_detr.training.metrics_log.open_service", lambda name, *_: Service(name))
-    with suppress(ZeroDivisionError), Journal(RunFolder(tmp_path), services=("wandb", "mlflow")) as journal:
+    with suppress(ZeroDivisionError), MetricsLog(RunFolder(tmp_path), services=("wandb", "mlflow")) as journal:
         journal.epoch(epoch(2))
         _ = 1 / 0
     numbers = {"epoch/train/loss": 1.0}

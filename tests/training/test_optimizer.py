@@ -7,21 +7,22 @@ import torch
 from torch import nn
 
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig
 from deformable_detr.training.optimizer import (
     clip_gradients,
     learning_rate,
     make_optimizer,
-    schedule,
+    schedule_share,
     set_learning_rate,
 )
+from tests.dense import Dense, DenseConfig
 
 
 def test_the_learning_rate_follows_the_root_of_the_batch():
-    config = OptimizerConfig(lr=2e-4, lr_batch_size=32)
+    config = OptimizerConfig(base_lr=2e-4, base_batch_size=32)
     assert learning_rate(config, 32) == pytest.approx(2e-4)
     assert learning_rate(config, 2) == pytest.approx(5e-5)
-    assert learning_rate(replace(config, lr_batch_size=None), 2) == 2e-4
+    assert learning_rate(replace(config, lr=3e-4), 2) == 3e-4
 
 
 def test_the_groups_of_the_paper_count_as_in_the_official_code():
@@ -36,19 +37,19 @@ def test_the_groups_of_the_paper_count_as_in_the_official_code():
 
 
 def test_the_schedule_drops_after_40_of_50_epochs():
-    config, steps = OptimizerConfig(), 7
-    shares = [schedule(config, step, 50 * steps) for step in range(50 * steps)]
+    config, steps = ScheduleConfig(), 7
+    shares = [schedule_share(config, step, 50 * steps) for step in range(50 * steps)]
     assert shares[: 40 * steps] == [1.0] * 40 * steps
     assert shares[40 * steps :] == [0.1] * 10 * steps
 
 
 def test_warm_up_is_linear_and_one_never_drops():
-    config = OptimizerConfig(warmup_steps=3, drop_at=1.0)
-    assert [schedule(config, step, 6) for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    config = ScheduleConfig(warmup_steps=3, drop_at=1.0)
+    assert [schedule_share(config, step, 6) for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
 
 def test_every_group_keeps_its_share():
-    model = nn.ModuleDict({"backbone": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
+    model = Dense(DenseConfig(num_classes=2))
     optimizer = make_optimizer(model, OptimizerConfig(backbone_lr_factor=0.5), 0.2)
     set_learning_rate(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.01])
@@ -65,8 +66,8 @@ def test_clipping_reports_the_2_norm_from_before(clip_norm):
 
 
 def test_a_cosine_falls_from_the_warm_up_to_the_last_step():
-    config = OptimizerConfig(schedule="cosine", warmup_steps=4, final_factor=0.1)
-    shares = [schedule(config, step, 21) for step in range(21)]
+    config = ScheduleConfig(shape="cosine", warmup_steps=4, final_factor=0.1)
+    shares = [schedule_share(config, step, 21) for step in range(21)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[12] == pytest.approx(0.55)  # half of the way down
     assert shares[20] == pytest.approx(0.1)
@@ -74,19 +75,19 @@ def test_a_cosine_falls_from_the_warm_up_to_the_last_step():
 
 
 def test_a_flat_cosine_falls_from_drop_at_on():
-    config = OptimizerConfig(schedule="flat_cosine", drop_at=0.5, final_factor=0.0)
-    shares = [schedule(config, step, 21) for step in range(21)]
+    config = ScheduleConfig(shape="flat_cosine", drop_at=0.5, final_factor=0.0)
+    shares = [schedule_share(config, step, 21) for step in range(21)]
     assert shares[:11] == [1.0] * 11
     assert shares[15] == pytest.approx(0.5)
     assert shares[20] == pytest.approx(0.0)
-    assert [schedule(replace(config, drop_at=1.0), step, 5) for step in range(5)] == [1.0] * 5
+    assert [schedule_share(replace(config, drop_at=1.0), step, 5) for step in range(5)] == [1.0] * 5
 
 
 @pytest.mark.parametrize("name", ["cosine", "flat_cosine", "step"])
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_the_shortest_runs_have_a_learning_rate(name, total):
-    config = OptimizerConfig(schedule=name, warmup_steps=5)
-    assert all(0 < schedule(config, step, total) <= 1 for step in range(total))
+    config = ScheduleConfig(shape=name, warmup_steps=5)
+    assert all(0 < schedule_share(config, step, total) <= 1 for step in range(total))
 
 
 def test_every_part_has_its_factor():

@@ -23,7 +23,7 @@ def test_the_pictures_are_those_of_the_first_epochs(dataset, tiny_config):
     assert max(pictures[0].size) == 400
     again = training_pictures(dataset, tiny_config, 3)
     assert [one.tobytes() for one in again] == [one.tobytes() for one in pictures[:3]]
-    other = training_pictures(dataset, replace(tiny_config, seed=1), 3)
+    other = training_pictures(dataset, tiny_config.with_settings(seed=1), 3)
     assert [one.tobytes() for one in other] != [one.tobytes() for one in again]
 
 
@@ -75,7 +75,7 @@ def test_what_cannot_be(scenes, tiny_config, tmp_path, dataset):
     some = replace(dataset, samples=[gone, dataset.samples[1]])
     with pytest.raises(DataError, match=r"gone\.png"):
         training_pictures(some, tiny_config, 4)
-    skipping = replace(tiny_config, skip_bad_images=True)
+    skipping = tiny_config.with_settings(skip_bad_images=True)
     assert len(training_pictures(some, skipping, 3)) == 3
     with pytest.raises(DataError, match="none of the 1 training images"):
         training_pictures(replace(dataset, samples=[gone]), skipping, 1)

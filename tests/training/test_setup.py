@@ -6,8 +6,9 @@ import torch
 from deformable_detr.core.errors import CheckpointError, ConfigError, TrainingError
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
+from deformable_detr.runs.progress import RunProgress
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.setup import check_same_classes, start_session, with_epochs
+from deformable_detr.training.setup import check_same_classes, set_up, with_epochs
 from deformable_detr.weights.checkpoint import load
 
 
@@ -18,9 +19,9 @@ def start(tiny_config, scenes, tmp_path):
 
     def make(**changes):
         data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
-        config, _ = fit_to_data(replace(tiny_config, **changes), data.train)
+        config, _ = fit_to_data(tiny_config.with_settings(changes), data.train)
         folder = create_run_folder(tmp_path / str(next(folders)))
-        return start_session(config, folder, data, "scenes", device="cpu", weights=True)
+        return set_up(config, folder, data, "scenes", device="cpu", weights=True)
 
     return make
 
@@ -30,9 +31,9 @@ def step(session, seed):
     generator = torch.Generator().manual_seed(seed)
     for parameter in session.model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-    session.optimizer.step()
-    session.position.step += 1
-    session.position.step_in_epoch += 1
+    session.learner.optimizer.step()
+    session.progress.step += 1
+    session.progress.step_in_epoch += 1
 
 
 def test_the_seed_decides_the_weights(start):
@@ -44,11 +45,11 @@ def test_the_seed_decides_the_weights(start):
 def test_a_restored_session_goes_on_as_if_it_had_never_stopped(start):
     one, other = start(), start(seed=7)
     step(one, 0)
-    one.position.best = {"ap": 0.5}
+    one.progress.best = {"ap": 0.5}
     one.save_last()
     torch.rand(3)  # a generator that has gone on
     other.restore(load(one.folder.last, training=True))
-    assert other.position == one.position
+    assert other.progress == one.progress
     restored = torch.rand(3)
     one.restore(load(one.folder.last, training=True))
     assert torch.equal(torch.rand(3), restored)
@@ -60,10 +61,10 @@ def test_a_restored_session_goes_on_as_if_it_had_never_stopped(start):
 
 def test_with_another_number_of_steps_the_epoch_begins_again(start):
     one, other = start(), start(batch_size=2)
-    one.position.epoch, one.position.step, one.position.step_in_epoch = 1, 3, 1
+    one.progress.epoch, one.progress.step, one.progress.step_in_epoch = 1, 3, 1
     one.save_last()
     other.restore(load(one.folder.last, training=True))
-    assert (other.position.epoch, other.position.step_in_epoch, other.position.step) == (1, 0, 4)
+    assert (other.progress.epoch, other.progress.step_in_epoch, other.progress.step) == (1, 0, 4)
 
 
 def test_checkpoints_say_where_they_come_from_but_no_path(start, tmp_path):
@@ -98,7 +99,7 @@ def test_a_state_of_another_shape_is_refused(start):
     saved.training.tensors[name] = saved.training.tensors[name][:1]
     with pytest.raises(CheckpointError, match=r"state of pyramid\.level_embed is missing or of another shape"):
         other.restore(saved)
-    saved.training.progress["position"]["place"] = 3
+    saved.training.progress["progress"]["place"] = 3
     with pytest.raises(CheckpointError, match="does not say where the run was"):
         other.restore(saved)
 
@@ -114,17 +115,19 @@ def test_a_run_goes_on_with_its_own_classes_only(start):
 
 
 def test_a_finished_run_needs_more_epochs(tiny_config):
-    assert with_epochs(tiny_config, 5, 2).epochs == 5
-    assert with_epochs(tiny_config, None, 1).epochs == 2
+    assert with_epochs(tiny_config, 5, RunProgress(epoch=2)).schedule.epochs == 5
+    assert with_epochs(tiny_config, None, RunProgress(epoch=1)).schedule.epochs == 2
     with pytest.raises(ConfigError, match=r"completed 2 of 2 epochs.*--epochs"):
-        with_epochs(tiny_config, None, 2)
+        with_epochs(tiny_config, None, RunProgress(epoch=2))
+    with pytest.raises(ConfigError, match=r"stopped early after epoch 1.*--epochs"):
+        with_epochs(tiny_config, None, RunProgress(epoch=1, stopped_early=True))
 
 
 def test_evaluations_left(start):
     session = start(epochs=5, eval_every=2)  # after 2, 4 and 5
     left = []
     for epoch in range(5):
-        session.position.epoch = epoch
+        session.progress.epoch = epoch
         left.append(session.evaluations_left)
     assert left == [3, 3, 2, 2, 1]
 
@@ -142,18 +145,19 @@ def test_runs_of_earlier_versions_go_on(start):
     one.save_last()
     saved = load(one.folder.last, training=True)
     kept = ("epoch", "step", "step_in_epoch", "evaluation_seconds", "best_epoch", "best")
-    saved.training.progress["position"] = {name: saved.training.progress["position"][name] for name in kept}
+    counters = saved.training.progress.pop("progress")
+    saved.training.progress["position"] = {name: counters[name] for name in kept}
     (note,) = other.restore(saved)
     assert "no averaged weights: averaging begins here" in note
-    assert (other.position.batches_in_epoch, other.average.updates) == (1, 0)
+    assert (other.progress.batches_in_epoch, other.learner.ema.updates) == (1, 0)
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(other.model.state_dict()[name], tensor)
-        assert torch.equal(other.average.model.state_dict()[name], tensor)
+        assert torch.equal(other.learner.ema.model.state_dict()[name], tensor)
 
 
 def test_without_an_average_the_weights_themselves_are_judged(start):
     session = start(ema_decay=0.0)
-    assert session.average is None
+    assert session.learner.ema is None
     assert session.judged() is session.detector
 
 
@@ -171,8 +175,8 @@ def test_weights_that_are_lost_do_not_replace_others(start):
 def test_older_checkpoints_are_kept_in_order(start):
     session = start(keep_last=3)
     for number in range(5):
-        session.position.step = number
+        session.progress.step = number
         session.save_last()
-    steps = [load(path, training=True).training.progress["position"]["step"] for path in session.folder.resumable()]
+    steps = [load(path, training=True).training.progress["progress"]["step"] for path in session.folder.resumable()]
     assert steps == [4, 3, 2]
     assert not list(session.folder.path.glob("new-*"))

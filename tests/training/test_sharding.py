@@ -14,7 +14,7 @@ from deformable_detr.core.config import to_dict
 from deformable_detr.core.distributed import ALONE
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.batch import stand_in
-from deformable_detr.training.sharding import cut_like, cut_like_those_of, equally_many, gathered, part_of, shard
+from deformable_detr.training.sharding import cut_like, cut_like_those_of, equally_many, gathered, local_shard, shard
 
 # Shapes are checked at every call here, too.
 SCRIPT = """
@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import torch
 from jaxtyping import install_import_hook
 with install_import_hook("deformable_detr", "beartype.beartype"):
-    from deformable_detr.training.ema import Average, to_average
+    from deformable_detr.training.ema import EMA, averaging_copy
     from deformable_detr.core.config import from_dict
     from deformable_detr.data.batch import stand_in
     from deformable_detr.data.augmentation.pipeline import Preprocessing
@@ -34,7 +34,7 @@ with install_import_hook("deformable_detr", "beartype.beartype"):
     from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
     from deformable_detr.training.optimizer import clip_gradients
     from deformable_detr.core.distributed import joined
-    from deformable_detr.training.setup import Session
+    from deformable_detr.training.setup import RunState
     from deformable_detr.training.sharding import *
 
 CPU = torch.device("cpu")
@@ -70,10 +70,10 @@ def compare(config, frozen, ranks):
     torch.manual_seed(1)
     model = build(config, load_backbone_weights=False)
     freeze(model, frozen)
-    plain, copy = deepcopy(model), to_average(model)
+    plain, copy = deepcopy(model), averaging_copy(model)
     names = set(dict(model.named_parameters()))
     shard([model, copy], ranks, CPU)
-    average, truth = Average(model, 0.5, copy), Average(plain, 0.5)
+    average, truth = EMA(model, 0.5, copy), EMA(plain, 0.5)
     assert isinstance(model, DeformableDETR) and not any(one.requires_grad for one in copy.parameters())
     wholes = gathered(model.state_dict(), keep=True)
     assert all(torch.equal(wholes[name], tensor) for name, tensor in plain.state_dict().items())
@@ -116,7 +116,7 @@ def compare(config, frozen, ranks):
     copy.load_state_dict(cut_like_those_of(copy, moved))
     report["restored"] = far(gathered(copy.state_dict(), keep=True), moved)
     report["evaluated"] = float(other.eval()(*share(0)).final.logits.sum())
-    kept = sum(part_of(parameter).numel() for parameter in model.parameters())
+    kept = sum(local_shard(parameter).numel() for parameter in model.parameters())
     report["kept"], report["all"] = kept, sum(parameter.numel() for parameter in plain.parameters())
     return report
 
@@ -127,8 +127,9 @@ def judged_statistics(ranks):
         if name.endswith("running_mean"):
             buffer.fill_(1.0 + ranks.rank)
     detector = Detector(model, ["a", "b", "c"], [1, 2, 3], Preprocessing(), device="cpu")
-    whole = SimpleNamespace(sharded=False, ranks=ranks, kept=model, average=None, detector=detector)
-    means = [one for name, one in Session.judged(whole).model.named_buffers() if name.endswith("running_mean")]
+    learner = SimpleNamespace(sharded=False, ema=None)
+    whole = SimpleNamespace(learner=learner, ranks=ranks, kept=model, detector=detector)
+    means = [one for name, one in RunState.judged(whole).model.named_buffers() if name.endswith("running_mean")]
     return sorted({float(value) for mean in means for value in mean})
 
 with joined("cpu") as ranks:
@@ -204,7 +205,7 @@ def test_without_shards_all_is_as_it_was():
     copied = cut_like(weights["weight"], model.weight)
     assert torch.equal(copied, weights["weight"])
     assert copied.data_ptr() != weights["weight"].data_ptr()
-    assert part_of(model.weight) is model.weight
+    assert local_shard(model.weight) is model.weight
     state = model.state_dict()
     assert gathered(state, keep=True).keys() == state.keys()
     assert all(torch.equal(one, state[name]) for name, one in gathered(state, keep=True).items())

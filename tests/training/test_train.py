@@ -11,13 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 import deformable_detr
-from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
 from deformable_detr.data.open import open_dataset
-from deformable_detr.runs.config import OptimizerConfig, TrainConfig
+from deformable_detr.runs.config import OptimizerConfig, from_json
 from deformable_detr.training import loop
 from deformable_detr.training import train as training
-from deformable_detr.training.setup import start_session
+from deformable_detr.training.setup import set_up
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load, save
 
@@ -39,7 +38,7 @@ def read(folder):
 
 def interrupt_after(monkeypatch, steps):
     """Ctrl-C arrives inside this step."""
-    take, taken = loop._take_step, []
+    take, taken = loop.gradient_step, []
 
     def step(session, batch):
         taken.append(1)
@@ -47,15 +46,16 @@ def interrupt_after(monkeypatch, steps):
             os.kill(os.getpid(), signal.SIGINT)
         return take(session, batch)
 
-    monkeypatch.setattr(loop, "_take_step", step)
+    monkeypatch.setattr(loop, "gradient_step", step)
 
 
 def test_one_process_says_that_there_is_nothing_to_share_out(tiny_config, scenes, tmp_path):
     notes = Lines()
-    config = replace(tiny_config, epochs=1, sharded=True)
+    config = tiny_config.with_settings(epochs=1, sharded=True)
     run = train(config, data=scenes, output=tmp_path / "run", device="cpu", report=False, reporter=notes)
     assert run.epochs_completed == 1
-    assert notes.lines.count("sharded=true has no effect here: there is one process, and it keeps everything") == 1
+    remark = "compute.sharded is true and has no effect: there is one process, and it keeps everything"
+    assert notes.lines.count(remark) == 1
 
 
 def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes, tmp_path):
@@ -64,7 +64,7 @@ def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes,
     assert (run.epochs_completed, run.interrupted, run.skipped) == (2, False, {})
     assert run.best_epoch in (1, 2)
     assert load(tmp_path / "run" / "best.safetensors").metrics == run.best
-    assert from_dict(TrainConfig, json.loads((tmp_path / "run" / "config.json").read_text())) == run.config
+    assert from_json(json.loads((tmp_path / "run" / "config.json").read_text()), "config.json") == run.config
     assert run.config.model.num_classes == 3
     assert [record["kind"] for record in read(run.folder)] == ["step", "step", "epoch"] * 2
     detector = deformable_detr.load(run.folder / "best.safetensors", device="cpu")
@@ -83,7 +83,7 @@ def test_a_run_leaves_a_detector_its_config_and_its_figures(tiny_config, scenes,
 
 
 def test_bfloat16_where_it_is_slow_is_said(tiny_config, scenes, tmp_path, monkeypatch):
-    config, notes = replace(tiny_config, precision="bfloat16", epochs=1), Lines()
+    config, notes = tiny_config.with_settings(precision="bfloat16", epochs=1), Lines()
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True}, raising=False)
     run = train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
     said = "\n".join(notes.lines)
@@ -94,7 +94,7 @@ def test_bfloat16_where_it_is_slow_is_said(tiny_config, scenes, tmp_path, monkey
 
 def test_the_same_seed_is_the_same_run_whatever_the_workers(tiny_config, scenes, tmp_path):
     runs = [
-        train(replace(tiny_config, num_workers=workers), data=scenes, output=tmp_path / str(workers), device="cpu")
+        train(tiny_config.with_settings(num_workers=workers), data=scenes, output=tmp_path / str(workers), device="cpu")
         for workers in (0, 2)
     ]
     first, second = (load_file(run.folder / "last.safetensors") for run in runs)
@@ -111,7 +111,7 @@ def test_ctrl_c_finishes_the_step_and_resuming_gives_the_uninterrupted_run(
         interrupt_after(patched, steps)
         part = train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu")
     assert part.interrupted
-    assert load(tmp_path / "part" / "last.safetensors", training=True).training.progress["position"]["step"] == steps
+    assert load(tmp_path / "part" / "last.safetensors", training=True).training.progress["progress"]["step"] == steps
     deformable_detr.load(tmp_path / "part" / "last.safetensors", device="cpu")  # usable as it is
     rest = resume(tmp_path / "part", device="cpu")
     assert not rest.interrupted
@@ -140,7 +140,7 @@ def test_ctrl_c_in_the_evaluation_costs_only_the_evaluation(tiny_config, scenes,
 
 
 def test_a_finished_run_can_be_trained_for_longer(tiny_config, scenes, tmp_path):
-    train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
+    train(tiny_config.with_settings(epochs=1), data=scenes, output=tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match="completed 1 of 1 epochs"):
         resume(tmp_path / "run", device="cpu")
     settings = (tmp_path / "run" / "config.json").read_text()
@@ -148,13 +148,13 @@ def test_a_finished_run_can_be_trained_for_longer(tiny_config, scenes, tmp_path)
         resume(tmp_path / "run", epochs=2, device="abacus")
     assert (tmp_path / "run" / "config.json").read_text() == settings
     run = resume(tmp_path / "run", epochs=2, device="cpu")
-    assert (run.epochs_completed, run.config.epochs) == (2, 2)
+    assert (run.epochs_completed, run.config.schedule.epochs) == (2, 2)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
 
 
 def test_moved_data_can_be_named_and_other_classes_are_refused(tiny_config, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "here")
-    train(replace(tiny_config, epochs=1), data=tmp_path / "here", output=tmp_path / "run", device="cpu")
+    train(tiny_config.with_settings(epochs=1), data=tmp_path / "here", output=tmp_path / "run", device="cpu")
     (tmp_path / "here").rename(tmp_path / "there")
     with pytest.raises(DataError, match="here: no such file or folder"):
         resume(tmp_path / "run", epochs=2, device="cpu")
@@ -171,7 +171,7 @@ def test_moved_data_can_be_named_and_other_classes_are_refused(tiny_config, scen
 def test_data_below_the_home_folder(tiny_config, scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(scenes, tmp_path / "photos")
-    run = train(replace(tiny_config, epochs=1), data="~/photos", output=tmp_path / "run", device="cpu")
+    run = train(tiny_config.with_settings(epochs=1), data="~/photos", output=tmp_path / "run", device="cpu")
     assert json.loads((run.folder / "data.json").read_text())["path"] == str(tmp_path / "photos")
     (run.folder / "data.json").unlink()
     assert resume(run.folder, epochs=2, data="~/photos", device="cpu").epochs_completed == 2
@@ -179,7 +179,7 @@ def test_data_below_the_home_folder(tiny_config, scenes, tmp_path, monkeypatch):
 
 def test_with_fewer_images_a_run_keeps_its_images_to_judge_by_and_its_figures(tiny_config, scenes, tmp_path):
     shutil.copytree(scenes / "train", tmp_path / "photos")
-    config = replace(tiny_config, batch_size=1, val_share=0.25, log_every=1)
+    config = tiny_config.with_settings(batch_size=1, val_share=0.25, log_every=1)
     run = train(config, data=tmp_path / "photos", output=tmp_path / "run", device="cpu")
     held_out = json.loads((run.folder / "data.json").read_text())["held_out"]
     before = read(run.folder)
@@ -203,8 +203,8 @@ def test_with_fewer_images_a_run_keeps_its_images_to_judge_by_and_its_figures(ti
 def test_of_two_runs_that_found_a_folder_empty_one_has_it_and_the_other_leaves_it_whole(
     tiny_config, scenes, tmp_path, monkeypatch
 ):
-    config, folder = replace(tiny_config, epochs=1), tmp_path / "run"
-    start, first = start_session, []
+    config, folder = tiny_config.with_settings(epochs=1), tmp_path / "run"
+    start, first = set_up, []
 
     def begin_another_meanwhile(*arguments, **others):
         session = start(*arguments, **others)
@@ -213,16 +213,16 @@ def test_of_two_runs_that_found_a_folder_empty_one_has_it_and_the_other_leaves_i
             first.append(train(config, data=scenes, output=folder, device="cpu"))
         return session
 
-    monkeypatch.setattr(training, "start_session", begin_another_meanwhile)
+    monkeypatch.setattr(training, "set_up", begin_another_meanwhile)
     with pytest.raises(OutputError, match=r"another run has begun in .*run in the meantime; name another folder"):
-        train(replace(config, seed=5), data=scenes, output=folder, device="cpu")
-    assert json.loads((folder / "config.json").read_text())["seed"] == config.seed
+        train(config.with_settings(seed=5), data=scenes, output=folder, device="cpu")
+    assert json.loads((folder / "config.json").read_text())["seed"] == config.run.seed
     assert resume(folder, epochs=2, device="cpu").epochs_completed == 2
 
 
 def test_data_given_in_python_must_be_given_again(tiny_config, scenes, tmp_path):
     data, val = open_dataset(scenes, split="train"), open_dataset(scenes, split="val")
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     run = train(config, data=data, val_data=val, output=tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match="trained on data given in Python"):
         resume(run.folder, epochs=2, device="cpu")
@@ -247,15 +247,17 @@ def test_the_smallest_data_sets(tiny_config, scenes, tmp_path, count, batch_size
     )
     one_class = [replace(sample, class_ids=sample.class_ids * 0) for sample in whole.samples[: count - 1]]
     data = replace(whole, classes=("thing",), category_ids=(4,), samples=[empty, *one_class])
-    run = train(replace(tiny_config, epochs=1, batch_size=batch_size), data=data, output=tmp_path / "run", device="cpu")
+    run = train(
+        tiny_config.with_settings(epochs=1, batch_size=batch_size), data=data, output=tmp_path / "run", device="cpu"
+    )
     assert run.epochs_completed == 1
-    assert run.config.batch_size == 1
+    assert run.config.run.batch_size == 1
     assert run.best_epoch == 1
 
 
 def test_the_default_folder_is_named_after_recipe_and_data(tiny_config, scenes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     for number in (1, 2):
         run = train(config, data=scenes, device="cpu")
         assert run.folder.as_posix() == f"runs/tiny-{scenes.name}-{number}"
@@ -274,13 +276,13 @@ def test_what_cannot_work_fails_before_the_work(tiny_config, scenes, tmp_path):
     with pytest.raises(BackendError, match="no such device"):
         train(tiny_config, data=scenes, output=tmp_path / "run", device="abacus")
     assert not (tmp_path / "run").exists()
-    train(replace(tiny_config, epochs=1), data=scenes, output=tmp_path / "run", device="cpu")  # still free
+    train(tiny_config.with_settings(epochs=1), data=scenes, output=tmp_path / "run", device="cpu")  # still free
     with pytest.raises(OutputError, match="is not empty"):
         train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu")
 
 
 def test_a_given_learning_rate_is_in_force_as_it_is(tiny_config, scenes, tmp_path):
-    config = replace(tiny_config, epochs=1, optimizer=OptimizerConfig(lr=3e-3, lr_batch_size=None))
+    config = tiny_config.with_settings(epochs=1, optimizer=OptimizerConfig(lr=3e-3))
     notes = Lines()
     run = train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
     assert any(line.endswith("learning rate 0.003") for line in notes.lines)
@@ -313,7 +315,7 @@ def test_skipped_images_are_counted_and_listed(tiny_config, scenes, tmp_path):
     (tmp_path / "data" / "train" / "scene_00002.jpg").unlink()
     cut_val = tmp_path / "data" / "val" / "scene_00001.jpg"
     cut_val.write_bytes(cut_val.read_bytes()[:800])
-    config = replace(tiny_config, epochs=1, skip_bad_images=True, batch_size=1)
+    config = tiny_config.with_settings(epochs=1, skip_bad_images=True, batch_size=1)
     notes = Lines()
     run = train(config, data=tmp_path / "data", output=tmp_path / "run", device="cpu", reporter=notes)
     assert list(run.skipped) == [str(cut)]
@@ -324,7 +326,7 @@ def test_skipped_images_are_counted_and_listed(tiny_config, scenes, tmp_path):
 
 @pytest.mark.gpu
 def test_a_run_on_a_gpu_can_be_resumed_and_used_on_the_cpu(tiny_config, scenes, tmp_path, monkeypatch):
-    config = replace(tiny_config, num_workers=1)
+    config = tiny_config.with_settings(num_workers=1)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
         assert train(config, data=scenes, output=tmp_path / "run", device="cuda").interrupted
@@ -346,7 +348,7 @@ def weights(tiny_config, scenes, tmp_path):
     model = replace(tiny_config.model, hidden_dim=64, ffn_dim=40)
     data = open_dataset(scenes, split="train")
     data = replace(data, classes=("Disc", "hexagon", "star"))
-    config = replace(tiny_config, name="before", epochs=1, model=model)
+    config = tiny_config.with_settings(name="before", epochs=1, model=model)
     run = train(config, data=data, val_data=data, output=tmp_path / "before", device="cpu")
     best = load(run.folder / "best.safetensors")
     save(replace(best, licence="CC-BY-4.0"), tmp_path / "before.safetensors")
@@ -357,10 +359,10 @@ def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bi
     tiny_config, scenes, weights, tmp_path, monkeypatch
 ):
     notes = Lines()
-    config = replace(tiny_config, freeze=("backbone", "encoder"))
+    config = tiny_config.with_settings(freeze=("backbone", "encoder"))
     whole = train(config, data=scenes, weights=weights, output=tmp_path / "whole", device="cpu", reporter=notes)
     assert whole.config.model == replace(load(weights).model, num_classes=3)
-    assert (whole.config.start, whole.config.preprocessing.short_side) == ("weights", 48)
+    assert (whole.config.run.start, whole.config.preprocessing.short_side) == ("weights", 48)
     said = "\n".join(notes.lines)
     assert "by class: 2 kept (disc <- Disc, star), 1 fresh (square), 1 not needed (hexagon)" in said
     assert "all weights from before.safetensors (before, COCO _annotations.coco.json), " in said
@@ -387,7 +389,7 @@ def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bi
 
 
 def test_frozen_parts_leave_the_optimizer_and_its_checkpoint(tiny_config, scenes, weights, tmp_path):
-    config = replace(tiny_config, epochs=1, freeze=("all_but_heads",))
+    config = tiny_config.with_settings(epochs=1, freeze=("all_but_heads",))
     run = train(config, data=scenes, weights=weights, output=tmp_path / "run", device="cpu")
     tensors = load(run.folder / "last.safetensors", training=True).training.tensors
     moments = [name for name in tensors if name.startswith("exp_avg/")]
@@ -396,9 +398,9 @@ def test_frozen_parts_leave_the_optimizer_and_its_checkpoint(tiny_config, scenes
 
 
 def test_replaying_a_run_that_started_from_weights_asks_for_them(tiny_config, scenes, weights, tmp_path):
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     run = train(config, data=scenes, weights=weights, output=tmp_path / "run", device="cpu")
-    replay = from_dict(TrainConfig, json.loads((run.folder / "config.json").read_text()))
+    replay = from_json(json.loads((run.folder / "config.json").read_text()), "config.json")
     with pytest.raises(ConfigError, match="tiny starts from the weights of a whole detector; name them"):
         train(replay, data=scenes, output=tmp_path / "again", device="cpu")
     assert not (tmp_path / "again").exists()
@@ -412,7 +414,7 @@ def test_weights_that_do_not_fit_leave_no_run_behind(tiny_config, scenes, weight
     save(replace(loaded, weights=short), tmp_path / "short.safetensors")
     with pytest.raises(CheckpointError, match=r"short\.safetensors does not fit the model: .* missing: encoder\."):
         train(tiny_config, data=scenes, weights=tmp_path / "short.safetensors", output=tmp_path / "run", device="cpu")
-    everything = replace(tiny_config, freeze=("all_but_heads", "heads"))
+    everything = tiny_config.with_settings(freeze=("all_but_heads", "heads"))
     same = replace(open_dataset(scenes, split="train"), classes=("Disc", "hexagon", "star"))
     with pytest.raises(ConfigError, match="nothing is left to train"):
         train(everything, data=same, weights=weights, output=tmp_path / "run", device="cpu")
@@ -422,7 +424,7 @@ def test_weights_that_do_not_fit_leave_no_run_behind(tiny_config, scenes, weight
 def test_figures_go_to_tensorboard_where_it_is_installed_and_its_absence_is_said_once(
     tiny_config, scenes, tmp_path, monkeypatch
 ):
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     for installed in (True, False):
         monkeypatch.setattr("deformable_detr.training.loggers._is_installed", lambda name, there=installed: there)
         notes, folder = Lines(), tmp_path / str(installed)
@@ -435,7 +437,7 @@ def test_figures_go_to_tensorboard_where_it_is_installed_and_its_absence_is_said
 
 
 def test_a_service_that_is_missing_or_fails(tiny_config, scenes, tmp_path, monkeypatch):
-    config = replace(tiny_config, epochs=1)
+    config = tiny_config.with_settings(epochs=1)
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):

@@ -43,7 +43,7 @@ def _record(done: "Conversion") -> dict[str, object]:
     return {
         "output": str(done.output),
         "layout": done.layout,
-        "variant": done.checkpoint.model.variant,
+        "model": done.checkpoint.model.describe(),
         "parameters": done.num_parameters,
         "tensors": len(done.checkpoint.weights),
         "classes": len(done.checkpoint.classes),

@@ -14,15 +14,13 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Draw scenes, train a small model on them, and see what it finds in scenes it has not seen."""
-    from dataclasses import replace
-
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.runs.recipes import demo as recipe
     from deformable_detr.training import demo as demonstration
 
-    config = replace(recipe(), seed=seed)
+    config = recipe().with_settings(seed=seed)
     if epochs is not None:
-        config = replace(config, epochs=epochs)
+        config = config.with_settings(epochs=epochs)
     with TerminalReporter() as reporter:
         result = demonstration.demo(output, config=config, device=device, reporter=reporter)
     if result is None:

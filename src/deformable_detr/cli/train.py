@@ -2,16 +2,34 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from deformable_detr.runs.config import PrecisionName, TrainConfig
+    from deformable_detr.runs.config import TrainConfig
     from deformable_detr.training.finetune import Source
     from deformable_detr.training.train import Run
+
+# Options that are settings of a run, which config.json and --set call so.
+_SETTINGS = {
+    "epochs": "schedule.epochs",
+    "batch_size": "run.batch_size",
+    "lr": "optimizer.lr",
+    "seed": "run.seed",
+    "freeze": "run.freeze",
+    "patience": "stopping.patience",
+    "precision": "compute.precision",
+    "save_every": "checkpoints.save_every",
+    "workers": "data.num_workers",
+    "skip_bad_images": "data.skip_bad_images",
+}
+# A run goes on with its own settings; these say how long, where, and what becomes of the figures.
+_FOR_RESUMING = {"resume", "epochs", "data", "device", "devices", "log", "report"}
+_DATA, _RECIPE, _WEIGHTS = "Data", "Settings of the run", "Weights to start from"
+_MACHINE, _KEPT = "Where it runs", "What is kept and shown"
 
 
 def train(
@@ -22,100 +40,130 @@ def train(
             metavar="RECIPE",
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; a new one in runs/ if left out.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Times every image is seen.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(rich_help_panel=_DATA, help="Data set: a folder, a COCO json or a YOLO data.yaml.")
+    ] = None,
+    format: Annotated[
+        Literal["coco", "yolo", "voc"] | None,
+        typer.Option(rich_help_panel=_DATA, help="Its format; recognised by itself if left out."),
+    ] = None,
+    skip_bad_images: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-images", rich_help_panel=_DATA, help="Leave out and count images that cannot be read."
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, rich_help_panel=_DATA, help="Processes that read images.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_RECIPE, help="Times every image is seen.")
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
-            help="Images per step; the learning rate follows it. auto is as many as memory takes.", metavar="N|auto"
+            rich_help_panel=_RECIPE,
+            help="Images per step; the learning rate follows it. auto is as many as memory takes.",
+            metavar="N|auto",
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate, used exactly as given.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Short side of the images, in pixels.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(rich_help_panel=_RECIPE, help="Learning rate, used exactly as given.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=_RECIPE, help="Short side of the images, in pixels.")
+    ] = None,
     augment: Annotated[
-        str | None, typer.Option(help="How images are varied: paper, light, strong or aerial.", metavar="NAME")
+        str | None,
+        typer.Option(
+            rich_help_panel=_RECIPE, help="How images are varied: paper, light, strong or aerial.", metavar="NAME"
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Processes that train together, one for each GPU.", metavar="N")
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=0, rich_help_panel=_RECIPE, help="End after so many evaluations without a better one; 0 = never."
+        ),
     ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(help="What the network computes with; auto is half precision on GPUs only."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read images.")] = None,
-    format: Annotated[
-        Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; recognised by itself if left out.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="Any convolutional network of timm, by timm's name.")] = None,
-    backbone_weights: Annotated[
-        str | None, typer.Option(help="hub (timm's own), a .safetensors or .pth file, or none.")
+    seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=_RECIPE, help="Decides everything random.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            rich_help_panel=_RECIPE,
+            metavar="NAME=VALUE",
+            help="Any other setting, as config.json names them, such as model.num_queries=200; repeatable.",
+        ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME."),
+        typer.Option(
+            rich_help_panel=_WEIGHTS,
+            help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME.",
+        ),
     ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=_WEIGHTS,
             help="Keep a part as it is: backbone, projections, encoder, queries, decoder, heads or all_but_heads; "
-            "repeatable."
+            "repeatable.",
         ),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.", metavar="RUN")] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=0, help="End after so many epochs without a better result; 0 = never.")
+    backbone: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_WEIGHTS, help="Any convolutional network of timm, by timm's name."),
+    ] = None,
+    backbone_weights: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_WEIGHTS, help="hub (timm's own), a .safetensors or .pth file, or none."),
+    ] = None,
+    device: Annotated[str, typer.Option(rich_help_panel=_MACHINE, help="auto, cpu, cuda or cuda:N.")] = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=_MACHINE, help="Processes that train together, one for each GPU.", metavar="N"
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            rich_help_panel=_MACHINE, help="What the network computes with; auto is half precision on GPUs only."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(rich_help_panel=_KEPT, help="Run folder; a new one in runs/ if left out.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=_KEPT, help="Go on with the run in this folder.", metavar="RUN"),
     ] = None,
     save_every: Annotated[
-        float | None, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 = only after it.")
-    ] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="Any other setting, as config.json names them; repeatable."),
+        float | None,
+        typer.Option(
+            min=0, rich_help_panel=_KEPT, help="Minutes between checkpoints within an epoch; 0 = only after it."
+        ),
     ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=_KEPT,
             metavar="NAME",
             help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
             "TensorBoard, where it is installed, if left out.",
         ),
     ] = None,
-    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
+    report: Annotated[bool, typer.Option(rich_help_panel=_KEPT, help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
     `ddetr train --data FOLDER` is enough: classes come from the data, the learning rate follows the batch, the number
     of epochs the number of images. The best weights end up in RUN/best.safetensors.
     """
-    changes = {
-        "RECIPE": recipe,
-        "--output": output,
-        "--batch-size": batch_size,
-        "--lr": lr,
-        "--image-size": image_size,
-        "--precision": precision,
-        "--augment": augment,
-        "--seed": seed,
-        "--workers": workers,
-        "--format": format,
-        "--backbone": backbone,
-        "--backbone-weights": backbone_weights,
-        "--weights": weights,
-        "--freeze": freeze or None,
-        "--patience": patience,
-        "--save-every": save_every,
-        "--skip-bad-images": skip_bad_images or None,
-        "--set": set_ or None,
-    }
-    given = [name for name, value in changes.items() if value is not None]
-    if resume is not None and given:
-        raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(given)}")
+    given = {name: value for name, value in locals().items() if not (value is None or value is False or value == [])}
+    foreign = [_option(name) for name in given if name not in _FOR_RESUMING]
+    if resume is not None and foreign:
+        raise typer.BadParameter(f"a run is resumed with its own settings; leave out {', '.join(foreign)}")
     if weights is not None and (backbone is not None or backbone_weights is not None):
         raise typer.BadParameter("--weights brings the whole network; leave out --backbone and --backbone-weights")
     if resume is None and data is None:
@@ -123,45 +171,16 @@ def train(
     if log is not None and "none" in log and len(log) > 1:
         raise typer.BadParameter("--log none leaves no room for another --log")
     services = None if log is None else [name for name in log if name != "none"]
+    settings = {full: given[name] for name, full in _SETTINGS.items() if name in given}
+    if batch_size is not None:
+        settings["run.batch_size"] = _batch_size(batch_size)
+    if devices is not None:
+        _start(devices, settings)
 
-    from deformable_detr.core import distributed as ranks
-    from deformable_detr.core.errors import ConfigError
     from deformable_detr.core.progress import TerminalReporter
-    from deformable_detr.training import finetune as transfer
+    from deformable_detr.training import finetune
     from deformable_detr.training import train as training
 
-    with TerminalReporter() as reporter:
-        source = None if weights is None else transfer.read_source(weights, reporter=reporter)
-        config = (
-            None
-            if resume is not None
-            else chosen_config(
-                recipe or ("small" if source is None else "finetune"),
-                source=source,
-                epochs=epochs,
-                batch_size=_batch_size(batch_size),
-                lr=lr,
-                image_size=image_size,
-                precision=precision,
-                augment=augment,
-                seed=seed,
-                workers=workers,
-                backbone=backbone,
-                backbone_weights=backbone_weights,
-                freeze=freeze or [],
-                patience=patience,
-                save_every=save_every,
-                skip_bad_images=skip_bad_images,
-                settings=set_ or [],
-            )
-        )
-    if devices is not None and ranks.started_by_torchrun():
-        ranks.check_started(devices)
-    elif devices is not None:
-        if devices > 1 and config is not None and config.batch_size_by == "memory":
-            raise ConfigError(f"--batch-size auto is for one process, and --devices asks for {devices}; give a number")
-        # What is wrong with the settings has been said, once.
-        raise typer.Exit(ranks.start(devices, sys.argv[1:]))
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
@@ -171,33 +190,109 @@ def train(
                 device=device,
                 log=services,
                 report=report,
+                on_interrupt="return",
                 reporter=reporter,
             )
         else:
             assert data is not None
-            assert config is not None
+            source = None if weights is None else finetune.read_source(weights, reporter=reporter)
+            config = chosen_config(
+                recipe or ("small" if source is None else "finetune"),
+                source=source,
+                image_size=image_size,
+                augment=augment,
+                backbone=backbone,
+                backbone_weights=backbone_weights,
+                settings=settings,
+                overrides=set_ or [],
+            )
             run = training.train(
                 config,
                 data=data,
                 output=output,
                 format=format,
-                weights=None if source is None else transfer.changed(source, config),
+                weights=None if source is None else finetune.changed(source, config),
                 device=device,
                 log=services,
                 report=report,
+                on_interrupt="return",
                 reporter=reporter,
             )
     _conclude(run)
 
 
-def _batch_size(text: str | None) -> int | Literal["auto"] | None:
-    if text is None:
-        return None
+def chosen_config(
+    recipe: str,
+    *,
+    source: "Source | None" = None,
+    image_size: int | None = None,
+    augment: str | None = None,
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> "TrainConfig":
+    """Recipe, or the config of an earlier run, with what the command line changes.
+
+    What weights to start from bring comes first, then what brings several settings at once, then single settings.
+
+    Args:
+        recipe: its name, or a file.
+        source: weights to start from.
+        image_size: see `with_image_size`.
+        augment: see `with_augmentation`.
+        backbone: see `with_backbone`.
+        backbone_weights: see `with_backbone`.
+        settings: by their full names.
+        overrides: settings such as "model.num_queries=100".
+
+    Raises:
+        ConfigError: no such recipe or file, or a setting that does not exist, has the wrong type or no effect.
+    """
+    from deformable_detr.core.config import parsed_overrides
+    from deformable_detr.core.errors import ConfigError
+    from deformable_detr.runs.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
+    from deformable_detr.training.finetune import start_from
+
+    config = find_recipe(recipe)
+    if source is not None:
+        config = start_from(config, source)
+    if image_size is not None:
+        config = with_image_size(config, image_size)
+    if augment is not None:
+        config = with_augmentation(config, augment)
+    if backbone is not None or backbone_weights is not None:
+        config = with_backbone(config, name=backbone, weights=backbone_weights)
+    changes = {**(settings or {}), **parsed_overrides(config, overrides)}
+    if not {"model.num_classes", "num_classes"}.isdisjoint(changes):
+        raise ConfigError("model.num_classes comes from the data and cannot be set")
+    return config.with_settings(changes)
+
+
+def _option(name: str) -> str:
+    """What the command line calls a parameter."""
+    return "RECIPE" if name == "recipe" else f"--{name.strip('_').replace('_', '-')}"
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"--batch-size is {text!r}; it must be a number of at least 1, or auto")
     return int(text)
+
+
+def _start(devices: int, settings: Mapping[str, Any]) -> None:
+    """Start the processes, and end with them; in one of those that torchrun has started, go on."""
+    from deformable_detr.core import distributed
+    from deformable_detr.core.errors import ConfigError
+
+    if distributed.started_by_torchrun():
+        distributed.check_started(devices)
+        return
+    if devices > 1 and settings.get("run.batch_size") == "auto":
+        raise ConfigError(f"--batch-size auto is for one process, and --devices asks for {devices}; give a number")
+    raise typer.Exit(distributed.start(devices, sys.argv[1:]))
 
 
 def _conclude(run: "Run") -> None:
@@ -233,66 +328,3 @@ def _conclude(run: "Run") -> None:
     typer.echo(json.dumps(record))
     if code:
         raise typer.Exit(code)
-
-
-def chosen_config(
-    recipe: str,
-    *,
-    epochs: int | None = None,
-    batch_size: int | Literal["auto"] | None = None,
-    lr: float | None = None,
-    image_size: int | None = None,
-    precision: "PrecisionName | None" = None,
-    augment: str | None = None,
-    seed: int | None = None,
-    workers: int | None = None,
-    backbone: str | None = None,
-    backbone_weights: str | None = None,
-    source: "Source | None" = None,
-    freeze: Sequence[str] = (),
-    patience: int | None = None,
-    save_every: float | None = None,
-    skip_bad_images: bool = False,
-    settings: list[str],
-) -> "TrainConfig":
-    """A recipe, or the config of an earlier run, with what the command line changes; `settings` come last.
-
-    With weights to start from, what they bring comes first.
-
-    Raises:
-        ConfigError: no such recipe or file, or a setting that does not exist or has the wrong type.
-    """
-    from dataclasses import replace
-
-    from deformable_detr.core.config import apply_overrides
-    from deformable_detr.core.errors import ConfigError
-    from deformable_detr.runs.recipes import find_recipe, with_augmentation, with_backbone, with_image_size
-    from deformable_detr.training.finetune import settle
-
-    config = find_recipe(recipe)
-    if source is not None:
-        config = settle(config, source)
-    if image_size is not None:
-        config = with_image_size(config, image_size)
-    if augment is not None:
-        config = with_augmentation(config, augment)
-    if backbone is not None or backbone_weights is not None:
-        config = with_backbone(config, name=backbone, weights=backbone_weights)
-    if lr is not None:
-        config = replace(config, optimizer=replace(config.optimizer, lr=lr, lr_batch_size=None))
-    config = replace(
-        config,
-        epochs=config.epochs if epochs is None else epochs,
-        batch_size=batch_size if isinstance(batch_size, int) else config.batch_size,
-        batch_size_by="memory" if batch_size == "auto" else config.batch_size_by,
-        precision=config.precision if precision is None else precision,
-        seed=config.seed if seed is None else seed,
-        num_workers=config.num_workers if workers is None else workers,
-        patience=config.patience if patience is None else patience,
-        save_every=config.save_every if save_every is None else save_every,
-        skip_bad_images=config.skip_bad_images or skip_bad_images,
-        freeze=tuple(freeze) or config.freeze,
-    )
-    if any(setting.split("=")[0].strip() == "model.num_classes" for setting in settings):
-        raise ConfigError("model.num_classes comes from the data and cannot be set")
-    return apply_overrides(config, settings)

@@ -16,14 +16,17 @@ _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 
 
 def to_dict(config: object) -> dict[str, Any]:
-    """Every setting as data that JSON can hold: nested dataclasses become dicts, tuples become lists."""
+    """Settings as data that JSON can hold: nested dataclasses become dicts, tuples become lists.
+
+    A field whose metadata has "kinds" may hold one of several classes; which one is said under "name".
+    """
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: _plain_field(field, getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
-    """The config that `to_dict` gave; settings left out keep their defaults.
+    """Settings that `to_dict` gave; those left out keep their defaults.
 
     Lists are taken for tuples and integers for numbers; nothing else is converted.
 
@@ -33,29 +36,125 @@ def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
     return _dataclass(config_class, data, "")
 
 
+def updated(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Copy of `config` with some settings changed, all at once.
+
+    Args:
+        config: nested dataclasses.
+        changes: by dotted names such as "model.num_queries", or by the last part of a name that only one setting has.
+            A group takes a dataclass, which replaces it, or a dict of the settings that change in it.
+
+    Raises:
+        ConfigError: an unknown setting, a name that several have, or a value of the wrong type.
+    """
+    data = to_dict(config)
+    for name, full, value in _resolved(config, changes):
+        field, part = _field_and_place(config, data, full)
+        last = full.rsplit(".", 1)[-1]
+        if isinstance(value, Mapping) and isinstance(part[last], dict):
+            part[last] |= value
+        elif isinstance(value, Mapping) and isinstance(part[last], str):
+            raise _decided(name, full, part[last], field)
+        else:
+            part[last] = _plain_field(field, value)
+    return from_dict(type(config), data)
+
+
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A copy of `config` with settings such as "model.num_queries=100" replaced, all at once.
+    """Copy of `config` with settings such as "model.num_queries=100" replaced, see `updated`.
 
     A value is read as JSON or as a Python literal, and as text where the setting takes text.
 
     Raises:
         ConfigError: not of the form name=value, an unknown setting, or a value of the wrong type.
     """
-    data = to_dict(config)
-    known = _setting_names(type(config))
+    return updated(config, parsed_overrides(config, overrides))
+
+
+def parsed_overrides(config: object, overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings such as "model.num_queries=100" as names and values, for `updated`.
+
+    Raises:
+        ConfigError: not of the form name=value, an unknown setting, or a value of the wrong type.
+    """
+    texts = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals or not name:
             raise ConfigError(f"cannot read the setting {override!r}; write name=value")
-        if name not in known:
-            raise _unknown(name, known)
-        *path, last = name.split(".")
-        part, annotation = data, get_type_hints(type(config))
+        texts[name] = text.strip()
+    values = {}
+    for name, full, text in _resolved(config, texts):
+        holder = config
+        *path, last = full.split(".")
         for step in path:
-            part, annotation = part[step], get_type_hints(annotation[step])
-        part[last] = _parse(text.strip(), annotation[last], name)
-    return from_dict(type(config), data)
+            holder = _group_class(holder, step)
+        values[name] = _parse(text, get_type_hints(_class_of(holder))[last], name)
+    return values
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _resolved(config: object, changes: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """Name as given, full name and value of each change."""
+    known = _setting_names(config)
+    found = []
+    for name, value in changes.items():
+        full = [one for one in known if one == name] or [one for one in known if one.rsplit(".", 1)[-1] == name]
+        if not full:
+            raise _unknown(name, known)
+        if len(full) > 1:
+            raise ConfigError(f"several settings are called {name}: {', '.join(full)}; say which")
+        found.append((name, full[0], value))
+    return found
+
+
+def _field_and_place(config: object, data: dict[str, Any], full: str) -> tuple[Any, dict[str, Any]]:
+    """Field of a setting, and the dict in `data` that holds its value."""
+    holder: object = config
+    *path, last = full.split(".")
+    for step in path:
+        inner = data[step]
+        if isinstance(inner, str):
+            raise _decided(full, step, inner, _field(holder, step))
+        data, holder = inner, _group_class(holder, step)
+    return _field(holder, last), data
+
+
+def _decided(name: str, group: str, value: str, field: Any) -> ConfigError:
+    way_out = field.metadata.get("instead", f"set {group} to a group of settings first")
+    return ConfigError(f"{name} is set, but {group} is {value!r}, which decides on it; {way_out}")
+
+
+def _class_of(holder: object) -> type:
+    return holder if isinstance(holder, type) else type(holder)
+
+
+def _field(holder: object, name: str) -> Any:
+    return next(field for field in dataclasses.fields(_class_of(holder)) if field.name == name)
+
+
+def _group_class(holder: object, name: str) -> object:
+    """Group of settings in a field, itself or, where there is a word in its place, its class; else None."""
+    value = None if isinstance(holder, type) else getattr(holder, name)
+    if dataclasses.is_dataclass(value):
+        return value
+    annotation = get_type_hints(_class_of(holder))[name]
+    return next((one for one in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(one)), None)
+
+
+def _plain_field(field: Any, value: object) -> Any:
+    if "kinds" in field.metadata and dataclasses.is_dataclass(value):
+        name = next(name for name, kind in field.metadata["kinds"]().items() if type(value) is kind)
+        return {"name": name, **to_dict(value)}
+    return _plain(value)
 
 
 def _plain(value: object) -> Any:
@@ -67,17 +166,14 @@ def _plain(value: object) -> Any:
     return value
 
 
-def _setting_names(config_class: type, prefix: str = "") -> list[str]:
-    """Dotted names of all settings, depth first; a nested config is not a setting itself."""
-    hints = get_type_hints(config_class)
+def _setting_names(holder: object, prefix: str = "") -> list[str]:
+    """Dotted names of all settings and groups of settings, depth first."""
     names = []
-    for field in dataclasses.fields(config_class):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            names += _setting_names(hint, f"{prefix}{field.name}.")
-        else:
-            names.append(prefix + field.name)
+    for field in dataclasses.fields(_class_of(holder)):
+        names.append(prefix + field.name)
+        group = _group_class(holder, field.name)
+        if group is not None:
+            names += _setting_names(group, f"{prefix}{field.name}.")
     return names
 
 
@@ -88,7 +184,7 @@ def _unknown(name: str, known: Sequence[str]) -> ConfigError:
 
 
 def _likeness(name: str, known: str) -> float:
-    """0..1. The last part counts, too: people leave out the group a setting is in, or err in it."""
+    """Likeness of two names, 0..1. The last part counts, too: people leave out a setting's group, or err in it."""
     pairs = ((name, known), (name.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]))
     return max(difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
 
@@ -134,7 +230,28 @@ def _dataclass(config_class: type[Config], data: Any, where: str) -> Config:
         if required and name not in data:
             raise ConfigError(f"setting {prefix}{name} is missing")
     hints = get_type_hints(config_class)
-    return config_class(**{key: _convert(value, hints[key], prefix + key) for key, value in data.items()})
+    return config_class(
+        **{
+            key: _kind(fields[key], value, prefix + key)
+            if "kinds" in fields[key].metadata
+            else _convert(value, hints[key], prefix + key)
+            for key, value in data.items()
+        }
+    )
+
+
+def _kind(field: Any, value: Any, where: str) -> Any:
+    """Dataclass of the class that "name" says, or of the field's default where it does not say."""
+    kinds: Mapping[str, type] = field.metadata["kinds"]()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"setting {where} is {value!r}; it must be a group of settings")
+    settings = dict(value)
+    name = settings.pop("name", None)
+    if name is None:
+        return _dataclass(type(field.default_factory()), settings, where)
+    if name not in kinds:
+        raise ConfigError(f"setting {where}.name is {name!r}; there are {', '.join(kinds)}")
+    return _dataclass(kinds[name], settings, where)
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
@@ -144,6 +261,9 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         assert isinstance(annotation, type)
         return _dataclass(annotation, value, where)
     if origin in (Union, types.UnionType):
+        group = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if group is not None and isinstance(value, Mapping):  # what is wrong inside is said of there
+            return _convert(value, group, where)
         for option in options:
             if _fits(value, option):
                 return _convert(value, option, where)
@@ -177,12 +297,6 @@ def _describe(annotation: Any) -> str:
         if len(options) == 2 and options[1] is Ellipsis:
             return f"a list, each {_describe(options[0])}"
         return f"a list of {len(options)}, each {_describe(options[0])}"
+    if dataclasses.is_dataclass(annotation):
+        return "a group of settings"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from deformable_detr.core.devices import choose_device
 from deformable_detr.core.progress import Reporter
 from deformable_detr.core.types import Detections
 from deformable_detr.data.images import load_image
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
-from deformable_detr.models import DeformableDETR
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
@@ -48,7 +47,7 @@ class Detector:
 
     def __init__(
         self,
-        model: DeformableDETR,
+        model: nn.Module,
         classes: Sequence[str],
         category_ids: Sequence[int],
         preprocessing: Preprocessing,
@@ -61,7 +60,7 @@ class Detector:
         self.category_ids = tuple(category_ids)
         self.preprocessing = preprocessing
 
-    def around(self, model: DeformableDETR) -> "Detector":
+    def around(self, model: nn.Module) -> "Detector":
         """The same with another network, such as one with averaged weights, on the same device."""
         return Detector(model, self.classes, self.category_ids, self.preprocessing, device=str(self.device))
 
@@ -70,6 +69,7 @@ class Detector:
         cls,
         source: str | Path,
         *,
+        model: nn.Module | None = None,
         device: str = "auto",
         sha256: str | None = None,
         reporter: Reporter | None = None,
@@ -79,6 +79,7 @@ class Detector:
         Args:
             source: a file or run folder of ours, an official .pth, or a folder of transformers; or an https address
                 or a name on huggingface.co, such as "SenseTime/deformable-detr".
+            model: a network of the class that the weights are of, if that is one of your own.
             device: "auto" is a CUDA device if there is one, else the CPU.
             sha256: what the weights file must hash to, in hex.
             reporter: told how far a download is.
@@ -89,8 +90,9 @@ class Detector:
             BackendError: the device does not exist here.
         """
         loaded = read(source, sha256=sha256, reporter=reporter)
-        model = build_model(loaded, source)
-        return cls(model, loaded.classes, loaded.category_ids, loaded.preprocessing, device=device)
+        return cls(
+            build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
+        )
 
     def predict(
         self,

@@ -1,13 +1,16 @@
 """Deformable DETR (arXiv 2010.04159): base, with iterative box refinement, and two-stage."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.types import DetectorOutput
+from deformable_detr.core.types import DetectorOutput, Target
+from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
@@ -15,6 +18,7 @@ from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise
 from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource
+from deformable_detr.models.losses import Criterion, CriterionConfig
 
 # The backbone gives maps of strides 8, 16 and 32 at most; further levels are strided convolutions of the last.
 _MAX_BACKBONE_MAPS = 3
@@ -96,9 +100,49 @@ class DeformableDETRConfig:
                 "stay frozen; set frozen_batch_norm=false or give weights"
             )
 
+    @property
+    def pretrained_parts(self) -> tuple[str, ...]:
+        """Parts that start from learnt weights of their own: the backbone, unless it starts from random ones."""
+        return ("backbone",) if self.backbone_weights != "none" else ()
+
+    @property
+    def free_settings(self) -> frozenset[str]:
+        """Settings on which no tensor depends; with proposals the number of queries is one."""
+        more = ("num_queries",) if self.variant == "two_stage" else ()
+        return frozenset(("dropout", "frozen_stages", "features", "proposals", *more))
+
+    @property
+    def downloads(self) -> str:
+        """The backbone's weights, if they come from timm's hub."""
+        return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
+
+    def describe(self) -> str:
+        """Variant and backbone."""
+        return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights})"
+
+    def with_classes(self, num_classes: int) -> "DeformableDETRConfig":
+        """Settings for another number of classes."""
+        return replace(self, num_classes=num_classes)
+
+    def portable(self) -> "DeformableDETRConfig":
+        """Settings without the path to a file of backbone weights."""
+        return replace(self, backbone_weights=Path(self.backbone_weights).name)
+
 
 class DeformableDETR(nn.Module):
     """Images to predictions. The variants differ in their parts, not in the path."""
+
+    parts: Mapping[str, tuple[str, ...]] = {
+        "heads": ("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
+        "backbone": ("pyramid.backbone.",),
+        "projections": ("pyramid.projections.", "pyramid.level_embed"),
+        "encoder": ("encoder.",),
+        "queries": ("query_source.",),
+        "decoder": ("decoder.layers.",),
+    }
+    offsets = ("sampling_offsets", "reference_points")
+    # Proposals are told from background by channel 0 alone, whatever the classes are.
+    class_rows = ClassRows(by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.",))
 
     def __init__(
         self,
@@ -113,13 +157,38 @@ class DeformableDETR(nn.Module):
         self.query_source = query_source
         self.decoder = decoder
 
+    @property
+    def num_classes(self) -> int:
+        """Channels of the class heads."""
+        head = self.decoder.class_heads[0]
+        assert isinstance(head, nn.Linear)
+        return head.out_features
+
     def forward(
-        self, images: Float[Tensor, "batch 3 height width"], padding_mask: Bool[Tensor, "batch height width"]
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        padding_mask: Bool[Tensor, "batch height width"],
+        targets: list[Target] | None = None,
     ) -> DetectorOutput:
-        """Normalised images, padded at the right and bottom; True in the mask = padding."""
+        """Predictions for normalised images, padded at the right and bottom; True in the mask = padding.
+
+        `targets` are there for networks that learn from noisy copies of them; this one does not.
+        """
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
         return DetectorOutput(self.decoder(queries, memory), proposals)
+
+    def layers(self) -> list[nn.Module]:
+        """Layers of encoder and decoder."""
+        return [*self.encoder.layers, *self.decoder.layers]
+
+    def gathered_together(self) -> list[nn.Module]:
+        """Stages of the backbone, the pyramid around it, and every layer of encoder and decoder."""
+        return [*self.pyramid.gathered_together(), *self.layers()]
+
+    def make_criterion(self, settings: CriterionConfig) -> Criterion:
+        """The paper's set loss, over all decoder layers and the proposals."""
+        return Criterion(settings)
 
 
 def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -> DeformableDETR:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from deformable_detr.core.config import flat_settings, from_dict, to_dict
+from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
 from deformable_detr.core.files import check_output_file, read_json, write_atomically
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
@@ -21,8 +22,9 @@ from deformable_detr.report import sections
 from deformable_detr.report.history import History, history_of
 from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import Section, page
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config import TrainConfig, from_json, settled, to_json
 from deformable_detr.runs.folder import RunFolder
+from deformable_detr.runs.progress import saved_run_progress
 from deformable_detr.weights import checkpoint as checkpoints
 
 
@@ -45,6 +47,7 @@ def write_report(
     val_data: DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
+    model: nn.Module | None = None,
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Path:
@@ -59,6 +62,7 @@ def write_report(
         val_data: what the run was judged by, if `data` is already open.
         output: the page; report.html in the run folder if left out.
         format: of the data set; what the run had if left out.
+        model: a network of the class that the run trained, if that is one of your own.
         device: "auto" is a CUDA device if there is one, else the CPU.
         reporter: is told how it goes.
 
@@ -78,14 +82,16 @@ def write_report(
     opened = _open(folder, config, data, val_data, format, notes)
     if opened is not None and opened.num_bad_images:
         notes.append(f"{opened.num_bad_images} images are missing or are not of the size that the labels say.")
-    return _write(folder, config, opened, notes, output, device=device, reporter=reporter)
+    return _write(folder, config, opened, notes, output, model=model, device=device, reporter=reporter)
 
 
-def try_to_report(folder: RunFolder, data: TrainingData, *, device: str, reporter: Reporter) -> Path | None:
+def try_to_report(
+    folder: RunFolder, data: TrainingData, *, model: nn.Module | None, device: str, reporter: Reporter
+) -> Path | None:
     """At the end of a training: whatever happens here, the training has succeeded. None if there is no report."""
     notes: list[str] = []
     try:
-        return _write(folder, _config(folder, notes), data, notes, None, device=device, reporter=reporter)
+        return _write(folder, _config(folder, notes), data, notes, None, model=model, device=device, reporter=reporter)
     except KeyboardInterrupt:
         reason = "stopped"
     except Exception as error:
@@ -97,7 +103,7 @@ def try_to_report(folder: RunFolder, data: TrainingData, *, device: str, reporte
 
 def _config(folder: RunFolder, notes: list[str]) -> TrainConfig | None:
     try:
-        return from_dict(TrainConfig, read_json(folder.config))
+        return from_json(read_json(folder.config), str(folder.config))
     except ConfigError as error:
         notes.append(f"The settings of this run are unknown: {error}")
         return None
@@ -116,7 +122,7 @@ def _open(
         return None
     if isinstance(data, DetectionDataset):
         held_out = read_json(folder.data).get("held_out") if folder.data.exists() else None
-        return pair(data, val_data, val_share=config.val_share, seed=config.seed, held_out=held_out)
+        return pair(data, val_data, val_share=config.data.val_share, seed=config.run.seed, held_out=held_out)
     try:
         origin = read_json(folder.data) if data is None or folder.data.exists() else {}
         where = data or origin.get("path")
@@ -125,8 +131,8 @@ def _open(
         return open_training_data(
             Path(where),
             format=format or origin.get("format"),
-            val_share=config.val_share,
-            seed=config.seed,
+            val_share=config.data.val_share,
+            seed=config.run.seed,
             skip_bad_images=True,
             held_out=origin.get("held_out"),
         )
@@ -147,6 +153,7 @@ def _write(
     notes: list[str],
     output: str | Path | None,
     *,
+    model: nn.Module | None,
     device: str,
     reporter: Reporter,
 ) -> Path:
@@ -154,8 +161,8 @@ def _write(
     if not history.steps and not history.epochs:
         notes.append("There is no metrics.jsonl with figures in it: how the training went is unknown.")
     completed = max((row["epoch"] for row in history.epochs), default=0)
-    if config is not None and config.epochs is not None and completed < config.epochs:
-        notes.append(_not_finished(folder, completed, config.epochs))
+    if config is not None and completed < (epochs := settled(config.schedule.epochs)):
+        notes.append(_not_finished(folder, config, completed, epochs))
     weights = next((path for path in (folder.best, folder.last) if path.is_file()), None)
     evaluation = None
     if weights is None:
@@ -163,7 +170,7 @@ def _write(
     elif data is not None:
         if weights == folder.last:
             notes.append("Nothing was evaluated in training yet: this is about last.safetensors.")
-        evaluation = _evaluate(weights, data, config, notes, device=device, reporter=reporter)
+        evaluation = _evaluate(weights, data, config, notes, model=model, device=device, reporter=reporter)
     findings = _Findings(config, history, data, weights, evaluation, notes)
     shown = _sections(findings, reporter)
     name = folder.path.resolve().name
@@ -176,12 +183,16 @@ def _write(
     return target
 
 
-def _not_finished(folder: RunFolder, completed: int, epochs: int) -> str:
+def _not_finished(folder: RunFolder, config: TrainConfig, completed: int, epochs: int) -> str:
     try:
         saved = checkpoints.load(folder.last, training=True)
     except CheckpointError:
         saved = None
-    if saved is not None and saved.training is not None and saved.training.progress["position"].get("stopped_early"):
+    if (
+        saved is not None
+        and saved.training is not None
+        and saved_run_progress(saved.training.progress, folder.last, config).stopped_early
+    ):
         return (
             f"Patience ended this run after {completed} of {epochs} epochs. "
             f"To go on all the same: ddetr train --resume {folder.path} --epochs {epochs}"
@@ -198,15 +209,16 @@ def _evaluate(
     config: TrainConfig | None,
     notes: list[str],
     *,
+    model: nn.Module | None,
     device: str,
     reporter: Reporter,
 ) -> EvaluationReport | None:
     try:
         evaluation = evaluate(
-            Detector.load(weights, device=device),
+            Detector.load(weights, model=model, device=device),
             data.val,
-            batch_size=1 if config is None else min(4, config.batch_size),
-            num_workers=config.num_workers if config is not None else 0,
+            batch_size=1 if config is None else min(4, settled(config.run.batch_size)),
+            num_workers=config.data.num_workers if config is not None else 0,
             skip_bad_images=True,
             reporter=reporter,
         )
@@ -247,7 +259,7 @@ def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
     if data is not None:
         splits = {"training": statistics_of(data.train), "validation": statistics_of(data.val)}
         shown.append(sections.data(splits, data.origin))
-    settings = {} if config is None else flat_settings(to_dict(config))
+    settings = {} if config is None else flat_settings(to_json(config))
     shown.append(sections.configuration(settings, _versions(findings.weights)))
     return shown
 
@@ -255,7 +267,7 @@ def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
 def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, str]]:
     config, history, data = findings.config, findings.history, findings.data
     facts: list[tuple[str, str]] = []
-    best = history.best() if config is None else history.best(config.best_by)
+    best = history.best() if config is None else history.best(config.checkpoints.best_by)
     twelve: dict[str, Any] | None = None
     if findings.evaluation is not None:
         twelve = findings.evaluation.metrics.twelve()
@@ -266,7 +278,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
     if analysis is not None and analysis.overall.num_objects:
         facts += [("best F1", f"{analysis.overall.f1.max():.2f}"), ("at threshold", f"{analysis.threshold:.2f}")]
     completed = max((row["epoch"] for row in history.epochs), default=0)
-    planned = "" if config is None or config.epochs is None else f" of {config.epochs}"
+    planned = "" if config is None else f" of {config.schedule.epochs}"
     facts.append(("epochs", f"{completed}{planned}"))
     if best is not None:
         facts.append(("best epoch", str(best["epoch"])))
@@ -284,8 +296,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
 def _subtitle(findings: _Findings) -> str:
     parts = []
     if findings.config is not None:
-        model = findings.config.model
-        parts.append(f"recipe {findings.config.name}, {model.variant} model, backbone {model.backbone}")
+        parts.append(f"recipe {findings.config.name}, {findings.config.model.describe()}")
     if findings.data is not None:
         parts.append(findings.data.train.source)
     if findings.weights is not None:

@@ -4,14 +4,15 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.files import read_json
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.augmentation.settings import Augmentation
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.runs.config import OptimizerConfig, TrainConfig
+from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
 
 
 def paper_r50() -> TrainConfig:
@@ -98,12 +99,11 @@ def small() -> TrainConfig:
             dropout=0.0,
             proposals="distinct",
         ),
-        optimizer=OptimizerConfig(lr=8e-4, lr_batch_size=4, warmup_steps=None),
-        epochs=None,
-        eval_every=None,
-        batch_size=4,
-        size_by="objects",
-        augmentation_by="data",
+        preprocessing="auto",
+        augmentation="auto",
+        optimizer=OptimizerConfig(base_lr=8e-4, base_batch_size=4),
+        schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto"),
     )
 
 
@@ -118,13 +118,11 @@ def finetune() -> TrainConfig:
     return TrainConfig(
         name="finetune",
         # An eighth of what `small` starts with; what is learnt already would not survive more.
-        optimizer=OptimizerConfig(lr=1e-4, lr_batch_size=4, warmup_steps=None),
-        epochs=None,
-        eval_every=None,
-        batch_size=4,
-        start="weights",
-        size_by="weights",
-        augmentation_by="data",
+        preprocessing="weights",
+        augmentation="auto",
+        optimizer=OptimizerConfig(base_lr=1e-4, base_batch_size=4),
+        schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto", start="weights"),
     )
 
 
@@ -157,17 +155,15 @@ def demo() -> TrainConfig:
             ),
             # Nothing starts from learnt weights, so nothing has to be treated with care.
             optimizer=OptimizerConfig(
-                lr=1e-3,
-                lr_batch_size=4,
+                base_lr=1e-3,
+                base_batch_size=4,
                 backbone_lr_factor=1.0,
                 offsets_lr_factor=1.0,
                 clip_norm=1.0,
-                warmup_steps=50,
             ),
             augmentation=Augmentation(crop_probability=0.0),
-            epochs=22,
-            batch_size=4,
-            eval_every=4,
+            schedule=ScheduleConfig(epochs=22, warmup_steps=50),
+            run=RunConfig(batch_size=4, eval_every=4),
         ),
         160,
     )
@@ -189,43 +185,49 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
-    """The config for images of another size: everything counted in pixels of the input changes in proportion.
+    """Config for images of another size: everything counted in pixels of the input changes in proportion.
 
     Args:
         config: what to change.
         short_side: of the images, in pixels, in evaluation, and the largest in training.
+
+    Raises:
+        ConfigError: it is below 1.
     """
     if short_side < 1:
         raise ConfigError(f"the image size is {short_side}; it must be at least 1")
-    ratio = short_side / config.preprocessing.short_side
-    max_side = max(short_side, round(config.preprocessing.max_side * ratio))
+    before = Preprocessing() if isinstance(config.preprocessing, str) else config.preprocessing
+    max_side = max(short_side, round(before.max_side * (short_side / before.short_side)))
+    # What is left to the data will be brought to this size when it is chosen.
+    augmentation = config.augmentation
+    if isinstance(augmentation, Augmentation):
+        augmentation = augmentation.scaled(short_side)
     return replace(
-        config,
-        preprocessing=replace(config.preprocessing, short_side=short_side, max_side=max_side),
-        # What is left to the data will be brought to this size when it is chosen.
-        augmentation=config.augmentation
-        if config.augmentation_by == "data"
-        else config.augmentation.scaled(short_side),
-        size_by="settings",
+        config, preprocessing=replace(before, short_side=short_side, max_side=max_side), augmentation=augmentation
     )
 
 
 def with_augmentation(config: TrainConfig, preset: str) -> TrainConfig:
-    """The config with another augmentation, a preset by name, around the size its images have.
+    """Config with another augmentation, a preset by name, around the size its images have.
 
     Raises:
         ConfigError: no such preset.
     """
-    augmentation = find_preset(preset).scaled(config.preprocessing.short_side)
-    return replace(config, augmentation=augmentation, augmentation_by="settings")
+    size = Preprocessing() if isinstance(config.preprocessing, str) else config.preprocessing
+    return replace(config, augmentation=find_preset(preset).scaled(size.short_side))
 
 
 def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:
     """The config with another backbone or other weights for it; None keeps what is there.
 
     From weights "none" nothing stays frozen: neither stages nor batch norm that have never seen an image.
+
+    Raises:
+        ConfigError: the model has no backbone that could be chosen.
     """
-    model = config.model
+    model: Any = config.model
+    if not hasattr(model, "backbone"):
+        raise ConfigError(f"the model of {config.name} has no backbone to choose: {model.describe()}")
     if name is not None:
         model = replace(model, backbone=name)
     if weights == "none":
@@ -244,7 +246,7 @@ def find_recipe(name: str) -> TrainConfig:
     if name in RECIPES:
         return RECIPES[name]()
     if Path(name).suffix == ".json" or Path(name).is_file():
-        return from_dict(TrainConfig, read_json(Path(name)))
+        return from_json(read_json(Path(name)), name)
     near = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
     raise ConfigError(f"no recipe and no JSON file called {name!r}; {hint}")

@@ -1,26 +1,27 @@
-"""Memory of a training: that it stays as it is, and how many images a step can hold."""
+"""Batch size by memory: how many images a step can hold, measured with the run's own setup and step."""
 
 import ctypes
 import gc
 import os
 import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from deformable_detr.core.errors import ConfigError, TrainingError
-from deformable_detr.core.types import Target
+from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.augmentation.geometry import resized_wh
+from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.models import build
-from deformable_detr.models.losses import Criterion
-from deformable_detr.runs.config import TrainConfig
-from deformable_detr.training.acceleration import Precision, checkpoint_activations
-from deformable_detr.training.ema import Average
-from deformable_detr.training.freezing import freeze, to_training_mode
-from deformable_detr.training.optimizer import learning_rate, make_optimizer
+from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.training.freezing import to_training_mode
+from deformable_detr.training.loop import gradient_step
+from deformable_detr.training.setup import make_learner, make_model
 
 _SHARE_OF_GPU = 0.85
 _SHARE_OF_HOST = 0.6
@@ -42,7 +43,7 @@ class FittingBatch(NamedTuple):
 
 
 def bound_primitive_cache() -> None:
-    """Have the processor's convolutions remember 64 sizes instead of 1024. To be called before the first of them.
+    """Bound on the sizes that convolutions on a CPU remember: 64 instead of 1024. To be set before the first of them.
 
     oneDNN keeps what it prepared for each size of image, and in training hardly a size comes twice. What it keeps lies
     strewn between the activations, so that the gaps that these leave fit no others and the heap of a training doubles.
@@ -52,16 +53,19 @@ def bound_primitive_cache() -> None:
         os.environ[_CACHE_CAPACITY[0]] = str(_PRIMITIVES)
 
 
-def fitting_batch(config: TrainConfig, train: DetectionDataset, device: torch.device) -> FittingBatch:
-    """The batch that memory has room for, with the largest images and the most objects that this data set can give.
+def fitting_batch(
+    config: TrainConfig, train: DetectionDataset, device: torch.device, model: nn.Module | None = None
+) -> FittingBatch:
+    """Batch that memory has room for, with the largest images and the most objects that this data set can give.
 
-    On a GPU as many as fit, but at most 64, and at least 16 steps in an epoch. A processor gains nothing from more
-    than the recipe's own batch; there it is that, or less.
+    On a GPU as many as fit, but at most 64, and at least 16 steps in an epoch. A CPU gains nothing from more images
+    than `optimizer.base_batch_size`; there it is that, or less.
 
     Args:
-        config: with the images' size settled. Builds its model, and takes steps with it that are thrown away.
+        config: with the images' size settled.
         train: what will be learnt from.
-        device: where.
+        device: where. Steps are taken there with a network that is thrown away.
+        model: a network of one's own, which is copied; built from the config if left out.
 
     Raises:
         TrainingError: not even one image fits.
@@ -72,10 +76,11 @@ def fitting_batch(config: TrainConfig, train: DetectionDataset, device: torch.de
         raise ConfigError(f"memory cannot be measured on {sys.platform}; say how many images with --batch-size")
     room = _free(device)
     budget = int(room * (_SHARE_OF_GPU if on_gpu else _SHARE_OF_HOST))
-    most = min(_MOST_ON_GPU, max(1, len(train) // _STEPS_IN_AN_EPOCH)) if on_gpu else config.batch_size
+    usual = config.optimizer.base_batch_size
+    most = min(_MOST_ON_GPU, max(1, len(train) // _STEPS_IN_AN_EPOCH)) if on_gpu else usual
 
     def needed(images: int) -> int:
-        return step_memory(config, train, device, images)
+        return step_memory(config, train, device, images, model)
 
     batch_size, memory = largest(needed, budget, min(most, len(train)))
     if memory > budget:
@@ -105,13 +110,21 @@ def largest(needed: Callable[[int], int], budget: int, most: int) -> tuple[int, 
     return (count, bytes_needed) if count > 1 else (1, one)
 
 
-def step_memory(config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int) -> int:
-    """Bytes that a training takes at its peak with so many images in a step, beyond what is in use now."""
-    part = -(-num_images // config.accumulate)
+def step_memory(
+    config: TrainConfig,
+    train: DetectionDataset,
+    device: torch.device,
+    num_images: int,
+    model: nn.Module | None = None,
+) -> int:
+    """Bytes that a training takes at its peak with so many images in a step, beyond what is in use now.
+
+    Measured with the setup of a run and with its step.
+    """
     gc.collect()
     before = _begin_peak(device)
     try:
-        _two_steps(config, train, device, part)
+        _two_steps(config, train, device, num_images, model)
     except torch.OutOfMemoryError:
         return sys.maxsize
     finally:
@@ -121,39 +134,35 @@ def step_memory(config: TrainConfig, train: DetectionDataset, device: torch.devi
     return _peak(device) - before
 
 
-def _two_steps(config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int) -> None:
-    model = build(config.model, load_backbone_weights=False)
-    freeze(model, config.freeze)
-    model.to(device)
-    average = Average(model, config.ema_decay) if config.ema_decay else None
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    to_training_mode(model, config.freeze)
-    criterion = Criterion(config.criterion).to(device)
-    optimizer = make_optimizer(model, config.optimizer, learning_rate(config.optimizer, num_images))
-    precision = Precision(config.precision, device)
-    width, height = _largest_wh(config, train)
-    images = torch.zeros(num_images, 3, height, width, device=device)
-    padding_mask = torch.zeros(num_images, height, width, dtype=torch.bool, device=device)
-    num_objects = _most_objects(config, train)
-    boxes = torch.full((num_objects, 4), 0.5, device=device)
-    targets = [Target(torch.zeros(num_objects, dtype=torch.long, device=device), boxes)] * num_images
+def _two_steps(
+    config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int, model: nn.Module | None
+) -> None:
+    sized = replace(config, run=replace(config.run, batch_size=num_images))
+    copy = None if model is None else deepcopy(model)
+    learner = make_learner(sized, make_model(sized, device, weights=False, model=copy))
+    to_training_mode(learner.model, config.run.freeze)
+    batch = _largest_batch(config, train, num_images)
     # The first step makes the optimizer's own state, the second has it from the start.
     for _ in range(2):
-        with precision.applied():
-            output = model(images, padding_mask)
-        precision.backward(criterion(output, targets).total)
-        del output
-        precision.unscale(optimizer)
-        precision.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        if average is not None:
-            average.update()
+        gradient_step(learner, batch)
 
 
-def _largest_wh(config: TrainConfig, train: DetectionDataset) -> tuple[int, int]:
+def _largest_batch(config: TrainConfig, train: DetectionDataset, num_images: int) -> Batch:
+    """Batch of black images as large, and with as many objects, as any that this data set can give."""
+    width, height = _largest_wh(settled(config.augmentation), train)
+    num_objects = _most_objects(settled(config.augmentation), train)
+    target = Target(torch.zeros(num_objects, dtype=torch.long), torch.full((num_objects, 4), 0.5))
+    return Batch(
+        images=torch.zeros(num_images, 3, height, width),
+        padding_mask=torch.zeros(num_images, height, width, dtype=torch.bool),
+        targets=[target] * num_images,
+        sample_indices=[0] * num_images,
+        original_sizes_wh=[(width, height)] * num_images,
+    )
+
+
+def _largest_wh(augmentation: Augmentation, train: DetectionDataset) -> tuple[int, int]:
     """What the widest and the highest image of a batch would be padded to."""
-    augmentation = config.augmentation
     side = max(augmentation.short_sides)
     sizes = [resized_wh(sample.size_wh, side, augmentation.max_side) for sample in train.samples]
     if augmentation.rotate90:
@@ -171,10 +180,10 @@ def _largest_wh(config: TrainConfig, train: DetectionDataset) -> tuple[int, int]
     return width, height
 
 
-def _most_objects(config: TrainConfig, train: DetectionDataset) -> int:
+def _most_objects(augmentation: Augmentation, train: DetectionDataset) -> int:
     """On one image, which may be made of several."""
     most = max((len(sample.class_ids) for sample in train.samples), default=0)
-    return most * (4 if config.augmentation.mosaic else 1) * (2 if config.augmentation.mixup else 1)
+    return most * (4 if augmentation.mosaic else 1) * (2 if augmentation.mixup else 1)
 
 
 def _begin_peak(device: torch.device) -> int:

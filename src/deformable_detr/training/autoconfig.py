@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
@@ -24,13 +27,13 @@ _SIDE_STEP = 32
 _WANTED_PIXELS = 24.0
 _ENOUGH_OBJECTS = 5
 _PRESET = "paper"
-_PROCESSOR = torch.device("cpu")
+_CPU = torch.device("cpu")
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
 _HANDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 class Fitted(NamedTuple):
-    """A config with nothing left open, and for people what was chosen and why, a line for each choice."""
+    """Config with nothing left open, and for people what was chosen and why, a line for each choice."""
 
     config: TrainConfig
     reasons: tuple[str, ...]
@@ -46,25 +49,39 @@ class ImageSize(NamedTuple):
     """Side of its median object in images of that size."""
 
 
-def fit_to_data(config: TrainConfig, train: DetectionDataset, *, device: torch.device = _PROCESSOR) -> Fitted:
-    """The config with everything settled that it leaves to the training data; what it sets stays.
+def fit_to_data(
+    config: TrainConfig,
+    train: DetectionDataset,
+    *,
+    device: torch.device = _CPU,
+    model: nn.Module | None = None,
+    normalisation: Preprocessing | None = None,
+) -> Fitted:
+    """Config with everything settled that it leaves to the training data; what it sets stays.
 
     Args:
-        config: its classes and a batch larger than the data set are always settled; epochs, steps of warm-up and
-            epochs between evaluations where they are None; images' size and augmentation where `size_by` and
-            `augmentation_by` say so.
+        config: its classes and a batch larger than the data set are always settled; every setting that is "auto",
+            but for the learning rate, is chosen.
         train: what will be learnt from.
-        device: of the training, asked for its memory where `batch_size_by` says so.
+        device: of the training, asked for its memory where the batch size is "auto".
+        model: a network of one's own, for that measurement.
+        normalisation: mean and standard deviation where the size of images is "auto"; ImageNet's if left out.
 
     Raises:
-        TrainingError: its memory does not suffice for one image.
-        ConfigError: it does not tell.
+        TrainingError: memory does not suffice for one image.
+        ConfigError: the system does not tell how much there is, or the network is for another number of classes.
     """
     reasons: list[str] = []
-    config = replace(config, model=replace(config.model, num_classes=len(train.classes)))
-    for rule in (_settle_size, _settle_augmentation):
-        config = rule(config, train, reasons.append)
-    config = _settle_batch(config, train, device, reasons.append)
+    if model is None:
+        config = replace(config, model=config.model.with_classes(len(train.classes)))
+    elif config.model.num_classes != len(train.classes):
+        raise ConfigError(
+            f"the network is for {config.model.num_classes} classes, the data set has {len(train.classes)} "
+            f"({', '.join(train.classes[:8])}); build it for these"
+        )
+    config = _settle_size(config, train, normalisation or Preprocessing(), reasons.append)
+    config = _settle_augmentation(config, train, reasons.append)
+    config = _settle_batch(config, train, device, model, reasons.append)
     for rule in (_settle_epochs, _settle_warmup, _settle_evaluations):
         config = rule(config, train, reasons.append)
     return Fitted(config, tuple(reasons))
@@ -127,8 +144,10 @@ def _in_steps(side: float) -> int:
     return math.ceil(side / _SIDE_STEP) * _SIDE_STEP
 
 
-def _settle_size(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.size_by != "objects":
+def _settle_size(
+    config: TrainConfig, train: DetectionDataset, normalisation: Preprocessing, say: Callable[[str], None]
+) -> TrainConfig:
+    if config.preprocessing != "auto":
         return config
     size = fitted_size(train)
     found = f"images of {size.short_side} pixels"
@@ -138,11 +157,13 @@ def _settle_size(config: TrainConfig, train: DetectionDataset, say: Callable[[st
         most = max(size.short_side, round(size.short_side * _WANTED_PIXELS / size.pixels))
         found += f"; --image-size {most} would give them {_WANTED_PIXELS:.0f}, for more time and memory"
     say(found)
-    return with_image_size(config, size.short_side)
+    # The paper's proportions of the sides, whatever the size of what the weights have seen.
+    usual = replace(Preprocessing(), mean=normalisation.mean, std=normalisation.std)
+    return with_image_size(replace(config, preprocessing=usual), size.short_side)
 
 
 def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.augmentation_by != "data":
+    if config.augmentation != "auto":
         return config
     config = with_augmentation(config, _PRESET)
     handed = handed_classes(train.classes)
@@ -150,46 +171,56 @@ def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Call
         say(f"augmentation {_PRESET}")
         return config
     say(f"augmentation {_PRESET} without mirror images, in which {', '.join(handed)} would be wrong")
-    return replace(config, augmentation=replace(config.augmentation, hflip=0.0))
+    return replace(config, augmentation=replace(settled(config.augmentation), hflip=0.0))
 
 
 def _settle_batch(
-    config: TrainConfig, train: DetectionDataset, device: torch.device, say: Callable[[str], None]
+    config: TrainConfig,
+    train: DetectionDataset,
+    device: torch.device,
+    model: nn.Module | None,
+    say: Callable[[str], None],
 ) -> TrainConfig:
-    batch_size = config.batch_size
-    if config.batch_size_by == "memory":
-        batch_size, reason = fitting_batch(config, train, device)
+    if config.run.batch_size == "auto":
+        batch_size, reason = fitting_batch(config, train, device, model)
         say(f"batches of {batch_size} images, which take {reason}")
+    else:
+        batch_size = config.run.batch_size
     most = max(1, len(train))
     if batch_size > most:
         say(f"batches of {most} instead of {batch_size} images: there are no more")
     batch_size = min(batch_size, most)
-    accumulate = min(config.accumulate, batch_size)
-    return replace(config, batch_size=batch_size, accumulate=accumulate, batch_size_by="settings")
+    accumulate = min(config.compute.accumulate, batch_size)
+    return replace(
+        config,
+        run=replace(config.run, batch_size=batch_size),
+        compute=replace(config.compute, accumulate=accumulate),
+    )
 
 
 def _settle_epochs(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.epochs is not None:
+    if config.schedule.epochs != "auto":
         return config
-    epochs = fitted_epochs(len(train), config.batch_size)
-    say(f"{epochs} epochs, which are {epochs * _steps_per_epoch(len(train), config.batch_size)} steps")
-    return replace(config, epochs=epochs)
+    batch_size = settled(config.run.batch_size)
+    epochs = fitted_epochs(len(train), batch_size)
+    say(f"{epochs} epochs, which are {epochs * _steps_per_epoch(len(train), batch_size)} steps")
+    return replace(config, schedule=replace(config.schedule, epochs=epochs))
 
 
 def _settle_warmup(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.optimizer.warmup_steps is not None:
+    if config.schedule.warmup_steps != "auto":
         return config
-    assert config.epochs is not None
-    steps = fitted_warmup(config.epochs * _steps_per_epoch(len(train), config.batch_size))
+    num_steps = settled(config.schedule.epochs) * _steps_per_epoch(len(train), settled(config.run.batch_size))
+    steps = fitted_warmup(num_steps)
     say(f"{steps} steps of warm-up, a thirtieth of all")
-    return replace(config, optimizer=replace(config.optimizer, warmup_steps=steps))
+    return replace(config, schedule=replace(config.schedule, warmup_steps=steps))
 
 
 def _settle_evaluations(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.eval_every is not None:
+    if config.run.eval_every != "auto":
         return config
-    assert config.epochs is not None
-    interval = fitted_interval(config.epochs)
+    epochs = settled(config.schedule.epochs)
+    interval = fitted_interval(epochs)
     if interval > 1:
-        say(f"an evaluation every {interval} epochs: {math.ceil(config.epochs / interval)} in all")
-    return replace(config, eval_every=interval)
+        say(f"an evaluation every {interval} epochs: {math.ceil(epochs / interval)} in all")
+    return replace(config, run=replace(config.run, eval_every=interval))

@@ -77,16 +77,16 @@ def demo(
     reporter, config, scenes = reporter or Silence(), config or demo_recipe(), scenes or NumScenes()
     folder, started = Path(output), time.monotonic()
     _make_room(folder)
-    data = draw_scenes(folder / "scenes", scenes.train, scenes.val, seed=config.seed)
+    data = draw_scenes(folder / "scenes", scenes.train, scenes.val, seed=config.run.seed)
     # A seed of their own, and no part in choosing the weights.
-    unseen = draw_scenes(folder / "unseen", 0, scenes.unseen, seed=config.seed + 1)
+    unseen = draw_scenes(folder / "unseen", 0, scenes.unseen, seed=config.run.seed + 1)
     reporter.say(f"drew {scenes.train + scenes.val + scenes.unseen} scenes in {duration(time.monotonic() - started)}")
-    run = train(config, data=data, output=folder / "run", device=device, reporter=reporter)
+    run = train(config, data=data, output=folder / "run", device=device, on_interrupt="return", reporter=reporter)
     if run.interrupted:
         return None
     detector = Detector.load(run.folder / "best.safetensors", device=device)
     dataset = open_dataset(unseen, split="val")
-    report = evaluate(detector, dataset, num_workers=config.num_workers, reporter=reporter)
+    report = evaluate(detector, dataset, num_workers=config.data.num_workers, reporter=reporter)
     _draw_pictures(folder, report)
     draw_curves(run.folder / "metrics.jsonl", folder / "curves.png")
     summary = _summary(folder, run, report, scenes, time.monotonic() - started)
@@ -149,8 +149,7 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             "# Demonstration of deformable-detr",
             "",
             f"Drew {scenes.train} scenes to train on, {scenes.val} to choose the best weights by and {scenes.unseen}",
-            f"to judge by; trained a {model.variant} model with backbone {model.backbone} from random weights for "
-            f"{run.epochs_completed} epochs;",
+            f"to judge by; trained a model from random weights ({model.describe()}) for {run.epochs_completed} epochs;",
             f"kept epoch {run.best_epoch}; evaluated it on the {scenes.unseen} scenes it had never seen. "
             f"It took {duration(seconds)} in all.",
             "",

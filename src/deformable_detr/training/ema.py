@@ -1,21 +1,20 @@
-"""Averaged weights: what a training run judges and keeps, smoother than the weights that take the steps."""
+"""Averaged weights (EMA) of the network: evaluated and kept for use, smoother than the weights that take the steps."""
 
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deformable_detr.models import DeformableDETR
-from deformable_detr.training.sharding import part_of
+from deformable_detr.training.sharding import local_shard
 
 
-def to_average(model: DeformableDETR) -> DeformableDETR:
+def averaging_copy(model: nn.Module) -> nn.Module:
     """A copy for averaged weights: it learns nothing by itself."""
     return deepcopy(model).eval().requires_grad_(False)
 
 
-class Average:
-    """The exponential moving average of a model's weights, in a model of its own: as much memory as the weights again.
+class EMA:
+    """Exponential moving average of a network's weights, in a network of its own: as much memory as the weights again.
 
     After update t, from 1, the average is moved by 1 - d towards the model's weights, where d is the smaller of `decay`
     and (1 + t) / (10 + t). So it reaches back over about a ninth of the steps taken, however short the run, and never
@@ -24,16 +23,16 @@ class Average:
     Args:
         model: what is trained; it must stay on its device from now on.
         decay: above 0, below 1.
-        copy: what `to_average` made of the model; needed where both are sharded since.
+        copy: what `averaging_copy` made of the model; needed where both are sharded since.
     """
 
-    def __init__(self, model: DeformableDETR, decay: float, copy: DeformableDETR | None = None) -> None:
+    def __init__(self, model: nn.Module, decay: float, copy: nn.Module | None = None) -> None:
         self.decay = decay
         self.updates = 0
-        self.model = copy or to_average(model)
+        self.model = copy or averaging_copy(model)
         # Looked up once: both lists hold the same tensors from the first step to the last.
         weights = model.state_dict()
-        pairs = [(part_of(own), part_of(weights[name])) for name, own in self.model.state_dict().items()]
+        pairs = [(local_shard(own), local_shard(weights[name])) for name, own in self.model.state_dict().items()]
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._averages: list[Tensor] = [own for own, _ in floating]
         self._weights: list[Tensor] = [weight for _, weight in floating]

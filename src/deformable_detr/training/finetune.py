@@ -1,17 +1,21 @@
-"""Start from the weights of another detector: its structure, and for every class of the same name its own rows."""
+"""Fine-tuning: start from another detector's weights, in its structure, each class from the rows of its own name."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.progress import Reporter
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models import MODELS, interface_of
+from deformable_detr.models.interface import ClassRows, GivenModelConfig
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import with_image_size
 from deformable_detr.weights import read
@@ -19,10 +23,6 @@ from deformable_detr.weights.checkpoint import Checkpoint, load_weights
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
 from deformable_detr.weights.download import shown
 
-# Settings of the model that may differ from those the weights were trained with: no tensor depends on them.
-_FREE = ("dropout", "frozen_stages", "features", "proposals")
-_CLASS_HEADS = "decoder.class_heads."
-_PROPOSAL_HEAD = "query_source.class_head."
 _HOLES = frozenset(name for name in COCO_CLASSES if name.startswith(UNUSED))
 # Not at the ends, where a hyphen may be a sign, and not between digits: level 1-1 is not level 11.
 _JOINT = re.compile(r"(?<=[^\W_])(?:(?<!\d)[\s_-]+|[\s_-]+(?!\d))(?=[^\W_])")
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What new checkpoints say about the weights that a run started from; empty where it started from none."""
+    """Origin of the weights that a run started from, as new checkpoints name it; empty where it started from none."""
 
     weights: str = ""
     licence: str = ""
@@ -52,7 +52,9 @@ class Transfer(NamedTuple):
     classes: tuple[str, ...]
     """The run's, by class id."""
     rows: tuple[int | None, ...]
-    """Of each, the class id it had in the weights; None starts fresh."""
+    """Class id that each had in the weights; None starts fresh."""
+    class_rows: ClassRows
+    """Tensors of the network with rows that mean something of their own."""
 
     @property
     def kept(self) -> dict[str, str]:
@@ -79,9 +81,15 @@ class Transfer(NamedTuple):
         made += [f"from {earlier}" for earlier in [checkpoint.provenance.get("weights")] if earlier]
         return Origin(self.source.name + (f" ({', '.join(made)})" if made else ""), checkpoint.licence)
 
+    def heads(self) -> tuple[list[str], list[str]]:
+        """Names of tensors with a row for each class, and of those with a row for each channel of the proposals."""
+        names, rows = self.source.checkpoint.weights, self.class_rows
+        by_class = [name for name in names if name.startswith(rows.by_class)]
+        return by_class, [name for name in names if name.startswith(rows.by_channel)]
+
     def describe(self) -> str:
         """One line for people: what came from where, what did not, and what starts fresh."""
-        by_class, by_channel = _heads(self.source.checkpoint.weights)
+        by_class, by_channel = self.heads()
         total = len(self.source.checkpoint.weights)
         renamed = [name if name == old else f"{name} <- {old}" for name, old in self.kept.items()]
         line = (
@@ -96,7 +104,7 @@ class Transfer(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """The same as data, with nothing left out, as transfer.json holds it."""
-        by_class, by_channel = _heads(self.source.checkpoint.weights)
+        by_class, by_channel = self.heads()
         return {
             "weights": self.origin.weights,
             "licence": self.origin.licence,
@@ -121,29 +129,32 @@ def read_source(weights: str | Path | Source, *, reporter: Reporter | None = Non
     return Source(name, read(weights, reporter=reporter))
 
 
-def settle(config: TrainConfig, source: Source | None) -> TrainConfig:
-    """The config of a run that starts from `source`, or from the weights of a backbone at most.
+def start_from(config: TrainConfig, source: Source | None) -> TrainConfig:
+    """Config of a run that starts from `source`, or from the weights of a backbone at most.
 
     With a source, the whole of `model` is the source's and so is the preprocessing, but for the size of the images:
-    that stays the config's, unless `size_by` is "weights".
+    that stays the config's, unless `preprocessing` is "weights". Where it is "auto", mean and standard deviation are
+    the source's when it is chosen.
 
     Raises:
         ConfigError: the recipe needs a source, or parts would be frozen that have learnt nothing.
     """
     if source is not None:
-        theirs = source.checkpoint.preprocessing
-        if config.size_by == "weights":
+        theirs, ours = source.checkpoint.preprocessing, config.preprocessing
+        if ours == "weights":
             config = replace(with_image_size(config, theirs.short_side), preprocessing=theirs)
-        ours = config.preprocessing
-        preprocessing = replace(theirs, short_side=ours.short_side, max_side=ours.max_side)
-        return replace(config, model=source.checkpoint.model, preprocessing=preprocessing, start="weights")
-    if config.start == "weights":
+        elif isinstance(ours, Preprocessing):
+            sized = replace(theirs, short_side=ours.short_side, max_side=ours.max_side)
+            config = replace(config, preprocessing=sized)
+        if not isinstance(config.model, GivenModelConfig):
+            config = replace(config, model=source.checkpoint.model)
+        return replace(config, run=replace(config.run, start="weights"))
+    if config.run.start == "weights":
         raise ConfigError(
             f"{config.name} starts from the weights of a whole detector; name them with --weights "
             "(in Python, with weights=...)"
         )
-    learnt = {"backbone"} if config.model.backbone_weights != "none" else set()
-    random = [name for name in config.freeze if name not in learnt]
+    random = [name for name in config.run.freeze if name not in config.model.pretrained_parts]
     if random:
         raise ConfigError(
             f"freeze holds {', '.join(random)}, which would keep random values: "
@@ -153,32 +164,50 @@ def settle(config: TrainConfig, source: Source | None) -> TrainConfig:
 
 
 def changed(source: Source, config: TrainConfig) -> Source:
-    """The weights with those settings of the model that they leave free, and the preprocessing, as `config` has them.
+    """Weights with the settings that they leave free, and the preprocessing, as `config` has them.
 
-    Free are dropout, frozen stages, how padding and proposals are treated, and in two-stage the number of queries.
+    Free are those settings of the model on which no tensor depends, such as dropout.
 
     Raises:
         ConfigError: the config wants another structure.
     """
-    ours, theirs = config.model, source.checkpoint.model
-    free = {*_FREE, "num_queries"} if theirs.variant == "two_stage" else {*_FREE}
-    for name in (field.name for field in fields(theirs) if field.name not in free):
+    ours, checkpoint = config.model, source.checkpoint
+    theirs = checkpoint.model
+    if type(ours) is not type(theirs):
+        raise ConfigError(
+            f"model.name is {MODELS.name_of(ours)}, and {source.name} is of a {MODELS.name_of(theirs)}: "
+            "who starts from weights takes their structure"
+        )
+    for name in [name for name in to_dict(theirs) if name not in theirs.free_settings]:
         wanted, there = getattr(ours, name), getattr(theirs, name)
         if wanted != there:
             raise ConfigError(
                 f"model.{name} is set to {wanted!r}, and {source.name} has {there!r}: "
                 "who starts from weights takes their structure; leave the setting out"
             )
-    return source._replace(checkpoint=replace(source.checkpoint, model=ours, preprocessing=config.preprocessing))
+    preprocessing = config.preprocessing
+    if isinstance(preprocessing, str):
+        preprocessing = checkpoint.preprocessing
+    return source._replace(checkpoint=replace(checkpoint, model=ours, preprocessing=preprocessing))
 
 
-def plan(source: Source, classes: Sequence[str], freeze: Iterable[str] = ()) -> Transfer:
-    """Which of these classes the weights know.
+def plan(
+    source: Source, classes: Sequence[str], freeze: Iterable[str] = (), model: nn.Module | None = None
+) -> Transfer:
+    """Transfer to a run with these classes: which of them the weights know.
+
+    Args:
+        source: the weights.
+        classes: of the run.
+        freeze: parts that will not learn.
+        model: the network, if it is one of somebody's own.
 
     Raises:
         ConfigError: `freeze` holds the heads, and there are classes for them to learn.
     """
-    transfer = Transfer(source, tuple(classes), match_classes(classes, source.checkpoint.classes))
+    known = source.checkpoint
+    class_rows = MODELS.class_rows(known.model) if model is None else interface_of(model).class_rows
+    transfer = Transfer(source, tuple(classes), match_classes(classes, known.classes), class_rows)
     if "heads" in freeze and transfer.fresh:
         raise ConfigError(
             f"freeze holds heads, but {source.name} does not know {_listed(transfer.fresh)}; "
@@ -215,7 +244,7 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     """
     checkpoint = transfer.source.checkpoint
     own, weights = model.state_dict(), dict(checkpoint.weights)
-    by_class, by_channel = _heads(weights)
+    by_class, by_channel = transfer.heads()
     for name in by_class:
         if len(weights[name]) != len(checkpoint.classes):
             raise CheckpointError(
@@ -235,13 +264,6 @@ def _rows(fresh: Tensor, old: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
     mixed = fresh.clone()
     mixed[rows[:, 0]] = old[rows[:, 1]].to(mixed)
     return mixed
-
-
-def _heads(weights: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of tensors with a row for each class, and of those with a row for each channel of the proposals."""
-    names = list(weights)
-    by_class = [name for name in names if name.startswith(_CLASS_HEADS)]
-    return by_class, [name for name in names if name.startswith(_PROPOSAL_HEAD)]
 
 
 def _by_name(numbered: Iterable[tuple[int, str]]) -> dict[str, int]:

@@ -1,43 +1,51 @@
-"""Parts of the network that a run leaves as they are: no gradient, no update, no dropout, no new batch statistics."""
+"""Frozen parts of a network: no gradient, no update, no dropout, no new batch statistics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.models import interface_of
 
-# Every parameter lies in one part: the first whose start fits its name.
-_PARTS = {
-    "heads": ("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
-    "backbone": ("pyramid.backbone.",),
-    "projections": ("pyramid.projections.", "pyramid.level_embed"),
-    "encoder": ("encoder.",),
-    "queries": ("query_source.",),
-    "decoder": ("decoder.layers.",),
-}
-_ALL_BUT_HEADS = "all_but_heads"
+ALL_BUT_HEADS = "all_but_heads"
+"""All parts but the one called "heads"."""
 
 
-class Count(NamedTuple):
+class ParameterCount(NamedTuple):
     """Numbers, not tensors, that a network learns and that it keeps."""
 
     trained: int
     frozen: int
 
 
+def check_parts(names: Iterable[str], parts: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse names of parts that the network does not have.
+
+    Raises:
+        ConfigError: names the first of them, and those there are.
+    """
+    known = [*parts, *([ALL_BUT_HEADS] if "heads" in parts else [])]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"freeze holds {unknown[0]!r}; there are {', '.join(known) or 'no parts'}")
+
+
 def freeze(model: nn.Module, names: Iterable[str]) -> None:
     """Take the parameters of these parts out of training, for good. Buffers follow with `to_training_mode`.
 
     Raises:
-        ConfigError: nothing would be left to train.
+        ConfigError: a part that there is not, or nothing would be left to train.
     """
-    parts = _parts(names)
+    parts = interface_of(model).parts
+    names = tuple(names)
+    check_parts(names, parts)
+    frozen = _chosen(names, parts)
     for name, parameter in model.named_parameters():
-        if _part(name) in parts:
+        if part_of(name, parts) in frozen:
             parameter.requires_grad_(False)
-    if count(model).trained == 0:
-        raise ConfigError(f"freeze holds {', '.join(sorted(parts))}; nothing is left to train, leave one of them out")
+    if count_parameters(model).trained == 0:
+        raise ConfigError(f"freeze holds {', '.join(sorted(frozen))}; nothing is left to train, leave one of them out")
 
 
 def to_training_mode(model: nn.Module, names: Iterable[str]) -> None:
@@ -45,25 +53,28 @@ def to_training_mode(model: nn.Module, names: Iterable[str]) -> None:
 
     There nothing is dropped, and batch norm uses the statistics it has instead of those of the batch.
     """
-    parts = _parts(names)
+    parts = interface_of(model).parts
+    frozen = _chosen(names, parts)
     model.train()
+    if not frozen:
+        return
     for name, module in model.named_modules():
-        if _part(f"{name}.") in parts:
+        if part_of(f"{name}.", parts) in frozen:
             module.training = False
 
 
-def count(model: nn.Module) -> Count:
+def part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str | None:
+    """Part that a parameter or, with a dot at the end of its path, a module lies in; None for what only holds parts."""
+    return next((part for part, starts in parts.items() if name.startswith(starts)), None)
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
     """How much of a network is trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
-    return Count(trained, sum(size for size, _ in sizes) - trained)
+    return ParameterCount(trained, sum(size for size, _ in sizes) - trained)
 
 
-def _parts(names: Iterable[str]) -> set[str]:
+def _chosen(names: Iterable[str], parts: Mapping[str, tuple[str, ...]]) -> set[str]:
     chosen = set(names)
-    return (chosen - {_ALL_BUT_HEADS}) | (_PARTS.keys() - {"heads"}) if _ALL_BUT_HEADS in chosen else chosen
-
-
-def _part(name: str) -> str | None:
-    """Where a parameter or, with a dot at the end of its path, a module lies; None for what only holds parts."""
-    return next((part for part, starts in _PARTS.items() if name.startswith(starts)), None)
+    return (chosen - {ALL_BUT_HEADS}) | (parts.keys() - {"heads"}) if ALL_BUT_HEADS in chosen else chosen

@@ -1,53 +1,218 @@
-"""What a run says of itself before it begins."""
+"""Messages of a run: what it says before it begins, its lines and records, and errors in a user's words."""
 
-from deformable_detr.core.progress import Reporter
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from deformable_detr.core.errors import TrainingError
+from deformable_detr.core.progress import Reporter, duration, memory_in_use, percent
+from deformable_detr.core.types import Batch
+from deformable_detr.evaluation.evaluate import EvaluationReport
+from deformable_detr.runs.config import TrainConfig, idle_remarks, settled
 from deformable_detr.training.acceleration import checkpointed_parts
-from deformable_detr.training.freezing import count
+from deformable_detr.training.freezing import count_parameters
 from deformable_detr.training.optimizer import learning_rate
-from deformable_detr.training.state import Session
+from deformable_detr.training.state import RunState
+
+_NAMED_IMAGES = 8
 
 
-def introduce(session: Session, reporter: Reporter) -> None:
+class Pace:
+    """Steps and images of an epoch since it began or was resumed, and how long they took."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_images = 0
+        self._started = time.monotonic()
+
+    def add(self, num_images: int) -> None:
+        """One step more."""
+        self.num_steps += 1
+        self.num_images += num_images
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning."""
+        return time.monotonic() - self._started
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Time of a step, reading its images included."""
+        return self.seconds / max(1, self.num_steps)
+
+
+def introduce(run: RunState, reporter: Reporter) -> None:
     """Say what will be done, before it is done."""
-    config, data, model, precision = session.config, session.data, session.config.model, session.precision
-    classes = data.train.classes
-    objects = data.train.num_objects
+    config, data, precision, compute = run.config, run.data, run.learner.precision, run.config.compute
+    device, classes = run.detector.device, run.data.train.classes
     reporter.say(f"data: {data.train.source}")
     reporter.say(
-        f"{len(data.train)} images with {objects} objects of {len(classes)} classes "
+        f"{len(data.train)} images with {data.train.num_objects} objects of {len(classes)} classes "
         f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
     )
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
         reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
-    parameters = count(session.model)
-    backbone = f"backbone {model.backbone} (weights: {model.backbone_weights})"
-    if session.origin.weights:
-        backbone = f"backbone {model.backbone}, all weights from {session.origin.weights}"
-    frozen = f" ({', '.join(config.freeze)})" if config.freeze else ""
+    parameters = count_parameters(run.model)
+    weights = f", all weights from {run.origin.weights}" if run.origin.weights else ""
+    frozen = f" ({', '.join(config.run.freeze)})" if config.run.freeze else ""
     reporter.say(
-        f"model: {model.variant}, {backbone}, {parameters.trained / 1e6:.2f} million parameters to train and "
-        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {session.detector.device} in {precision.name}"
+        f"model: {config.model.describe()}{weights}, {parameters.trained / 1e6:.2f} million parameters to train and "
+        f"{parameters.frozen / 1e6:.2f} million frozen{frozen}, on {device} in {precision.name}"
     )
     if precision.is_slow:
-        reporter.say("this processor has no instructions for bfloat16: --precision float32 is several times as fast")
-    if config.activation_checkpointing:
-        reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(session.model))}")
-    if config.compile:
-        gain = "; on a processor steps are no quicker for it" if session.detector.device.type == "cpu" else ""
-        reporter.say(f"the layers of encoder and decoder are compiled in the first steps, which takes a minute{gain}")
-    in_force = learning_rate(config.optimizer, config.batch_size)
-    origin = ""
-    if config.optimizer.lr_batch_size not in (None, config.batch_size):
-        origin = f" ({config.optimizer.lr:g} x sqrt({config.batch_size} / {config.optimizer.lr_batch_size}))"
-    reporter.say(
-        f"{config.epochs} epochs of {len(session.loader)} steps of {config.batch_size} images, "
-        f"learning rate {in_force:.3g}{origin}"
-    )
-    if config.sharded:
+        reporter.say("this CPU has no instructions for bfloat16: --precision float32 is several times as fast")
+    if compute.activation_checkpointing:
+        reporter.say(f"computed twice instead of remembered: {', '.join(checkpointed_parts(run.model))}")
+    if compute.compile:
+        gain = "; on a CPU steps are no quicker for it" if device.type == "cpu" else ""
+        reporter.say(f"the network's layers are compiled in the first steps, which takes a minute{gain}")
+    reporter.say(_schedule_line(config, len(run.loader)))
+    for remark in idle_remarks(config):
+        reporter.say(remark)
+    if compute.sharded:
         reporter.say(
-            f"sharded: each of {session.ranks.size} processes keeps its part of the weights and of what goes with them"
-            if session.sharded
-            else "sharded=true has no effect here: there is one process, and it keeps everything"
+            f"sharded: each of {run.ranks.size} processes keeps its part of the weights and of what goes with them"
+            if run.learner.sharded
+            else "compute.sharded is true and has no effect: there is one process, and it keeps everything"
         )
-    reporter.say(f"run folder: {session.folder.path}; Ctrl-C stops, and what is there can be resumed")
+    # A shell that starts a job in the background has it ignore Ctrl-C, and Python then leaves it so.
+    is_off = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    stops = "Ctrl-C is off here, SIGTERM stops" if is_off else "Ctrl-C stops"
+    reporter.say(f"run folder: {run.folder.path}; {stops}, and what is there can be resumed")
+
+
+def _schedule_line(config: TrainConfig, num_steps: int) -> str:
+    optimizer, batch_size = config.optimizer, settled(config.run.batch_size)
+    origin = ""
+    if optimizer.lr == "auto" and optimizer.base_batch_size != batch_size:
+        origin = f" ({optimizer.base_lr:g} x sqrt({batch_size} / {optimizer.base_batch_size}))"
+    return (
+        f"{config.schedule.epochs} epochs of {num_steps} steps of {batch_size} images, "
+        f"learning rate {learning_rate(optimizer, batch_size):.3g}{origin}"
+    )
+
+
+def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float], pace: Pace) -> dict[str, Any]:
+    """Line of metrics.jsonl for a step that has been taken."""
+    device = run.learner.device
+    return {
+        "epoch": run.progress.epoch + 1,
+        "step": run.progress.step,
+        "loss": figures["loss"],
+        "terms": terms,
+        "class_error": figures["class_error"],
+        "grad_norm": figures["grad_norm"],
+        "lr": run.learner.optimizer.param_groups[0]["lr"],
+        "images_per_second": settled(run.config.run.batch_size) / pace.seconds_per_step,
+        "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(),
+    }
+
+
+def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
+    """Loss terms of the last layer, learning rate, speed, memory, and time left of the epoch and the run."""
+    progress = run.progress
+    stages = [name.rsplit("/", 1)[0] for name in record["terms"]]
+    last = next((stage for stage in reversed(stages) if stage != "proposals"), "")
+    terms = {name.rsplit("/", 1)[-1]: term for name, term in record["terms"].items() if name.startswith(f"{last}/")}
+    shown = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
+    left = pace.seconds_per_step * (len(run.loader) - progress.step_in_epoch)
+    run_left = pace.seconds_per_step * (run.total_steps - progress.step)
+    run_left += progress.evaluation_seconds * run.evaluations_left
+    return (
+        f"loss {record['loss']:.2f} ({shown})  lr {record['lr']:.1e}  {record['images_per_second']:.1f} images/s  "
+        f"{record['memory_bytes'] / 2**30:.1f} GB  {duration(left)} left, run {duration(run_left)}"
+    )
+
+
+def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> dict[str, Any]:
+    """Line of metrics.jsonl for an epoch that is complete."""
+    record: dict[str, Any] = {
+        "epoch": run.progress.epoch,
+        "step": run.progress.step,
+        "train": run.progress.averages(),
+        "not_finite": run.progress.num_not_finite,
+        "train_seconds": pace.seconds - (report.seconds if report else 0.0),
+    }
+    if report is not None:
+        record["val"] = report.metrics.twelve()
+        record["val_per_class"] = {name: one._asdict() for name, one in report.metrics.per_class.items()}
+        record["val_seconds"] = report.seconds
+    return record
+
+
+def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_best: bool) -> str:
+    """Line for people about an epoch that is complete."""
+    line = f"epoch {run.progress.epoch}/{run.epochs}"
+    if run.progress.num_summed:
+        line += f"  loss {run.progress.averages()['loss']:.2f}"
+    if report is not None:
+        line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"
+        line += "  best so far" if is_best else ""
+        line += f"  {len(report.skipped)} of the images to judge by skipped" if report.skipped else ""
+    return f"{line}  ({duration(pace.seconds)})"
+
+
+def early_stop_line(run: RunState) -> str:
+    """Line for people about a run that `patience` has ended."""
+    waited = run.progress.evaluations_without_gain
+    best_by = run.config.checkpoints.best_by
+    return f"stopped early: no better {best_by} in the last {waited} evaluations; --epochs goes on"
+
+
+@contextmanager
+def explained_step(run: RunState, batch: Batch) -> Iterator[None]:
+    """Errors of a step in a user's words: where it was, which images, and what to do.
+
+    Raises:
+        TrainingError: of the same class where the step itself raised one; or memory or batch norm were at fault.
+    """
+    height, width = batch.images.shape[2:]
+    try:
+        yield
+    except TrainingError as error:
+        place = f"step {run.progress.step + 1}, epoch {run.progress.epoch + 1}"
+        error.args = (f"{place}: {error}; {_images(run, batch)}",)
+        raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"batch norm has nothing to learn from: of {len(batch.images) // run.learner.accumulate or 1} images of "
+            f"{width} x {height} its coarsest map is a single number; use a larger --image-size or --batch-size, or "
+            "weights for the backbone"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"not enough memory on {run.learner.device} for {len(batch.images)} images of {width} x {height}; "
+            "use --batch-size auto, --set accumulate=2 or more, --set activation_checkpointing=true, or a smaller "
+            "--image-size"
+        ) from error
+
+
+@contextmanager
+def explained_evaluation(run: RunState, batch_size: int) -> Iterator[None]:
+    """Errors of an evaluation in a user's words.
+
+    Raises:
+        TrainingError: memory does not suffice.
+    """
+    config = run.config
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        images = settled(config.run.batch_size)
+        singly = f"; with --set accumulate={images} it is one at a time" * (batch_size > 1)
+        raise TrainingError(
+            f"not enough memory on {run.detector.device} to evaluate {batch_size} images of "
+            f"{settled(config.preprocessing).short_side} pixels at once{singly}; a smaller --image-size needs less"
+        ) from error
+
+
+def _images(run: RunState, batch: Batch) -> str:
+    paths = [str(run.data.train.samples[index].path) for index in batch.sample_indices]
+    return f"images: {', '.join(paths[:_NAMED_IMAGES])}{', ...' if len(paths) > _NAMED_IMAGES else ''}"

@@ -12,7 +12,7 @@ from deformable_detr.runs.folder import RunFolder
 from deformable_detr.training.loggers import ServiceName, open_service
 
 
-class Journal:
+class MetricsLog:
     """Writes records of steps and epochs; use in a `with`.
 
     Each line of metrics.jsonl has a "kind", "step" or "epoch", the epoch (from 1), the step (since the start) and the
@@ -36,7 +36,7 @@ class Journal:
             [] if folder is None else [open_service(name, folder, settings or {}, say or _nobody) for name in services]
         )
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(

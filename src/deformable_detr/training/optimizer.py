@@ -1,29 +1,38 @@
 """AdamW with the paper's parameter groups, schedules and gradient clipping (arXiv 2010.04159, A.2)."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from deformable_detr.runs.config import OptimizerConfig
-
-_OFFSETS = ("sampling_offsets", "reference_points")
-_HEADS = ("class_head", "box_head")
+from deformable_detr.models import interface_of
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, settled
+from deformable_detr.training.freezing import part_of
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
-    """What is in force for this batch: Adam's noise grows with 1/sqrt(batch), so the rate shrinks with sqrt(batch).
+    """Learning rate for this batch size: `lr` as it is, or `base_lr` brought to it.
+
+    Adam's noise grows with 1/sqrt(batch), so the rate shrinks with sqrt(batch).
 
     The paper's 2e-4 belongs to 32 images a step; the same rate with a few images a step does not learn at all.
     """
-    if config.lr_batch_size is None:
+    if config.lr != "auto":
         return config.lr
-    return config.lr * math.sqrt(batch_size / config.lr_batch_size)
+    return config.base_lr * math.sqrt(batch_size / config.base_batch_size)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    lr: float,
+    *,
+    parts: Mapping[str, tuple[str, ...]] | None = None,
+    offsets: Sequence[str] | None = None,
+) -> torch.optim.AdamW:
     """AdamW over three groups: the backbone, the sampling offsets and reference points, and the rest.
 
     Where encoder, decoder or heads have factors of their own, there are more; the first follows `lr` as it is.
@@ -34,11 +43,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torc
         model: what to train.
         config: factors of the groups and weight decay.
         lr: what `learning_rate` gave.
+        parts: named parts of the network; its own if left out, see `DetectionModel`.
+        offsets: words in the names of offsets and reference points; likewise.
     """
+    parts = interface_of(model).parts if parts is None else parts
+    offsets = interface_of(model).offsets if offsets is None else offsets
     groups: dict[tuple[str, float], list[nn.Parameter]] = {("rest", 1.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(_group(name, config), []).append(parameter)
+            is_offset = any(word in name for word in offsets)
+            groups.setdefault(_group(part_of(name, parts), is_offset, config), []).append(parameter)
     order = ("rest", "backbone", "offsets")
     settings: list[dict[str, Any]] = [
         {"params": parameters, "lr": lr * factor, "peak_lr": lr * factor}
@@ -49,30 +63,27 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torc
     return torch.optim.AdamW(settings, weight_decay=config.weight_decay, fused=True)
 
 
-def _group(name: str, config: OptimizerConfig) -> tuple[str, float]:
+def _group(part: str | None, is_offset: bool, config: OptimizerConfig) -> tuple[str, float]:
     """Which of the paper's groups a parameter is in, and its share of the learning rate."""
-    if "backbone" in name.split("."):
+    if part == "backbone":
         return "backbone", config.backbone_lr_factor
-    factor = 1.0
-    if any(part in name for part in _HEADS):
-        factor = config.heads_lr_factor
-    elif name.startswith("encoder."):
-        factor = config.encoder_lr_factor
-    elif name.startswith("decoder."):
-        factor = config.decoder_lr_factor
-    if any(part in name for part in _OFFSETS):
-        return "offsets", config.offsets_lr_factor * factor
-    return "rest", factor
+    factors = {
+        "heads": config.heads_lr_factor,
+        "encoder": config.encoder_lr_factor,
+        "decoder": config.decoder_lr_factor,
+    }
+    factor = factors.get(part or "", 1.0)
+    return ("offsets", config.offsets_lr_factor * factor) if is_offset else ("rest", factor)
 
 
-def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.schedule` says."""
-    assert config.warmup_steps is not None
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    begin = config.warmup_steps if config.schedule == "cosine" else round(config.drop_at * total_steps)
+def schedule_share(config: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.shape` says."""
+    warmup_steps = settled(config.warmup_steps)
+    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    begin = warmup_steps if config.shape == "cosine" else round(config.drop_at * total_steps)
     if step < begin:
         return warmup
-    if config.schedule == "step":
+    if config.shape == "step":
         return warmup * 0.1
     way = min(1.0, (step - begin) / max(1, total_steps - 1 - begin))
     return warmup * (config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * way)) / 2)

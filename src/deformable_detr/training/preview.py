@@ -17,7 +17,7 @@ from deformable_detr.data.preprocessing import Preprocessing, to_picture
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.data.torch_dataset import BadImage, Item
 from deformable_detr.inference.drawing import contact_sheet, draw_objects
-from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.training.autoconfig import fit_to_data
 
 _COLUMNS = 4
@@ -39,27 +39,28 @@ def training_pictures(
         DataError: there are no images, or one of them cannot be read.
     """
     config, _ = fit_to_data(config, dataset)
+    preprocessing = settled(config.preprocessing)
     loader = make_loader(
         dataset,
-        config.preprocessing,
+        preprocessing,
         batch_size=1,
-        augmentation=config.augmentation,
-        seed=config.seed,
-        epochs=config.epochs,
+        augmentation=settled(config.augmentation),
+        seed=config.run.seed,
+        epochs=settled(config.schedule.epochs),
     )
     pictures: list[Image.Image] = []
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         before = len(pictures)
-        for index in epoch_order(len(dataset), config.seed, epoch):
+        for index in epoch_order(len(dataset), config.run.seed, epoch):
             if len(pictures) == count:
                 return pictures
             item = loader.source[index]
             bad_images = (item,) if isinstance(item, BadImage) else item.bad_images
-            if bad_images and not config.skip_bad_images:
+            if bad_images and not config.data.skip_bad_images:
                 raise DataError(bad_images[0].message)
             if isinstance(item, Item):
-                pictures.append(_drawn(item, dataset.classes, config.preprocessing))
+                pictures.append(_drawn(item, dataset.classes, preprocessing))
                 if on_progress is not None:
                     on_progress(len(pictures), count)
         if len(pictures) == before:
@@ -84,7 +85,11 @@ def save_preview(
     """
     check_output_file(output)
     data = open_training_data(
-        path, format=format, val_share=config.val_share, seed=config.seed, skip_bad_images=config.skip_bad_images
+        path,
+        format=format,
+        val_share=config.data.val_share,
+        seed=config.run.seed,
+        skip_bad_images=config.data.skip_bad_images,
     )
     pictures = training_pictures(data.train, config, count, on_progress=on_progress)
     sheet = contact_sheet(pictures, _COLUMNS, cell_width=_CELL_PX)

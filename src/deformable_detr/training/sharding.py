@@ -4,7 +4,7 @@ Gradients, the optimizer's moments and the average are cut as the weights are. W
 gathered when its turn comes, by all processes together, and let go of after it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,7 @@ from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import Batch
 from deformable_detr.data.batch import stand_in
-from deformable_detr.models.layers.decoder import DecoderLayer
-from deformable_detr.models.layers.encoder import EncoderLayer
-from deformable_detr.models.layers.pyramid import Pyramid
+from deformable_detr.models import interface_of
 
 
 def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> None:
@@ -45,31 +43,15 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
             )
     mesh = init_device_mesh(device.type, (ranks.size,))
     for model in models:
-        for part in _gathered_together(model):
+        for part in interface_of(model).gathered_together():
             fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
         if learnt_statistics(model):
             model.register_forward_pre_hook(_before_forward)
 
 
-def _gathered_together(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose weights are whole at the same time, from the inside out; each is called once in a forward pass.
-
-    Once on every process, or they would wait for each other: a pyramid that takes one image after the other calls its
-    stages as often as there are images.
-    """
-    for module in model.modules():
-        if isinstance(module, Pyramid):
-            body = module.backbone.body
-            if isinstance(body, nn.ModuleDict) and not module.per_image:
-                yield from (stage for stage in body.values() if any(True for _ in stage.children()))
-            yield module
-        elif isinstance(module, EncoderLayer | DecoderLayer):
-            yield module
-
-
-def part_of(tensor: Tensor) -> Tensor:
-    """What this process keeps of it, sharing its memory; all of it where nothing is sharded."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Shard of a tensor that this process keeps, sharing its memory; all of it where nothing is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -20,7 +20,8 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.files import write_atomically
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import MODELS, DeformableDETR, DeformableDETRConfig
+from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
+from deformable_detr.models.interface import GivenModelConfig, class_name_of
 
 SCHEMA_VERSION = 1
 BEST_NAME = "best.safetensors"
@@ -28,7 +29,6 @@ BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 """What a run calls its newest weights, with all that is needed to go on."""
 _ENTRY = "deformable_detr"
-_MODEL = "deformable_detr"
 _TRAINING = "training/"
 _NAMED_KEYS = 3
 
@@ -48,7 +48,7 @@ class Checkpoint:
     """Weights and what they mean."""
 
     weights: dict[str, Tensor]
-    model: DeformableDETRConfig
+    model: ModelConfig
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     """The data set's own numbers for the classes."""
@@ -123,7 +123,7 @@ def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
     """What gives the weights meaning, as JSON can hold it; what is needed to resume is not in it."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": {"name": _MODEL, "config": to_dict(checkpoint.model)},
+        "model": {"name": MODELS.name_of(checkpoint.model), "config": to_dict(checkpoint.model)},
         "classes": list(checkpoint.classes),
         "category_ids": list(checkpoint.category_ids),
         "preprocessing": to_dict(checkpoint.preprocessing),
@@ -166,9 +166,10 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
     """
     try:
         name = header["model"]["name"]
-        if name not in MODELS:
+        kinds = MODELS.config_classes()
+        if name not in kinds:
             raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
-        model = from_dict(MODELS[name][0], header["model"]["config"])
+        model: ModelConfig = from_dict(kinds[name], header["model"]["config"])
         checkpoint = Checkpoint(
             weights=weights,
             model=model,
@@ -191,16 +192,56 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
     return checkpoint
 
 
-def build_model(checkpoint: Checkpoint, source: str | Path) -> DeformableDETR:
-    """The network with the checkpoint's weights; `source` is for messages.
+def deformable_config(checkpoint: Checkpoint, layout: str) -> DeformableDETRConfig:
+    """Settings of a Deformable DETR, the only model that the published layouts hold; `layout` is for messages.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape.
+        CheckpointError: it is another model.
     """
-    _, build = MODELS[_MODEL]
-    model = build(checkpoint.model, load_backbone_weights=False)
+    if isinstance(checkpoint.model, DeformableDETRConfig):
+        return checkpoint.model
+    raise CheckpointError(
+        f"{layout} has no model like this one, a {MODELS.name_of(checkpoint.model)} ({checkpoint.model.describe()}); "
+        "write a .safetensors file, which holds every model"
+    )
+
+
+def build_model(checkpoint: Checkpoint, source: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Network with the checkpoint's weights.
+
+    Args:
+        checkpoint: what was read.
+        source: for messages.
+        model: the network to put them into, which must be of the class they were trained with; needed where that is
+            a class of somebody's own.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape, or the class is not known here.
+    """
+    check_given(checkpoint, source, model)
+    if model is None:
+        model = MODELS.build(checkpoint.model, load_backbone_weights=False)
     load_weights(model, checkpoint.weights, str(source))
     return model
+
+
+def check_given(checkpoint: Checkpoint, source: str | Path, model: nn.Module | None) -> None:
+    """Refuse a network of one's own where none is needed, and weights of one without it; `source` is for messages.
+
+    Raises:
+        CheckpointError: names both classes.
+    """
+    config = checkpoint.model
+    if not isinstance(config, GivenModelConfig):
+        if model is not None:
+            raise CheckpointError(f"{source} holds a {MODELS.name_of(config)}, which is built from it: leave model out")
+    elif model is None:
+        raise CheckpointError(
+            f"{source} holds weights of {config.class_name}, a class that is not of this package, and only that "
+            "class can load them: build one and hand it over with model=..."
+        )
+    elif class_name_of(model) != config.class_name:
+        raise CheckpointError(f"{source} holds weights of {config.class_name}, not of {class_name_of(model)}")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

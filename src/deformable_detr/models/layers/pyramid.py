@@ -58,6 +58,17 @@ class Pyramid(nn.Module):
             spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
         )
 
+    def gathered_together(self) -> list[nn.Module]:
+        """Modules whose weights are whole at the same time in sharded training: the backbone's stages, then itself.
+
+        Each is called once in a forward pass, on every process, or they would wait for each other: a pyramid that takes
+        one image after the other calls its stages as often as there are images, and stays in one piece.
+        """
+        body = self.backbone.body
+        by_stage = isinstance(body, nn.ModuleDict) and not self.per_image
+        stages = [stage for stage in body.values() if any(True for _ in stage.children())] if by_stage else []
+        return [*stages, self]
+
     def _project(self, images: Tensor) -> list[Tensor]:
         maps = self.backbone(images)
         levels = [project(one) for project, one in zip(self.projections, maps, strict=False)]

@@ -13,6 +13,10 @@ from deformable_detr.core.types import Predictions, Target
 from deformable_detr.models.losses.losses import class_cost, giou_loss
 
 
+class NotFinitePredictionsError(TrainingError):
+    """Predictions that are not finite, so that nothing can be matched to them."""
+
+
 class Costs(NamedTuple):
     """What the parts of the matching cost weigh."""
 
@@ -42,7 +46,7 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
         costs: weights of the parts.
 
     Raises:
-        TrainingError: a cost is not finite, because a prediction is not.
+        NotFinitePredictionsError: a cost is not finite, because a prediction is not.
     """
     names, blocks = [], []
     for name, (predictions, targets) in stages.items():
@@ -56,7 +60,7 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
         cost = flat[start : start + block.numel()].reshape(block.shape)
         start += block.numel()
         if not np.isfinite(cost).all():
-            raise TrainingError(
+            raise NotFinitePredictionsError(
                 f"predictions of {name} for image {image} of the batch are not finite; the usual cause is a learning "
                 "rate that is too high"
             )

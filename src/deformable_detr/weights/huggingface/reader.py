@@ -24,7 +24,7 @@ from deformable_detr.core.files import write_json
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.checkpoint import Checkpoint, check_fit
+from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
 from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
@@ -86,14 +86,15 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: transformers has no model that does the same.
         OutputError: the folder holds something already, or cannot be written.
     """
-    settings = transformers_config.settings_of(checkpoint.model, checkpoint.classes, checkpoint.category_ids)
-    named = to_transformers_keys(checkpoint.weights, checkpoint.model)
+    model = deformable_config(checkpoint, "transformers")
+    settings = transformers_config.settings_of(model, checkpoint.classes, checkpoint.category_ids)
+    named = to_transformers_keys(checkpoint.weights, model)
     weights = {
         file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in named.items()
         # The base model's one head is written once, as they do. Aliases of the other models' are written all: no
         # reader then depends on which of them a version keeps.
-        if checkpoint.model.variant != "base" or not _COPY.match(name)
+        if model.variant != "base" or not _COPY.match(name)
     }
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"output folder {folder} is not empty; name another")
@@ -236,9 +237,7 @@ def _card(checkpoint: Checkpoint) -> str:
         "# Deformable DETR",
         "",
     ]
-    named = (
-        f"{len(checkpoint.classes)} classes, variant {checkpoint.model.variant}, backbone {checkpoint.model.backbone}"
-    )
+    named = f"{len(checkpoint.classes)} classes, {checkpoint.model.describe()}"
     lines += [f"{named}. Written by deformable-detr {__version__}.", ""]
     lines += [f"- {name}: {value:.4f}" for name, value in checkpoint.metrics.items()]
     lines += [f"- {name}: {value}" for name, value in checkpoint.provenance.items()]

@@ -21,7 +21,7 @@ from deformable_detr.core.files import write_atomically
 from deformable_detr.core.torch_files import is_plain, read_torch_file
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.checkpoint import Checkpoint, from_header, parse_header, to_header
+from deformable_detr.weights.checkpoint import Checkpoint, deformable_config, from_header, parse_header, to_header
 from deformable_detr.weights.coco_classes import COCO_CLASSES
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
@@ -76,14 +76,15 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     try:
-        args = to_args(checkpoint.model)
+        model = deformable_config(checkpoint, "the official code")
+        args = to_args(model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
     _warn_of_what_changes(checkpoint, path)
     # Each tensor for itself: one that is a part of another would bring the whole of it.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in checkpoint.weights.items()}
     document = {
-        "model": to_official_keys(own, checkpoint.model),
+        "model": to_official_keys(own, model),
         "args": args,
         _OURS: json.dumps(to_header(checkpoint)),
     }
