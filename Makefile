@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deformable_de
 	$(UV) --no-deps -e .
 	@touch $@
 
-check: $(READY) ## ruff format and lint, mypy, import floors
+check: $(READY) ## ruff format and lint, mypy, who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
