@@ -1,5 +1,6 @@
 """The documentation site builds, and its reference has every public name and every setting."""
 
+import ast
 import os
 import re
 import shutil
@@ -88,3 +89,17 @@ def test_every_model_part_has_an_entry(site):
     for folder in ("layers", "losses"):
         for path in (ROOT / "src" / "deformable_detr" / "models" / folder).glob("[a-z]*.py"):
             assert f"deformable_detr.models.{folder}.{path.stem}" in shown, path.stem
+
+
+def docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def test_docstrings_hold_no_tags():
+    """What stands in angle brackets, and not between backticks, would be HTML on the site and vanish."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for line, text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+            found = re.search(r"<[a-zA-Z/!][^>]*>", re.sub(r"`[^`]*`", "", text))
+            assert found is None, f"{path.relative_to(ROOT)}:{line} {found.group()}"
