@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fix test gpu bench demo docs
+.PHONY: help setup check fix test gpu bench demo docs site
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard src/deformable_de
 	$(UV) --no-deps -e .
 	@touch $@
 
-check: $(READY) ## ruff format and lint, mypy, import floors
+check: $(READY) ## ruff format and lint, mypy, who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,5 +46,9 @@ bench: $(READY) ## benchmarks against a git ref (ref=main)
 demo: $(READY) ## the main job, end to end
 	$(BIN)/ddetr demo
 
-docs: $(READY) ## the documentation site, served
-	$(BIN)/zensical serve
+# ruff, on the path, breaks the reference's long signatures into lines.
+docs: $(READY) ## the documentation site, built and served
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/zensical serve
+
+site: $(READY) ## the documentation site, only built, in build/site
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/zensical build --strict

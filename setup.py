@@ -31,10 +31,12 @@ class build_kernel(build_ext):
         except (CCompilerError, CompileError, ExecError, LinkError, PlatformError, OSError) as error:
             self.warn(
                 f"the CPU kernel was not compiled ({error}); deformable attention will run on grid_sample, some 30 "
-                "times slower on the CPU. Install gcc or clang and install again"
+                "times slower on the CPU. Where gcc or clang can be had, install one and install again"
             )
 
     def _compile(self) -> None:
+        if self.compiler.compiler_type == "msvc":
+            raise PlatformError("Visual C++ has no vector types; the kernel is written in those of gcc and clang")
         target = Path(self.get_ext_fullpath("deformable_detr.ops._msda"))
         target.parent.mkdir(parents=True, exist_ok=True)
         objects = self._objects(str(OPS / "csrc" / "select.c"), [], "select")

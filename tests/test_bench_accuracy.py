@@ -244,7 +244,7 @@ def test_a_table_of_arms_that_got_differently_far():
     ]
 
 
-# What its loss leaves out. Where a newer version changes this, docs/neighbours.md has to change.
+# What its loss leaves out. Where a newer version changes this, docs/training/transformers.md has to change.
 
 PROPOSAL_PARTS = ["bbox_embed.3", "class_embed.3", "model.enc_output", "model.enc_output_norm"]
 """Three decoder layers have heads 0 to 2; the last is that of the proposals."""

@@ -5,6 +5,7 @@ with recipes exchanged for tiny ones, so that training takes a second and nothin
 order and see each other's names.
 """
 
+import pkgutil
 import re
 import shlex
 from dataclasses import replace
@@ -22,7 +23,8 @@ from deformable_detr.runs import recipes
 from deformable_detr.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCE = ROOT / "src" / "deformable_detr"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -137,7 +139,28 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), f"{label(page)}: {link}"
 
 
+# Files of other projects.
+ELSEWHERE = {"loss/loss_deformable_detr.py", "models/deformable_detr.py"}
+FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|c|h|md|yml))`")
+NAME = re.compile(r"(?<![/\w])deformable_detr(?:\.\w+)+")
+REGISTERED = {"deformable_detr.sample", "deformable_detr.attend"}  # with PyTorch, below torch.ops
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_files_that_are_named_exist(page):
+    for name in set(FILE.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))) - ELSEWHERE:
+        assert (SOURCE / name).exists() or (ROOT / name).exists(), f"{label(page)}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_names_that_are_mentioned_exist(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for name in set(NAME.findall(text)) - REGISTERED:
+        assert pkgutil.resolve_name(name) is not None, f"{label(page)}: {name}"
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f'"{page.name}"' in navigation, page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert f'"{name}"' in navigation or name.startswith("adr/"), name

@@ -190,7 +190,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def new_run_folder(parent: Path, recipe: str, data_name: str) -> RunFolder:
-    """The first of <recipe>-<data>-1, -2, ... that is not there yet; runs that start at once get one each.
+    """The first of RECIPE-DATA-1, -2, ... that is not there yet; runs that start at once get one each.
 
     Raises:
         OutputError: it cannot be made or written.

@@ -100,7 +100,7 @@ def train(
         config: a recipe, perhaps changed with its `with_settings`.
         data: a data set in any known format, or one that is already open.
         val_data: what to judge by; a share of `data` is held out if there is none.
-        output: the run folder, which must be empty or not exist; runs/<recipe>-<data>-<number> if left out.
+        output: the run folder, which must be empty or not exist; `runs/RECIPE-DATA-NUMBER` if left out.
         format: of the data set; recognised by itself if left out.
         weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
             structure is theirs, whatever `config.model` says; classes of the same name go on where they were.
