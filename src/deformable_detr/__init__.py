@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.core.version import __version__
 
 if TYPE_CHECKING:
+    from deformable_detr.core.detections import Detections
     from deformable_detr.core.errors import DeformableDetrError
-    from deformable_detr.core.types import Detections
     from deformable_detr.data import DetectionDataset, Sample, open_dataset
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
     from deformable_detr.inference.detector import Detector
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DeformableDetrError": "core.errors",
-    "Detections": "core.types",
+    "Detections": "core.detections",
     "DetectionDataset": "data.dataset",
     "Detector": "inference.detector",
     "EvaluationReport": "evaluation.evaluate",

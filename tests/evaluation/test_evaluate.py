@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import CheckpointError, DataError
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import align_classes
 from deformable_detr.data.open import open_dataset
 from deformable_detr.evaluation.coco_metrics import coco_metrics

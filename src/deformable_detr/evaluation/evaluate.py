@@ -3,10 +3,10 @@
 import time
 from dataclasses import dataclass
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, DataError
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images
