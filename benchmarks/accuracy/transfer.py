@@ -77,7 +77,7 @@ def compare(
         "before", lambda to: _train(replace(config, epochs=epochs, eval_every=epochs), old_train, old_val, to), folder
     )
     source = read_source(folder / "before" / "last.safetensors")
-    gentle = with_image_size(deformable_detr.finetune(), config.preprocessing.short_side)
+    gentle = with_image_size(deformable_detr.recipes.finetune(), config.preprocessing.short_side)
     gentle = replace(gentle, epochs=1, num_workers=config.num_workers, seed=config.seed)
     starts: dict[str, Callable[[Path], Run]] = {
         "weights": lambda to: _train(gentle, train, val, to, source),

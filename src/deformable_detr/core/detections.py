@@ -13,7 +13,7 @@ from deformable_detr.core.errors import ConfigError
 
 _SHOWN = 5
 
-Selection = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
+_Selection = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 """Several objects at once: a slice, positions, or a mask with one truth value for each object."""
 
 
@@ -89,8 +89,8 @@ class Detections:
     @overload
     def __getitem__(self, key: int | np.integer) -> Detection: ...
     @overload
-    def __getitem__(self, key: Selection) -> "Detections": ...
-    def __getitem__(self, key: int | np.integer | Selection) -> "Detection | Detections":
+    def __getitem__(self, key: _Selection) -> "Detections": ...
+    def __getitem__(self, key: int | np.integer | _Selection) -> "Detection | Detections":
         """One object by its position, or several by a slice, a mask or positions."""
         if isinstance(key, int | np.integer):
             position = int(key)
