@@ -91,9 +91,14 @@ class Detector:
     def predict(  # type: ignore[overload-overlap]
         self, images: ImageLike, *, threshold: float = ..., batch_size: int = ..., max_detections: int = ...
     ) -> Detections: ...
-    @overload
+    @overload  # not any iterable: type checkers take an array for one, and would not know which of the two is meant
     def predict(
-        self, images: Iterable[ImageLike], *, threshold: float = ..., batch_size: int = ..., max_detections: int = ...
+        self,
+        images: Sequence[ImageLike] | Iterator[ImageLike],
+        *,
+        threshold: float = ...,
+        batch_size: int = ...,
+        max_detections: int = ...,
     ) -> list[Detections]: ...
     def predict(
         self,
