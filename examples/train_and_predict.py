@@ -17,7 +17,7 @@ def main(folder: Path, *, images: int, epochs: int) -> deformable_detr.Evaluatio
     scenes = draw_scenes(folder / "scenes", images, max(4, images // 10), seed=0)
 
     # A recipe is a frozen dataclass: `replace` makes a changed copy, and a misspelt name is an error.
-    config = deformable_detr.RECIPES["demo"]().with_settings(epochs=epochs, num_workers=0)
+    config = deformable_detr.recipes.demo().with_settings(epochs=epochs, num_workers=0)
     with TerminalReporter() as reporter:
         run = deformable_detr.train(config, data=scenes, output=folder / "run", device="cpu", reporter=reporter)
 
@@ -28,11 +28,11 @@ def main(folder: Path, *, images: int, epochs: int) -> deformable_detr.Evaluatio
     print(f"AP50 on {len(held_out)} scenes it has not seen: {100 * report.metrics.ap50:.1f}")
 
     picture = held_out.samples[0].path
-    (found,) = detector.predict([picture], threshold=0.3)
+    detections = detector.predict(picture, threshold=0.3)
     print(f"in {picture.name}:")
-    for box, score, class_id in zip(found.boxes_xyxy.tolist(), found.scores, found.class_ids, strict=True):
-        corners = ", ".join(f"{side:.0f}" for side in box)
-        print(f"  {detector.classes[class_id]:10} {score:.2f}  ({corners})")
+    for found in detections:
+        corners = ", ".join(f"{side:.0f}" for side in found.box_xyxy)
+        print(f"  {found.class_name:10} {found.score:.2f}  ({corners})")
     return report
 
 

@@ -76,7 +76,9 @@ def public_definitions(tree):
             yield node.name, node
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             for inner in node.body:
-                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and not inner.name.startswith("_"):
+                function = isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) and not inner.name.startswith("_")
+                # What overloads have in common is said once, where it is done.
+                if function and "overload" not in map(ast.unparse, inner.decorator_list):
                     yield f"{node.name}.{inner.name}", inner
 
 

@@ -79,7 +79,7 @@ def compare(
         folder,
     )
     source = read_source(folder / "before" / "last.safetensors")
-    gentle = with_image_size(deformable_detr.finetune(), settled(config.preprocessing).short_side)
+    gentle = with_image_size(deformable_detr.recipes.finetune(), settled(config.preprocessing).short_side)
     gentle = gentle.with_settings(epochs=1, num_workers=config.data.num_workers, seed=config.run.seed)
     starts: dict[str, Callable[[Path], Run]] = {
         "weights": lambda to: _train(gentle, train, val, to, source),

@@ -30,8 +30,9 @@ from benchmarks.accuracy.comparison import Rows, read_arm, report
 from benchmarks.cases import deformable
 from benchmarks.report import machine, say
 from deformable_detr.core.config import apply_overrides, to_dict
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.files import write_atomically
-from deformable_detr.core.types import Batch, Detections
+from deformable_detr.core.types import Batch
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.open import list_splits

@@ -9,74 +9,120 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.core.version import __version__
 
 if TYPE_CHECKING:
-    from deformable_detr.core.errors import DeformableDetrError
-    from deformable_detr.core.types import Detections
-    from deformable_detr.data import DetectionDataset, Sample, open_dataset
+    from deformable_detr.core.detections import Detection, Detections
+    from deformable_detr.core.distributed import Ranks
+    from deformable_detr.core.errors import (
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DeformableDetrError,
+        OutputError,
+        TrainingError,
+    )
+    from deformable_detr.core.progress import Reporter
+    from deformable_detr.data.augmentation.settings import Augmentation
+    from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
+    from deformable_detr.data.open import FormatName, open_dataset
+    from deformable_detr.data.preprocessing import Preprocessing
+    from deformable_detr.evaluation.coco_metrics import ClassMetrics, Metrics
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
     from deformable_detr.inference.detector import Detector
-    from deformable_detr.report import write_report
-    from deformable_detr.runs.config import TrainConfig
-    from deformable_detr.runs.recipes import (
-        RECIPES,
-        finetune,
-        paper_r50,
-        paper_r50_refine,
-        paper_r50_single_scale,
-        paper_r50_single_scale_dc5,
-        paper_r50_two_stage,
-        small,
-    )
+    from deformable_detr.inference.pictures import ImageLike
+    from deformable_detr.models import DeformableDETR, DeformableDETRConfig
+    from deformable_detr.models.losses import CriterionConfig
+    from deformable_detr.report.write import write_report
+    from deformable_detr.runs import recipes
+    from deformable_detr.runs.config import OptimizerConfig, PrecisionName, TrainConfig
+    from deformable_detr.training.finetune import Source
     from deformable_detr.training.train import Run, resume, train
+    from deformable_detr.weights.checkpoint import Checkpoint, TrainingState
 
     load = Detector.load
 
 _HOMES = {
+    "Augmentation": "data.augmentation.settings",
+    "BackendError": "core.errors",
+    "Checkpoint": "weights.checkpoint",
+    "CheckpointError": "core.errors",
+    "ClassMetrics": "evaluation.coco_metrics",
+    "ConfigError": "core.errors",
+    "CriterionConfig": "models.losses",
+    "DataError": "core.errors",
+    "DeformableDETR": "models",
+    "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
-    "Detections": "core.types",
+    "Detection": "core.detections",
     "DetectionDataset": "data.dataset",
+    "Detections": "core.detections",
     "Detector": "inference.detector",
     "EvaluationReport": "evaluation.evaluate",
-    "RECIPES": "runs.recipes",
+    "FormatName": "data.open",
+    "ImageLike": "inference.pictures",
+    "Metrics": "evaluation.coco_metrics",
+    "OptimizerConfig": "runs.config",
+    "OutputError": "core.errors",
+    "PrecisionName": "runs.config",
+    "Preprocessing": "data.preprocessing",
+    "Problem": "data.dataset",
+    "ProblemKind": "data.dataset",
+    "Ranks": "core.distributed",
+    "Reporter": "core.progress",
     "Run": "training.train",
     "Sample": "data.dataset",
+    "Source": "training.finetune",
     "TrainConfig": "runs.config",
-    "paper_r50": "runs.recipes",
-    "paper_r50_refine": "runs.recipes",
-    "paper_r50_single_scale": "runs.recipes",
-    "paper_r50_single_scale_dc5": "runs.recipes",
-    "paper_r50_two_stage": "runs.recipes",
+    "TrainingError": "core.errors",
+    "TrainingState": "weights.checkpoint",
     "evaluate": "evaluation.evaluate",
-    "finetune": "runs.recipes",
     "load": "inference.detector",
     "open_dataset": "data.open",
+    "recipes": "runs.recipes",
     "resume": "training.train",
-    "small": "runs.recipes",
     "train": "training.train",
     "write_report": "report.write",
 }
 
 __all__ = [
-    "RECIPES",
+    "Augmentation",
+    "BackendError",
+    "Checkpoint",
+    "CheckpointError",
+    "ClassMetrics",
+    "ConfigError",
+    "CriterionConfig",
+    "DataError",
+    "DeformableDETR",
+    "DeformableDETRConfig",
     "DeformableDetrError",
+    "Detection",
     "DetectionDataset",
     "Detections",
     "Detector",
     "EvaluationReport",
+    "FormatName",
+    "ImageLike",
+    "Metrics",
+    "OptimizerConfig",
+    "OutputError",
+    "PrecisionName",
+    "Preprocessing",
+    "Problem",
+    "ProblemKind",
+    "Ranks",
+    "Reporter",
     "Run",
     "Sample",
+    "Source",
     "TrainConfig",
+    "TrainingError",
+    "TrainingState",
     "__version__",
     "evaluate",
-    "finetune",
     "load",
     "open_dataset",
-    "paper_r50",
-    "paper_r50_refine",
-    "paper_r50_single_scale",
-    "paper_r50_single_scale_dc5",
-    "paper_r50_two_stage",
+    "recipes",
     "resume",
-    "small",
     "train",
     "write_report",
 ]
@@ -86,6 +132,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES[name]}")
+    if name == "recipes":  # the module itself
+        return home
     return home.Detector.load if name == "load" else getattr(home, name)
 
 

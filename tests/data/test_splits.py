@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.dataset import DetectionDataset, Sample
+from deformable_detr.data.dataset import DetectionDataset, Sample, align_classes
 from deformable_detr.data.open import open_dataset
 from deformable_detr.data.splits import open_for_evaluation, open_training_data, pair
 
@@ -107,6 +107,62 @@ def test_classes_are_matched_by_name(tmp_path):
     data = pair(dataset(tmp_path, 3), val, val_share=0.1, seed=0)
     assert data.val.classes == ("a", "b")
     assert data.val.samples[0].class_ids.tolist() == [1, 1]
+
+
+SHAPES = ("disc", "square", "star")
+
+
+def turned(path, split):
+    """The split with its classes in another order and other numbers."""
+    return align_classes(open_dataset(path, split=split), SHAPES[::-1], (30, 20, 10))
+
+
+@pytest.mark.parametrize("data_is_open", [False, True], ids=["path", "open data"])
+@pytest.mark.parametrize("val_is_open", [False, True, None], ids=["val path", "open val", "no val"])
+def test_data_and_what_judges_them_are_paths_or_open(scenes, tmp_path, data_is_open, val_is_open):
+    shutil.copytree(scenes / "val", tmp_path / "apart" / "test")  # the only split there is
+    data = open_dataset(scenes, split="train") if data_is_open else scenes
+    val = {True: lambda: turned(tmp_path / "apart", "test"), False: lambda: str(tmp_path / "apart"), None: lambda: None}
+    opened = open_training_data(data, val[val_is_open](), **OPTIONS)
+    assert opened.val.classes == opened.train.classes == SHAPES
+    assert opened.val.category_ids == opened.train.category_ids
+    if val_is_open is None and data_is_open:
+        assert (len(opened.train), len(opened.val), len(opened.held_out)) == (7, 1, 1)
+        return
+    # All images to learn from are learnt from, and those that judge are where they were said to be.
+    assert (len(opened.train), len(opened.val), opened.held_out) == (8, 3, ())
+    root = scenes / "val" if val_is_open is None else tmp_path / "apart" / "test"
+    assert {sample.path.parent for sample in opened.val.samples} == {root}
+    expected = open_dataset(scenes, split="val")
+    for one, other in zip(opened.val.samples, expected.samples, strict=True):
+        assert one.class_ids.tolist() == other.class_ids.tolist()
+    assert opened.origin == "the validation split, 3 images"
+
+
+def test_what_judges_is_its_validation_split_or_the_very_file(scenes, tmp_path):
+    assert len(open_training_data(scenes, scenes, **OPTIONS).val) == 3
+    file = scenes / "train" / "_annotations.coco.json"
+    assert len(open_training_data(scenes, file, **OPTIONS).val) == 8
+    for name in ("train", "test"):
+        shutil.copytree(scenes / "val", tmp_path / "two" / name)
+    with pytest.raises(DataError, match=r"no split val; name one of train, test .* or give the very file of it"):
+        open_training_data(scenes, tmp_path / "two", **OPTIONS)
+
+
+def test_missing_images_of_what_judges_are_counted_too(scenes, tmp_path):
+    shutil.copytree(scenes / "val", tmp_path / "val")
+    (tmp_path / "val" / "scene_00001.jpg").unlink()
+    with pytest.raises(DataError, match="scene_00001"):
+        open_training_data(scenes, tmp_path, **OPTIONS)
+    data = open_training_data(scenes, tmp_path, **{**OPTIONS, "skip_bad_images": True})
+    assert (len(data.val), data.num_bad_images) == (2, 1)
+
+
+def test_paths_may_begin_at_home(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(scenes / "val", tmp_path / "photos" / "test")
+    with pytest.raises(DataError, match="~/photos: no split to train on; there is"):
+        open_training_data("~/photos", **OPTIONS)
 
 
 def test_unknown_classes_in_validation_are_an_error(tmp_path):

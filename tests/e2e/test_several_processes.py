@@ -229,7 +229,8 @@ with joined("cpu") as ranks:
     report = evaluate(
         Detector.load(sys.argv[1], device="cpu"), open_dataset(sys.argv[2], split="val"), batch_size=2, ranks=ranks
     )
-    found = [[part.tolist() for part in one] for one in report.detections]
+    parts = ("boxes_xyxy", "scores", "class_ids", "query_ids")
+    found = [[getattr(one, part).tolist() for part in parts] for one in report.detections]
     open(f"{sys.argv[3]}-{ranks.size}-{ranks.rank}", "w").write(json.dumps([report.metrics.twelve(), found]))
 """
     arguments = [tmp_path / "run" / "best.safetensors", photos, tmp_path / "said"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.evaluation.analysis import THRESHOLDS, analyse
 from deformable_detr.evaluation.box_outcomes import fault
 from deformable_detr.evaluation.coco_metrics import coco_metrics
@@ -57,7 +58,7 @@ def test_everything_by_hand():
 def test_the_confusion_matrix_by_hand():
     found, data = by_hand()
     # Without the dog of the second image the best threshold would cut everything else off.
-    low = [one._replace(scores=one.scores * 0 + 0.5) for one in found]
+    low = [Detections(one.boxes_xyxy, one.scores * 0 + 0.5, one.class_ids) for one in found]
     matrix = analyse(evaluation(low, data)).confusion
     expected = np.zeros((4, 4), dtype=int)
     expected[0, 0] = 1  # the cat
@@ -70,7 +71,7 @@ def test_the_confusion_matrix_by_hand():
 
 def test_each_kind_of_error_is_counted_by_hand():
     found, data = by_hand()
-    low = [one._replace(scores=one.scores * 0 + 0.5) for one in found]
+    low = [Detections(one.boxes_xyxy, one.scores * 0 + 0.5, one.class_ids) for one in found]
     counts = {one.name: one.at_threshold for one in analyse(evaluation(low, data)).errors}
     assert counts == {
         "wrong class": 1,
@@ -113,9 +114,7 @@ def test_what_an_error_costs_is_ap_without_it(seed):
                 if not hit and fault(own.boxes_xyxy[row].double().numpy(), int(class_id), truth)[0] == one.name
             }
             rows = [row for row in range(len(own.scores)) if row not in drop]
-            kept.append(
-                own._replace(boxes_xyxy=own.boxes_xyxy[rows], scores=own.scores[rows], class_ids=own.class_ids[rows])
-            )
+            kept.append(own[rows])
         gain = coco_metrics(kept, data).ap50 - report.metrics.ap50
         assert one.lost == pytest.approx(gain, abs=1e-6), one.name
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError, DataError
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.evaluation.coco_metrics import (
     ClassMetrics,
@@ -273,7 +273,7 @@ def test_detections_must_fit_the_data_set():
     with pytest.raises(ValueError, match="2 images, the data set has 1"):
         coco_metrics([Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * 2, dataset)
     unknown = Detections(torch.zeros(1, 4), torch.zeros(1), torch.tensor([2]))
-    with pytest.raises(ValueError, match="from 2 to 2, the data set has 2 classes"):
+    with pytest.raises(ValueError, match="from 2 to 2, but there are names for 2 classes"):
         coco_metrics([unknown], dataset)
 
 

@@ -1,10 +1,12 @@
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from deformable_detr.core.errors import CheckpointError, DataError
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
+from deformable_detr.core.errors import CheckpointError, ConfigError, DataError
+from deformable_detr.core.progress import Silence
 from deformable_detr.data.dataset import align_classes
 from deformable_detr.data.open import open_dataset
 from deformable_detr.evaluation.coco_metrics import coco_metrics
@@ -54,6 +56,38 @@ def test_the_same_as_predicting_image_by_image(detector, dataset):
     for one, other in zip(report.detections, found, strict=True):
         torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
     assert report.metrics.twelve() == pytest.approx(coco_metrics(found, dataset).twelve(), abs=1e-6)
+
+
+def test_data_are_a_path_or_open(detector, scenes, tmp_path):
+    expected = evaluate(detector, open_dataset(scenes, split="val"))
+    said = []
+    reporter = Silence()
+    reporter.say = said.append
+    for given in (scenes, str(scenes)):
+        report = evaluate(detector, given, reporter=reporter)
+        assert report.metrics == expected.metrics
+        assert report.dataset.source == expected.dataset.source
+    assert said == [f"data: {expected.dataset.source}, 3 images"] * 2
+    assert len(evaluate(detector, scenes, split="train", format="coco").dataset) == 8
+    with pytest.raises(DataError, match="Looked for YOLO"):
+        evaluate(detector, scenes, format="yolo")
+    with pytest.raises(DataError, match="no split 'test'"):
+        evaluate(detector, scenes, split="test")
+
+
+@pytest.mark.parametrize("given", [{"split": "val"}, {"format": "coco"}])
+def test_a_data_set_that_is_open_has_been_chosen(detector, dataset, given):
+    with pytest.raises(ConfigError, match="but the data set is already open; give its path instead"):
+        evaluate(detector, dataset, **given)
+
+
+def test_missing_images_of_a_path_are_skipped_and_counted(detector, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    (tmp_path / "data" / "val" / "scene_00001.jpg").unlink()
+    with pytest.raises(DataError, match="scene_00001"):
+        evaluate(detector, tmp_path / "data")
+    report = evaluate(detector, tmp_path / "data", skip_bad_images=True)
+    assert (len(report.dataset), report.num_skipped) == (2, 1)
 
 
 def test_other_classes_are_an_error_with_both_counts(detector, dataset):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import deformable_detr
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import CheckpointError, DataError
 from deformable_detr.inference.detector import Detector
 from deformable_detr.weights.checkpoint import Checkpoint, save
@@ -16,9 +18,17 @@ def picture(width, height, seed):
     return Image.fromarray(pixels)
 
 
+PARTS = ("boxes_xyxy", "scores", "class_ids", "query_ids")
+
+
 def same(one, other):
     # Scores of an untrained model are close together: match boxes by score order and compare all of it.
-    return all(torch.allclose(a.float(), b.float(), atol=1e-4) for a, b in zip(one, other, strict=True))
+    pairs = [(getattr(one, part).float(), getattr(other, part).float()) for part in PARTS]
+    return len(one) == len(other) and all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+
+
+def identical(one, other):
+    return all(torch.equal(getattr(one, part), getattr(other, part)) for part in PARTS)
 
 
 def test_detections_are_in_pixels_of_each_image_best_first(detector):
@@ -29,6 +39,68 @@ def test_detections_are_in_pixels_of_each_image_best_first(detector):
         centres = (one.boxes_xyxy[:, :2] + one.boxes_xyxy[:, 2:]) / 2
         assert ((centres >= 0) & (centres <= torch.tensor([width, height]))).all()
         assert set(one.class_ids.tolist()) <= {0, 1, 2}
+
+
+def test_detections_know_names_categories_and_queries(detector):
+    detector = Detector(detector.model, ("disc", "square", "star"), (9, 4, 6), detector.preprocessing, device="cpu")
+    found = detector.predict(picture(71, 40, 0), threshold=0.0)
+    assert (found.classes, found.category_ids) == (detector.classes, detector.category_ids)
+    assert [one.class_name for one in found] == [detector.classes[i] for i in found.class_ids.tolist()]
+    assert [one["category_id"] for one in found.to_coco(5)] == [(9, 4, 6)[i] for i in found.class_ids.tolist()]
+    # 11 queries of 3 classes, all of them kept: each query has found three things, in one place.
+    assert sorted(found.query_ids.tolist()) == sorted([*range(11)] * 3)
+    for query in range(11):
+        assert len({one.box_xyxy for one in found[found.query_ids == query]}) == 1
+
+
+def test_one_image_gives_detections_and_several_give_a_list(detector, tmp_path):
+    image = picture(53, 31, 2)
+    image.save(tmp_path / "a.png")
+    array, tensor = np.asarray(image), pil_to_tensor(image)
+    expected = detector.predict([image], threshold=0.0)[0]
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png"), image, array, tensor, tensor / 255, tensor.double() / 255):
+        found = detector.predict(one, threshold=0.0)
+        assert isinstance(found, Detections)
+        assert identical(found, expected)
+    gray = np.asarray(image.convert("L"))
+    assert isinstance(detector.predict(gray), Detections)  # and not its rows
+    for several in ((image, array), iter([image, tmp_path / "a.png"]), {1: tensor, 2: image}.values()):
+        found = detector.predict(several, threshold=0.0)
+        assert isinstance(found, list)
+        assert len(found) == 2
+        assert all(same(one, expected) for one in found)
+    assert detector.predict(()) == detector.predict(iter([])) == []
+
+
+@pytest.mark.parametrize("kind", [str, np.asarray, pil_to_tensor])  # all of which could be gone through one by one
+def test_predict_each_wants_several(detector, kind):
+    with pytest.raises(ValueError, match=r"predict_each takes several images, not a .*; predict takes one"):
+        detector.predict_each(kind(picture(53, 31, 2)))
+
+
+def test_a_batch_of_images_is_a_list(detector):
+    arrays = np.stack([np.asarray(picture(53, 31, seed)) for seed in range(2)])
+    with pytest.raises(ValueError, match=r"\(2, 31, 53, 3\) in uint8; several images are passed as a list"):
+        detector.predict(arrays)
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    with pytest.raises(ValueError, match=r"\(2, 3, 31, 53\) in torch.uint8; several images are passed as a list"):
+        detector.predict(tensors)
+    found = [detector.predict(list(images), threshold=0.0) for images in (arrays, tensors)]
+    assert len(found[0]) == 2
+    assert all(identical(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_network_is_in_evaluation_mode_whatever_it_was_in(detector):
+    image = picture(53, 31, 2)
+    expected = detector.predict(image, threshold=0.0)
+    detector.model.train()  # where dropout drops
+    assert identical(detector.predict(image, threshold=0.0), expected)
+    assert not any(module.training for module in detector.model.modules())
+
+
+def test_a_batch_needs_an_image(detector):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        detector.predict([picture(53, 31, 2)], batch_size=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
@@ -53,7 +125,7 @@ def test_thresholds_and_limits_only_leave_out(detector):
     image = picture(53, 31, 2)
     (everything,) = detector.predict([image], threshold=0.0)
     (few,) = detector.predict([image], threshold=0.0, max_detections=4)
-    assert same(few, [part[:4] for part in everything])
+    assert same(few, everything[:4])
     threshold = float(everything.scores[10])
     (good,) = detector.predict([image], threshold=threshold)
     assert len(good.scores) == int((everything.scores >= threshold).sum())
@@ -72,14 +144,6 @@ def test_predict_each_reads_as_it_goes(detector):
     next(results)
     assert len(read) == 2
     assert len(list(results)) == 3
-
-
-@pytest.mark.parametrize(
-    "array", [np.zeros((4, 5, 4), np.uint8), np.zeros((3, 4, 5, 3), np.uint8), np.zeros((4, 5, 3), np.float32)]
-)
-def test_arrays_that_are_no_images_are_refused(detector, array):
-    with pytest.raises(ValueError, match=r"an array must be \(height, width, 3\)"):
-        detector.predict([array])
 
 
 def test_an_image_that_is_not_there_is_named(detector, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import Sample
 from deformable_detr.inference.drawing import class_color, contact_sheet, draw_detections, draw_objects
 

@@ -58,7 +58,7 @@ def test_results_come_in_order_with_pictures_and_a_coco_file(detector, photos, t
     assert [image["file_name"] for image in document["images"]] == [str(path) for path in paths]
     assert document["categories"] == [{"id": i, "name": n} for i, n in enumerate(detector.classes, start=1)]
     assert len(document["annotations"]) == 99
-    first, record = document["annotations"][0], results[0].record(detector.classes, detector.category_ids)
+    first, record = document["annotations"][0], results[0].record()
     box = record["detections"][0]["box_xyxy"]
     assert first["bbox"] == pytest.approx([box[0], box[1], box[2] - box[0], box[3] - box[1]], abs=0.02)
     assert first["score"] == pytest.approx(record["detections"][0]["score"], abs=1e-4)

@@ -19,7 +19,7 @@ def predictions(dtype: torch.dtype = torch.float32) -> Predictions:
 
 
 def slowly(given: Predictions, image: int, size_wh: tuple[int, int], limit: int) -> list[tuple]:
-    """(score, class, box) one pair at a time."""
+    """(score, class, query, box) one pair at a time."""
     width, height = size_wh
     pairs = []
     for query in range(given.logits.shape[1]):
@@ -27,7 +27,7 @@ def slowly(given: Predictions, image: int, size_wh: tuple[int, int], limit: int)
         box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
         for class_id in range(given.logits.shape[2]):
             score = 1 / (1 + math.exp(-given.logits[image, query, class_id].item()))
-            pairs.append((score, class_id, box))
+            pairs.append((score, class_id, query, box))
     return sorted(pairs, reverse=True)[:limit]
 
 
@@ -39,9 +39,10 @@ def test_equals_the_slow_way(limit):
     for image, size_wh in enumerate(SIZES_WH):
         expected = slowly(given, image, size_wh, limit)
         assert len(found[image].scores) == min(limit, QUERIES * CLASSES)
-        torch.testing.assert_close(found[image].scores, torch.tensor([score for score, _, _ in expected]))
-        assert found[image].class_ids.tolist() == [class_id for _, class_id, _ in expected]
-        torch.testing.assert_close(found[image].boxes_xyxy, torch.tensor([box for _, _, box in expected]))
+        torch.testing.assert_close(found[image].scores, torch.tensor([score for score, *_ in expected]))
+        assert found[image].class_ids.tolist() == [class_id for _, class_id, *_ in expected]
+        assert found[image].query_ids.tolist() == [query for *_, query, _ in expected]
+        torch.testing.assert_close(found[image].boxes_xyxy, torch.tensor([box for *_, box in expected]))
 
 
 def test_one_query_may_appear_with_several_classes():
@@ -50,6 +51,7 @@ def test_one_query_may_appear_with_several_classes():
     boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.25]]])
     (found,) = to_detections(Predictions(logits, boxes), [(200, 80)], max_detections=3)
     assert found.class_ids.tolist() == [2, 0, 1]
+    assert found.query_ids.tolist() == [1, 1, 1]
     assert found.boxes_xyxy.tolist() == [[0, 30, 100, 50]] * 3
 
 
@@ -58,9 +60,10 @@ def test_threshold_keeps_what_reaches_it():
     given = Predictions(logits, torch.rand(1, 2, 4))
     (found,) = to_detections(given, [(9, 5)], threshold=0.5)
     assert found.class_ids.tolist() == [0, 0]
+    assert found.query_ids.tolist() == [1, 0]
     (none,) = to_detections(given, [(9, 5)], threshold=0.99)
     assert none.boxes_xyxy.shape == (0, 4)
-    assert none.scores.shape == none.class_ids.shape == (0,)
+    assert none.scores.shape == none.class_ids.shape == none.query_ids.shape == (0,)
 
 
 def test_boxes_may_leave_the_image():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.evaluation.coco_metrics import coco_metrics, metrics_from_coco
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
 
 

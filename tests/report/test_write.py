@@ -138,6 +138,19 @@ def test_data_given_in_python(run, scenes):
     assert titles(write_report(run, data=train_data, val_data=val, device="cpu")) == [*EVERYTHING, "configuration"]
 
 
+def test_what_the_run_was_judged_by_may_be_a_path_of_its_own(run, scenes, tmp_path):
+    apart = shutil.copytree(scenes / "train", tmp_path / "apart" / "test")
+    assert "validation images 3 classes" in text_of(write_report(run, device="cpu"))
+    assert "validation images 8 classes" in text_of(write_report(run, val_data=tmp_path / "apart", device="cpu"))
+    origin = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(origin | {"val_path": str(tmp_path / "apart")}))
+    assert "validation images 8 classes" in text_of(write_report(run, device="cpu"))
+    shutil.rmtree(apart.parent)
+    assert "apart: no such file or folder" in text_of(write_report(run, device="cpu"))
+    with pytest.raises(DataError, match="apart"):
+        write_report(run, val_data=tmp_path / "apart", device="cpu")
+
+
 def test_photos_that_are_gone(run, scenes, tmp_path):
     here = shutil.copytree(scenes, tmp_path / "here")
     photos = sorted((here / "val").glob("*.jpg"))

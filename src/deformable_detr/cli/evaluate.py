@@ -36,17 +36,16 @@ def evaluate(
     from rich.console import Console
 
     from deformable_detr.core.progress import TerminalReporter
-    from deformable_detr.data.splits import open_for_evaluation
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
     with TerminalReporter() as reporter:
         detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
-        dataset = open_for_evaluation(data, split, format, skip_bad_images)
-        reporter.say(f"data: {dataset.source}, {len(dataset)} images")
         report = evaluation.evaluate(
             detector,
-            dataset,
+            data,
+            split=split,
+            format=format,
             batch_size=batch_size,
             num_workers=workers,
             skip_bad_images=skip_bad_images,

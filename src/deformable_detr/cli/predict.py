@@ -54,6 +54,6 @@ def predict(
                 skipped += 1
                 reporter.say(f"skipped: {result.error}")
             else:
-                typer.echo(json.dumps(result.record(detector.classes, detector.category_ids)))
+                typer.echo(json.dumps(result.record()))
     found = f"{len(paths) - skipped} images done" + (f", {skipped} skipped" if skipped else "")
     typer.echo(found + (f"; pictures and detections.json in {output}" if output else ""), err=True)

@@ -57,14 +57,6 @@ class Target(NamedTuple):
     boxes: Float[Tensor, "objects 4"]
 
 
-class Detections(NamedTuple):
-    """Final answer for one image: boxes in pixels of the original image, best score first."""
-
-    boxes_xyxy: Float[Tensor, "objects 4"]
-    scores: Float[Tensor, "objects"]
-    class_ids: Int[Tensor, "objects"]
-
-
 class Batch(NamedTuple):
     """Images padded with zeros at the right and bottom to the largest height and width among them."""
 

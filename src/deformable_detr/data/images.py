@@ -99,8 +99,19 @@ def load_image(path: str | Path) -> Image.Image:
         DataError: the file is missing, is not an image, is cut off, or is far too large to be a photo.
     """
     with _opened(path) as image:
-        orientation = _orientation(image)
-        return _upright(_to_rgb(image), orientation, image.format)
+        return _displayed(image)
+
+
+def displayed(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened or made, in RGB exactly as `load_image` reads its file.
+
+    An EXIF orientation that it still carries is applied, also to a picture that was turned by hand and kept it.
+
+    Raises:
+        DataError: Pillow had not decoded it yet, and cannot.
+    """
+    with _explained(getattr(image, "filename", None) or f"a picture of {image.width} x {image.height}"):
+        return _displayed(image)
 
 
 def read_image(sample: Sample) -> Image.Image:
@@ -128,9 +139,15 @@ def read_image(sample: Sample) -> Image.Image:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
+    with _explained(path), Image.open(path) as image:
+        yield image
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """Whatever Pillow raises becomes one line that names the file."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -142,6 +159,11 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except _DAMAGED as error:
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise DataError(f"{path}: cannot decode this image: {reason}") from error
+
+
+def _displayed(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
+    return _upright(_to_rgb(image), orientation, image.format)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -28,7 +28,8 @@ class TrainingData(NamedTuple):
 
 
 def open_training_data(
-    path: Path,
+    data: str | Path | DetectionDataset,
+    val_data: str | Path | DetectionDataset | None = None,
     *,
     format: FormatName | None = None,
     val_share: float,
@@ -36,30 +37,45 @@ def open_training_data(
     skip_bad_images: bool,
     held_out: Sequence[str] | None = None,
 ) -> TrainingData:
-    """The split "train", and the split "val" if there is one, else a share of "train" that is then not learnt from.
+    """Training data of a path or of an open data set, with what they are judged by; classes are those of the former.
 
-    The split "test" is never looked at, unless `path` is the very file of it.
+    Of a path it is the split "train", judged by the split "val" if there is one. Where neither that nor `val_data` is
+    there, a share of the images is held out and not learnt from. The split "test" is never looked at, unless `data` is
+    the very file of it.
 
     Args:
-        path: a data set in any known format.
-        format: which one; recognised by itself if left out.
-        val_share: how much of "train" to hold out where there is no "val".
+        data: a data set in any known format, or one that is already open.
+        val_data: what to judge by instead, of either kind; of a path, its split "val" or the only one there is.
+        format: of what is given as a path; recognised by itself if left out.
+        val_share: how much to hold out where there is nothing else to judge by.
         seed: decides which images are held out.
-        skip_bad_images: leave out images that the annotations name but that are not there or have another size.
+        skip_bad_images: leave out images that the annotations of a path name but that are not there or have another
+            size.
         held_out: those of an earlier time, which are held out again whatever has become of the others.
 
     Raises:
-        DataError: the data set cannot be used.
+        DataError: a data set cannot be used, or `val_data` has objects of classes that `data` does not know.
     """
-    names = list_splits(path, format=format)
-    if "train" not in names and path.is_dir():
-        raise DataError(f"{path}: no split to train on; there is {', '.join(names)}")
-    train = open_split(path, "train" if "train" in names else None, format, skip_bad_images)
-    val = open_split(path, "val", format, skip_bad_images) if {"train", "val"} <= set(names) else None
+    val: DetectionDataset | None = None
+    if isinstance(data, DetectionDataset):
+        train = data
+    else:
+        names = list_splits(data, format=format)
+        if "train" not in names and Path(data).expanduser().is_dir():
+            raise DataError(f"{data}: no split to train on; there is {', '.join(names)}")
+        train = open_split(data, "train" if "train" in names else None, format, skip_bad_images)
+        if val_data is None and {"train", "val"} <= set(names):
+            val = open_split(data, "val", format, skip_bad_images)
+    if isinstance(val_data, DetectionDataset):
+        val = val_data
+    elif val_data is not None:
+        val = open_for_evaluation(val_data, None, format, skip_bad_images)
     return pair(train, val, val_share=val_share, seed=seed, held_out=held_out)
 
 
-def open_split(path: Path, split: str | None, format: FormatName | None, skip_bad_images: bool) -> DetectionDataset:
+def open_split(
+    path: str | Path, split: str | None, format: FormatName | None, skip_bad_images: bool
+) -> DetectionDataset:
     """One split. With `skip_bad_images` every problem but that of an image still stops it.
 
     Raises:
@@ -75,7 +91,7 @@ def open_split(path: Path, split: str | None, format: FormatName | None, skip_ba
 
 
 def open_for_evaluation(
-    path: Path, split: str | None, format: FormatName | None, skip_bad_images: bool
+    path: str | Path, split: str | None, format: FormatName | None, skip_bad_images: bool
 ) -> DetectionDataset:
     """The split named, or "val", or the only one there is.
 
@@ -89,7 +105,10 @@ def open_for_evaluation(
         elif len(names) == 1:
             split = names[0]
         else:
-            raise DataError(f"{path}: no split val; name one of {', '.join(names)} with --split")
+            raise DataError(
+                f"{path}: no split val; name one of {', '.join(names)} with --split, or split= in Python, "
+                "or give the very file of it"
+            )
     return open_split(path, split, format, skip_bad_images)
 
 

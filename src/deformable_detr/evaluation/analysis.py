@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import MEDIUM_AREA, SMALL_AREA, DetectionDataset
 from deformable_detr.evaluation.box_outcomes import FAR, OVERLAP, FoundBoxes, TrueBoxes, match
 from deformable_detr.evaluation.coco_metrics import category_ranks, coco_ground_truth, evaluated, to_coco_results
@@ -151,8 +151,7 @@ def _above(
     ends = np.searchsorted(image, np.arange(len(detections) + 1))
     chosen = []
     for position, one in enumerate(detections):
-        rows = row[ends[position] : ends[position + 1]].tolist()
-        chosen.append(Detections(one.boxes_xyxy[rows], one.scores[rows], one.class_ids[rows]))
+        chosen.append(one[row[ends[position] : ends[position + 1]]])
     return chosen
 
 

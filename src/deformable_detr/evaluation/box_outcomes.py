@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
 
 OVERLAP = 0.5

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError, DataError
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset
 
 
@@ -137,16 +137,13 @@ def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset)
     One entry of `detections` for each sample and in their order. Ids are the source's own. Numbers are the exact values
     of the tensors, so that a file written and read again gives the same metrics.
     """
-    _check(detections, dataset)
-    results = []
-    for sample, found in zip(dataset.samples, detections, strict=True):
-        boxes_xywh = _xyxy_to_xywh(found.boxes_xyxy.detach().cpu().double().numpy())
-        for box, score, class_id in zip(
-            boxes_xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True
-        ):
-            category_id = dataset.category_ids[class_id]
-            results.append({"image_id": sample.image_id, "category_id": category_id, "bbox": box, "score": score})
-    return results
+    if len(detections) != len(dataset):
+        raise ValueError(f"there are detections for {len(detections)} images, the data set has {len(dataset)}")
+    return [
+        result
+        for sample, found in zip(dataset.samples, detections, strict=True)
+        for result in found.with_classes(dataset.classes, dataset.category_ids).to_coco(sample.image_id)
+    ]
 
 
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
@@ -261,15 +258,3 @@ def _mean(values: Float[np.ndarray, "..."]) -> float:
 
 def _xyxy_to_xywh(boxes_xyxy: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "objects 4"]:
     return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
-
-
-def _check(detections: Sequence[Detections], dataset: DetectionDataset) -> None:
-    if len(detections) != len(dataset):
-        raise ValueError(f"there are detections for {len(detections)} images, the data set has {len(dataset)}")
-    num_classes = len(dataset.classes)
-    for found in detections:
-        if len(found.class_ids) and not 0 <= int(found.class_ids.min()) <= int(found.class_ids.max()) < num_classes:
-            raise ValueError(
-                f"class ids run from {int(found.class_ids.min())} to {int(found.class_ids.max())}, "
-                f"the data set has {num_classes} classes"
-            )

@@ -2,14 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.distributed import ALONE, Ranks
-from deformable_detr.core.errors import CheckpointError, DataError
+from deformable_detr.core.errors import CheckpointError, ConfigError, DataError
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
-from deformable_detr.data.splits import num_bad_images
+from deformable_detr.data.open import FormatName
+from deformable_detr.data.splits import num_bad_images, open_for_evaluation
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector
 
@@ -34,8 +36,10 @@ class EvaluationReport:
 
 def evaluate(
     detector: Detector,
-    dataset: DetectionDataset,
+    data: str | Path | DetectionDataset,
     *,
+    split: str | None = None,
+    format: FormatName | None = None,
     batch_size: int = 4,
     num_workers: int = 0,
     skip_bad_images: bool = False,
@@ -48,20 +52,24 @@ def evaluate(
 
     Args:
         detector: what to judge.
-        dataset: its classes are matched to the detector's by name.
+        data: a data set in any known format, or one that is already open; its classes are matched to the detector's by
+            name.
+        split: which part of a path; "val" if left out, or all there is if it has no parts.
+        format: of a path; recognised by itself if left out.
         batch_size: images of equal size that go through the network together, at most; no result depends on it.
         num_workers: processes that read images; 0 reads them in this one.
-        skip_bad_images: leave out, and list, what cannot be read, instead of raising.
+        skip_bad_images: leave out, and list, what is missing or cannot be read, instead of raising.
         reporter: is told how far it is.
         ranks: the processes that share the work.
 
     Raises:
         CheckpointError: the data set has objects of classes the detector does not know.
-        DataError: an image cannot be read, or no image is left.
+        ConfigError: `split` or `format` is given for a data set that is already open.
+        DataError: the data set cannot be used or has no such split, an image cannot be read, or none is left.
     """
     reporter = reporter or Silence()
     started = time.monotonic()
-    dataset = match_classes(detector, dataset)
+    dataset = match_classes(detector, _opened(data, split, format, skip_bad_images, reporter))
     detector.model.eval()  # it may come from the middle of a training
     loader = make_loader(
         dataset,
@@ -93,6 +101,23 @@ def evaluate(
         num_skipped=len(skipped) + num_bad_images(dataset),
         seconds=time.monotonic() - started,
     )
+
+
+def _opened(
+    data: str | Path | DetectionDataset,
+    split: str | None,
+    format: FormatName | None,
+    skip_bad_images: bool,
+    reporter: Reporter,
+) -> DetectionDataset:
+    if not isinstance(data, DetectionDataset):
+        dataset = open_for_evaluation(data, split, format, skip_bad_images)
+        reporter.say(f"data: {dataset.source}, {len(dataset)} images")
+        return dataset
+    for name, value in (("split", split), ("format", format)):
+        if value is not None:
+            raise ConfigError(f"{name} is {value!r}, but the data set is already open; give its path instead")
+    return data
 
 
 def match_classes(detector: Detector, dataset: DetectionDataset) -> DetectionDataset:

@@ -2,25 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.devices import choose_device
 from deformable_detr.core.progress import Reporter
-from deformable_detr.core.types import Detections
-from deformable_detr.data.images import load_image
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
+from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
-
-ImageLike = str | Path | Image.Image | np.ndarray
-"""A file, a picture, or pixels as (height, width, 3) RGB or (height, width) gray, 0..255 in uint8."""
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -94,29 +89,44 @@ class Detector:
             build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
         )
 
+    @overload  # a str could be several, too, of one letter each, but is one
+    def predict(  # type: ignore[overload-overlap]
+        self, images: ImageLike, *, threshold: float = ..., batch_size: int = ..., max_detections: int = ...
+    ) -> Detections: ...
+    @overload  # not any iterable: type checkers take an array for one, and would not know which of the two is meant
     def predict(
         self,
-        images: Sequence[ImageLike],
+        images: Sequence[ImageLike] | Iterator[ImageLike],
+        *,
+        threshold: float = ...,
+        batch_size: int = ...,
+        max_detections: int = ...,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
         *,
         threshold: float = DEFAULT_THRESHOLD,
         batch_size: int = 1,
         max_detections: int = 100,
-    ) -> list[Detections]:
-        """What is in each image, best first, in pixels of the image as it is displayed.
+    ) -> Detections | list[Detections]:
+        """Detections of one image, or a list of those of several; boxes in pixels of each image as it is displayed.
+
+        An array or a tensor is always one image; several are a list, in any mix of kinds and sizes.
 
         Args:
-            images: files, PIL pictures or arrays, in any mix and of any sizes.
+            images: one or several of `ImageLike`: paths, Pillow images, arrays, tensors.
             threshold: scores below it are left out; 0 keeps everything.
             batch_size: consecutive images of the same size go through the network together, this many at most.
             max_detections: per image.
 
         Raises:
             DataError: an image cannot be read.
-            ValueError: an array that is not an image.
+            ValueError: an array or a tensor that is not one image, such as a batch; no image at all.
         """
-        return list(
-            self.predict_each(images, threshold=threshold, batch_size=batch_size, max_detections=max_detections)
-        )
+        if isinstance(images, ImageLike):
+            return next(self._each([images], threshold, batch_size, max_detections))
+        return list(self._each(images, threshold, batch_size, max_detections))
 
     def predict_each(
         self,
@@ -126,10 +136,30 @@ class Detector:
         batch_size: int = 1,
         max_detections: int = 100,
     ) -> Iterator[Detections]:
-        """Like `predict`, one image's detections at a time, for more images than memory holds."""
+        """Detections of several images, one image at a time, for more than memory holds.
+
+        Args:
+            images: anything that gives one of `ImageLike` after another; no more are taken than a batch needs.
+            threshold: as for `predict`.
+            batch_size: as for `predict`.
+            max_detections: as for `predict`.
+
+        Raises:
+            DataError: an image cannot be read.
+            ValueError: `images` is a single image, or one of them is none.
+        """
+        if isinstance(images, ImageLike):
+            raise ValueError(f"predict_each takes several images, not a {type(images).__name__}; predict takes one")
+        return self._each(images, threshold, batch_size, max_detections)
+
+    def _each(
+        self, images: Iterable[ImageLike], threshold: float, batch_size: int, max_detections: int
+    ) -> Iterator[Detections]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         waiting: list[_Prepared] = []
         for image in images:
-            picture = _picture(image)
+            picture = picture_of(image)
             prepared = _Prepared(to_model_input(picture, self.preprocessing), picture.size)
             if waiting and (len(waiting) == batch_size or waiting[0].image.shape != prepared.image.shape):
                 yield from self._run(waiting, threshold, max_detections)
@@ -155,21 +185,14 @@ class Detector:
         threshold: float = 0.0,
         max_detections: int = 100,
     ) -> list[Detections]:
-        """Detections, on the CPU, of preprocessed images of one size, in pixels of the originals of `sizes_wh`."""
+        """Detections, on the CPU, of preprocessed images of one size, in pixels of the originals of `sizes_wh`.
+
+        The network is put into evaluation mode, and stays in it.
+        """
+        if self.model.training:
+            self.model.eval()
         images = images.to(self.device)
         no_padding = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
         final = self.model(images, no_padding).final
         found = to_detections(final, sizes_wh, max_detections=max_detections, threshold=threshold)
-        return [Detections(*(part.cpu() for part in one)) for one in found]
-
-
-def _picture(image: ImageLike) -> Image.Image:
-    if isinstance(image, str | Path):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(
-            f"an array must be (height, width, 3) or (height, width) in uint8, not {image.shape} in {image.dtype}"
-        )
-    return Image.fromarray(image).convert("RGB")
+        return [one.cpu().with_classes(self.classes, self.category_ids) for one in found]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from deformable_detr.core.types import Detections
+from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import Sample
 
 Color = tuple[int, int, int]

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import write_json
-from deformable_detr.core.types import Detections
 from deformable_detr.data.images import list_images, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.inference.drawing import draw_detections
@@ -26,22 +26,23 @@ class ImageResult:
     detections: Detections | None = None
     error: str | None = None
 
-    def record(self, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """As plain data: boxes are x1, y1, x2, y2 in pixels of the image as displayed."""
         assert self.size_wh is not None
+        assert self.detections is not None
         return {
             "image": str(self.path),
             "width": self.size_wh[0],
             "height": self.size_wh[1],
             "detections": [
                 {
-                    "class": classes[class_id],
-                    "class_id": class_id,
-                    "category_id": category_ids[class_id],
-                    "score": round(score, 4),
-                    "box_xyxy": [round(side, 2) for side in box],
+                    "class": one.class_name,
+                    "class_id": one.class_id,
+                    "category_id": self.detections.category_ids[one.class_id],
+                    "score": round(one.score, 4),
+                    "box_xyxy": [round(side, 2) for side in one.box_xyxy],
                 }
-                for box, score, class_id in _rows(self.detections)
+                for one in self.detections
             ],
         }
 
@@ -153,17 +154,17 @@ class _PictureFolder:
         image_id = len(self._images) + 1
         width, height = image.size
         self._images.append({"id": image_id, "file_name": str(result.path), "width": width, "height": height})
-        for (left, top, right, bottom), score, class_id in _rows(result.detections):
-            box = [left, top, right - left, bottom - top]
+        for found in result.detections.to_coco(image_id):
+            box = found["bbox"]
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
                     "image_id": image_id,
-                    "category_id": self._detector.category_ids[class_id],
+                    "category_id": found["category_id"],
                     "bbox": box,
                     "area": box[2] * box[3],
                     "iscrowd": 0,
-                    "score": score,
+                    "score": found["score"],
                 }
             )
 
@@ -183,10 +184,3 @@ class _PictureFolder:
             name = f"{stem}-{number}.jpg"
         self._names.add(name)
         return name
-
-
-def _rows(detections: Detections | None) -> Iterator[tuple[list[float], float, int]]:
-    assert detections is not None
-    yield from zip(
-        detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
-    )

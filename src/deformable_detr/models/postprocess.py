@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
-from deformable_detr.core.types import Detections, Predictions
+from deformable_detr.core.detections import Detections
+from deformable_detr.core.types import Predictions
 
 
 def to_detections(
@@ -38,7 +39,7 @@ def to_detections(
     scale = torch.tensor([(w, h, w, h) for w, h in sizes_wh], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale.view(batch, 1, 4)
     detections = []
-    for image_boxes, image_scores, image_pairs in zip(boxes, scores, pairs, strict=True):
-        kept = image_scores >= threshold
-        detections.append(Detections(image_boxes[kept], image_scores[kept], (image_pairs % num_classes)[kept]))
+    for image in zip(boxes, scores, pairs % num_classes, queries, strict=True):
+        everything = Detections(*image)
+        detections.append(everything[everything.scores >= threshold])
     return detections

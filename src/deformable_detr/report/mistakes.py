@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError
-from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.data.images import read_image
 from deformable_detr.evaluation.analysis import Analysis
@@ -112,7 +112,7 @@ class _Pictures:
         found, classes = analysis.found, self._dataset.classes
         image, row = int(found.image[position]), int(found.row[position])
         sample = self._dataset.samples[image]
-        one = Detections(*(values[row : row + 1] for values in self._detections[image]))
+        one = self._detections[image][row : row + 1]
         class_id, score = int(found.class_ids[position]), float(found.scores[position])
         kind, meant, overlap = fault(one.boxes_xyxy[0].double().cpu().numpy(), class_id, sample)
         meaning = {
@@ -145,9 +145,7 @@ class _Pictures:
         # Only what may have been meant for it: all there is would hide the picture.
         every = self._detections[image]
         near = iou_with(one.boxes_xyxy[0].astype(np.float64), every.boxes_xyxy.double().cpu().numpy()) >= FAR
-        rows = np.flatnonzero(near).tolist()
-        shown = Detections(every.boxes_xyxy[rows], every.scores[rows], every.class_ids[rows])
-        return self._example(title, why, sample, shown, one)
+        return self._example(title, why, sample, every[near], one)
 
     def _example(
         self, title: str, explanation: str, sample: Sample, shown: Detections, truth: Sample
@@ -163,7 +161,7 @@ class _Pictures:
         scale = _SIDE / max(right - left, bottom - top)
         picture = draw_detections(
             image.crop((left, top, right, bottom)),
-            shown._replace(boxes_xyxy=shown.boxes_xyxy - shown.boxes_xyxy.new_tensor([left, top, left, top])),
+            Detections(shown.boxes_xyxy - shown.boxes_xyxy.new_tensor([left, top] * 2), shown.scores, shown.class_ids),
             self._dataset.classes,
             threshold=self._threshold,
             ground_truth=replace(truth, boxes_xyxy=truth.boxes_xyxy - np.array([left, top, left, top])),

@@ -13,7 +13,7 @@ from deformable_detr.core.files import check_output_file, read_json, write_atomi
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
-from deformable_detr.data.splits import TrainingData, open_training_data, pair
+from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.data.statistics import statistics_of
 from deformable_detr.evaluation.analysis import Analysis, analyse
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
@@ -44,7 +44,7 @@ def write_report(
     run: str | Path,
     *,
     data: str | Path | DetectionDataset | None = None,
-    val_data: DetectionDataset | None = None,
+    val_data: str | Path | DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
     model: nn.Module | None = None,
@@ -59,7 +59,7 @@ def write_report(
     Args:
         run: the run folder.
         data: where the data set is now, or one that is already open; where it was if left out.
-        val_data: what the run was judged by, if `data` is already open.
+        val_data: what the run was judged by, if that was given apart, of either kind.
         output: the page; report.html in the run folder if left out.
         format: of the data set; what the run had if left out.
         model: a network of the class that the run trained, if that is one of your own.
@@ -68,7 +68,7 @@ def write_report(
 
     Raises:
         OutputError: there is no such run, or the page cannot be written.
-        DataError: `data` was given and cannot be used.
+        DataError: `data` or `val_data` was given and cannot be used.
         BackendError: the device is not here.
     """
     reporter, folder = reporter or Silence(), RunFolder(Path(run))
@@ -113,23 +113,21 @@ def _open(
     folder: RunFolder,
     config: TrainConfig | None,
     data: str | Path | DetectionDataset | None,
-    val_data: DetectionDataset | None,
+    val_data: str | Path | DetectionDataset | None,
     format: FormatName | None,
     notes: list[str],
 ) -> TrainingData | None:
     if config is None:
         notes.append("Without config.json nobody knows which images the run was judged by: nothing is evaluated.")
         return None
-    if isinstance(data, DetectionDataset):
-        held_out = read_json(folder.data).get("held_out") if folder.data.exists() else None
-        return pair(data, val_data, val_share=config.data.val_share, seed=config.run.seed, held_out=held_out)
     try:
         origin = read_json(folder.data) if data is None or folder.data.exists() else {}
-        where = data or origin.get("path")
+        where = origin.get("path") if data is None else data
         if where is None:
             raise ConfigError("the run was given its data in Python")
         return open_training_data(
-            Path(where),
+            where,
+            origin.get("val_path") if val_data is None else val_data,
             format=format or origin.get("format"),
             val_share=config.data.val_share,
             seed=config.run.seed,
@@ -137,7 +135,8 @@ def _open(
             held_out=origin.get("held_out"),
         )
     except (DataError, ConfigError) as error:
-        if data is not None and not isinstance(error, ConfigError):
+        named = data is not None or val_data is not None
+        if named and not isinstance(error, ConfigError):
             raise
         notes.append(
             f"The data set could not be opened, so nothing is evaluated: {error}. "

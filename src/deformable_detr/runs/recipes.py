@@ -14,6 +14,22 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
 
+__all__ = [
+    "RECIPES",
+    "demo",
+    "find_recipe",
+    "finetune",
+    "paper_r50",
+    "paper_r50_refine",
+    "paper_r50_single_scale",
+    "paper_r50_single_scale_dc5",
+    "paper_r50_two_stage",
+    "small",
+    "with_augmentation",
+    "with_backbone",
+    "with_image_size",
+]
+
 
 def paper_r50() -> TrainConfig:
     """Paper's base model on COCO.

@@ -70,28 +70,28 @@ def training_pictures(
 
 def save_preview(
     output: Path,
-    path: Path,
+    data: str | Path | DetectionDataset,
     config: TrainConfig,
     count: int,
     *,
     format: FormatName | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write one sheet with so many training images of the data set at `path`.
+    """Write one sheet with so many training images of a data set, as a training would choose them.
 
     Raises:
         DataError: the data set or an image in it cannot be used.
         OutputError: the picture cannot be written.
     """
     check_output_file(output)
-    data = open_training_data(
-        path,
+    opened = open_training_data(
+        data,
         format=format,
         val_share=config.data.val_share,
         seed=config.run.seed,
         skip_bad_images=config.data.skip_bad_images,
     )
-    pictures = training_pictures(data.train, config, count, on_progress=on_progress)
+    pictures = training_pictures(opened.train, config, count, on_progress=on_progress)
     sheet = contact_sheet(pictures, _COLUMNS, cell_width=_CELL_PX)
     suffix = output.suffix.lower()
     write_atomically(output, lambda place: sheet.save(place, "JPEG" if suffix in (".jpg", ".jpeg") else "PNG"))

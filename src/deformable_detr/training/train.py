@@ -18,7 +18,7 @@ from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import explained_worker_deaths
 from deformable_detr.data.open import FormatName
-from deformable_detr.data.splits import TrainingData, open_training_data, pair
+from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.report import try_to_report
 from deformable_detr.runs.config import TrainConfig, from_json, to_json
@@ -81,7 +81,7 @@ def train(
     config: TrainConfig,
     *,
     data: str | Path | DetectionDataset,
-    val_data: DetectionDataset | None = None,
+    val_data: str | Path | DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
     weights: str | Path | Source | None = None,
@@ -99,7 +99,8 @@ def train(
     Args:
         config: a recipe, perhaps changed with its `with_settings`.
         data: a data set in any known format, or one that is already open.
-        val_data: what to judge by; a share of `data` is held out if there is none.
+        val_data: what to judge by, of either kind; the validation split of `data` if left out, or a share that is
+            held out of it.
         output: the run folder, which must be empty or not exist; `runs/RECIPE-DATA-NUMBER` if left out.
         format: of the data set; recognised by itself if left out.
         weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
@@ -168,7 +169,7 @@ def train(
             if around.ranks.is_first:
                 folder.claim()
                 claimed = True
-                _write_settings(folder, config, _origin(data, format, opened), transfer)
+                _write_settings(folder, config, _origin(data, val_data, format, opened), transfer)
             run.save_last()  # from now on, whatever ends the run, it can be resumed
             return _run(run, around, report=report, on_interrupt=on_interrupt)
         except DeformableDetrError:
@@ -185,7 +186,7 @@ def resume(
     *,
     epochs: int | None = None,
     data: str | Path | DetectionDataset | None = None,
-    val_data: DetectionDataset | None = None,
+    val_data: str | Path | DetectionDataset | None = None,
     model: nn.Module | None = None,
     device: str = "auto",
     log: Sequence[str] | None = None,
@@ -231,7 +232,9 @@ def resume(
             origin = read_json(folder.data) if data is None or folder.data.exists() else {}
             if data is None and origin.get("path") is None:
                 raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
-            opened = _open(config, data or origin["path"], val_data, origin.get("format"), origin.get("held_out"))
+            where = origin["path"] if data is None else data
+            judged_by = origin.get("val_path") if val_data is None else val_data
+            opened = _open(config, where, judged_by, origin.get("format"), origin.get("held_out"))
             check_same_classes(saved, opened.train, path)
             checkpoints.check_given(saved, path, model)
         # Set up, and go back to where it was.
@@ -248,8 +251,9 @@ def resume(
         if around.ranks.is_first:
             folder.make_last(path)
             write_json(folder.config, to_json(config))
-            if data is not None and not isinstance(data, DetectionDataset):  # who comes next finds it there
-                write_json(folder.data, _origin(data, origin.get("format"), opened))
+            if data is not None or val_data is not None:  # who comes next finds it there
+                now = _origin(where, judged_by, origin.get("format"), opened)
+                write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
             folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
         for note in notes:
             around.reporter.say(note)
@@ -344,10 +348,23 @@ def _write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, An
     write_json(folder.data, origin)
 
 
-def _origin(data: str | Path | DetectionDataset, format: FormatName | None, opened: TrainingData) -> dict[str, Any]:
+def _origin(
+    data: str | Path | DetectionDataset,
+    val_data: str | Path | DetectionDataset | None,
+    format: FormatName | None,
+    opened: TrainingData,
+) -> dict[str, Any]:
     """Where the images are and which of them were held out, for those who come back to the run."""
-    path = None if isinstance(data, DetectionDataset) else os.path.abspath(os.path.expanduser(data))
-    return {"path": path, "format": format, "held_out": list(opened.held_out)}
+
+    def place(given: str | Path | DetectionDataset | None) -> str | None:
+        return os.path.abspath(os.path.expanduser(given)) if isinstance(given, str | Path) else None
+
+    return {
+        "path": place(data),
+        "val_path": place(val_data),
+        "format": format,
+        "held_out": list(opened.held_out),
+    }
 
 
 def _newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
@@ -383,16 +400,13 @@ def _check_metric(config: TrainConfig, data: TrainingData) -> None:
 def _open(
     config: TrainConfig,
     data: str | Path | DetectionDataset,
-    val_data: DetectionDataset | None,
+    val_data: str | Path | DetectionDataset | None,
     format: FormatName | None,
     held_out: Sequence[str] | None = None,
 ) -> TrainingData:
-    if isinstance(data, DetectionDataset):
-        return pair(data, val_data, val_share=config.data.val_share, seed=config.run.seed, held_out=held_out)
-    if val_data is not None:
-        raise ConfigError("val_data is for a data set that is already open; a path brings its own validation split")
     return open_training_data(
-        Path(data),
+        data,
+        val_data,
         format=format,
         val_share=config.data.val_share,
         seed=config.run.seed,
