@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from deformable_detr.core.distributed import ALONE, Ranks
-from deformable_detr.core.errors import CheckpointError, DataError
+from deformable_detr.core.errors import CheckpointError, DataError, listed
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.types import Detections
 from deformable_detr.data.dataset import DetectionDataset, align_classes
@@ -111,5 +111,4 @@ def match_classes(detector: Detector, dataset: DetectionDataset) -> DetectionDat
 
 
 def _classes(names: tuple[str, ...]) -> str:
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({listed})"
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({listed(names, 8)})"

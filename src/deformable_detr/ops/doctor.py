@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from deformable_detr.core.errors import first_line
 from deformable_detr.core.version import __version__
 from deformable_detr.ops import cpu
 from deformable_detr.ops import selftest as trial
@@ -155,7 +156,7 @@ def _gpu(index: int) -> Gpu:
         _use(device)
         problem = None
     except RuntimeError as error:
-        problem = trial.first_line(error)
+        problem = first_line(error)
     return Gpu(
         device=device,
         name=properties.name,

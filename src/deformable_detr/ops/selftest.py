@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformable_detr.core.errors import first_line
 from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops.msda import (
     BackendName,
@@ -241,8 +242,3 @@ def _median_ms(run: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize(device)
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message; PyTorch's have many."""
-    return (str(error).splitlines() or [""])[0]

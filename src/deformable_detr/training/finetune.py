@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.progress import Reporter
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import with_image_size
@@ -181,7 +181,7 @@ def plan(source: Source, classes: Sequence[str], freeze: Iterable[str] = ()) -> 
     transfer = Transfer(source, tuple(classes), match_classes(classes, source.checkpoint.classes))
     if "heads" in freeze and transfer.fresh:
         raise ConfigError(
-            f"freeze holds heads, but {source.name} does not know {_listed(transfer.fresh)}; "
+            f"freeze holds heads, but {source.name} does not know {listed(transfer.fresh, _NAMED)}; "
             "frozen heads would never learn what the weights do not know"
         )
     return transfer
@@ -256,8 +256,4 @@ def _plain(name: str) -> str:
 
 
 def _counted(number: int, what: str, names: Sequence[str]) -> str:
-    return f"{number} {what} ({_listed(names)})" if names else f"none {what}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"{number} {what} ({listed(names, _NAMED)})" if names else f"none {what}"

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.errors import CheckpointError, OutputError, first_line
 from deformable_detr.core.progress import Reporter, Silence
 
 CONFIG = "config.json"
@@ -97,7 +97,7 @@ class _Repository:
                 raise OutputError(
                     f"cannot keep {file} of {where}: {error.strerror}; HF_HOME names another folder for its cache"
                 ) from error
-            raise CheckpointError(f"{file} of {where} cannot be fetched: {_first_line(error)}") from error
+            raise CheckpointError(f"{file} of {where} cannot be fetched: {first_line(error)}") from error
         self._revision = path.parent.name  # from here on this commit, whatever the branch does
         return path
 
@@ -125,7 +125,3 @@ def _bar(reporter: Reporter, file: str) -> type:
             return super().update(n)
 
     return Bar
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -10,17 +10,15 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.errors import CheckpointError, OutputError, listed
 from deformable_detr.core.files import write_json
+from deformable_detr.core.torch_files import read_tensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
@@ -105,14 +103,12 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         write_json(temporary / CONFIG_FILE, settings)
         write_json(temporary / PREPROCESSING_FILE, transformers_preprocessing.settings_of(checkpoint.preprocessing))
         (temporary / _CARD).write_text(_card(checkpoint), encoding="utf-8")
-        save_file(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
+        write_tensors(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
         # safetensors makes its file private; the others have what the user's umask says.
         (temporary / _WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
-    except SafetensorError as error:  # a full disk arrives as this
-        raise OutputError(f"cannot write {folder}: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
@@ -148,7 +144,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} holds no weights: there is none of {', '.join(_WEIGHTS_FILES)}")
-    return path, _read_parts(path) if path.suffix == ".json" else _read_tensors(path)
+    return path, _read_parts(path) if path.suffix == ".json" else read_tensors(path)
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
@@ -158,32 +154,13 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     names = sorted(set(table.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{index} names {len(names)} files; {len(missing)} are not there: {', '.join(missing[:3])}"
-        )
+        raise CheckpointError(f"{index} names {len(names)} files; {len(missing)} are not there: {listed(missing)}")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tensors |= _read_tensors(index.parent / name)
+        tensors |= read_tensors(index.parent / name)
     lost = [name for name in table if name not in tensors]
     if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {', '.join(lost[:3])}")
-    return tensors
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
-        # What torch says here is advice on running code from the file.
-        raise CheckpointError(
-            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds no table of named tensors")
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {listed(lost)}")
     return tensors
 
 
