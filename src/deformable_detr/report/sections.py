@@ -229,22 +229,24 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
         ["without objects", *(str(one.images_without_objects) for one in splits.values())],
         ["width, px", *(f"{one.smallest_wh[0]} to {one.largest_wh[0]}" for one in splits.values())],
         ["height, px", *(f"{one.smallest_wh[1]} to {one.largest_wh[1]}" for one in splits.values())],
-        ["objects", *(str(one.objects) for one in splits.values())],
-        ["crowd regions", *(str(one.crowd_regions) for one in splits.values())],
+        ["objects", *(str(one.boxes) for one in splits.values())],
+        ["crowd regions", *(str(one.crowd_boxes) for one in splits.values())],
         *(
-            [f"{size} objects", *(f"{one.by_size[size]} ({_share(one.by_size[size], one.objects)})"
+            [f"{size} objects", *(f"{one.by_size[size]} ({_share(one.by_size[size], one.boxes)})"
                                   for one in splits.values())]
             for size in ("small", "medium", "large")
         ),
-        ["objects per image", *(" / ".join(f"{n:g}" for n in one.objects_per_image) for one in splits.values())],
+        ["objects per image", *(" / ".join(f"{n:g}" for n in one.boxes_per_image) for one in splits.values())],
     ]  # fmt: skip
     first = next(iter(splits.values()))
-    most = max(1, *first.per_class.values())
-    classes = [[name, *(str(one.per_class.get(name, 0)) for one in splits.values())] for name in first.per_class]
+    most = max(1, *first.boxes_per_class.values())
+    classes = [
+        [name, *(str(one.boxes_per_class.get(name, 0)) for one in splits.values())] for name in first.boxes_per_class
+    ]
     chart = column_chart(
         "Sizes of boxes",
         SIDE_NAMES,
-        [Series(name, (), [100 * n / max(1, one.objects) for n in one.sides]) for name, one in splits.items()],
+        [Series(name, (), [100 * n / max(1, one.boxes) for n in one.sides]) for name, one in splits.items()],
         x_label="square root of width x height, px",
         y_label="% of objects",
     )
@@ -258,7 +260,7 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
             "Objects of each class",
             ("class", *splits),
             classes,
-            bars=[first.per_class[name] / most for name in first.per_class],
+            bars=[first.boxes_per_class[name] / most for name in first.boxes_per_class],
         ),
     )
 
