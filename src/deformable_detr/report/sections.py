@@ -13,7 +13,7 @@ from deformable_detr.evaluation.box_outcomes import OVERLAP
 from deformable_detr.evaluation.evaluate import EvaluationReport
 from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
 from deformable_detr.report.history import History
-from deformable_detr.report.mistakes import Example, Examples
+from deformable_detr.report.mistakes import Mistake, Mistakes
 from deformable_detr.report.page import (
     Section,
     cards,
@@ -205,7 +205,7 @@ def calibration(analysis: Analysis) -> Section:
     return Section("calibration", "Calibration", paragraph(text) + grid([chart, numbers], columns=2))
 
 
-def mistakes(examples: Examples, threshold: float) -> Section:
+def mistakes(examples: Mistakes, threshold: float) -> Section:
     """The worst of them as pictures."""
     notes = "".join(paragraph(f"Not shown: {why}") for why in examples.unreadable[:3])
     parts = []
@@ -267,7 +267,7 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
 
 def configuration(settings: Mapping[str, Any], versions: Sequence[tuple[str, str]]) -> Section:
     """Every setting of the run, and what it was made with."""
-    rows = [[name, _plain(value)] for name, value in settings.items()]
+    rows = [[name, _as_text(value)] for name, value in settings.items()]
     known = table("Made with", ("", ""), [list(one) for one in versions]) if versions else ""
     listed = folded(f"{len(rows)} settings", table("config.json", ("setting", "value"), rows)) if rows else ""
     return Section("configuration", "Configuration", known + listed)
@@ -323,7 +323,7 @@ def _most_confused(matrix: Int[np.ndarray, "truth found"], labels: Sequence[str]
     return table("The most frequent confusions of two classes", ("is", "found as", "count", "of the class"), rows)
 
 
-def _gallery(examples: Sequence[Example]) -> str:
+def _gallery(examples: Sequence[Mistake]) -> str:
     return pictures([(one.title, one.explanation, one.image_name, one.picture, one.size_wh) for one in examples])
 
 
@@ -335,5 +335,5 @@ def _mean(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

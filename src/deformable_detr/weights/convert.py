@@ -81,7 +81,7 @@ def convert(
     with _beside(output) as folder:
         made = folder / output.name
         try:
-            _write(loaded, made, to)
+            _write_as(loaded, made, to)
         except (CheckpointError, OutputError) as error:
             # Nobody asked for the place where it is made.
             raise type(error)(str(error).replace(str(made), str(output))) from error
@@ -106,7 +106,7 @@ def _check_output(output: Path, to: Layout, force: bool) -> None:
         raise OutputError(f"{output} is there already; name another, or write over it with --force")
 
 
-def _write(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
+def _write_as(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
     if to == "ours":
         save(checkpoint, path)
     elif to == "official":

@@ -100,7 +100,7 @@ def _model_type(folder: Path) -> str:
 
 
 def _safetensors(path: Path) -> Recognised:
-    header = _header(path)
+    header = _raw_header(path)
     about = header.get("__metadata__")
     if isinstance(about, dict) and _OUR_ENTRY in about:
         return Recognised("ours", path)
@@ -121,7 +121,7 @@ def _safetensors(path: Path) -> Recognised:
     )
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _raw_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))

@@ -23,7 +23,7 @@ from deformable_detr.data.formats.writing import Placement, not_kept, place_imag
 from deformable_detr.data.formats.yolo_layouts import (
     ClassList,
     LabelFolders,
-    Part,
+    YoloPart,
     find_parts,
     images_of,
     read_description,
@@ -107,18 +107,18 @@ def _box_around(polygon: Sequence[float]) -> tuple[float, float, float, float]:
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
-class _Row(NamedTuple):
+class _BoxOfImage(NamedTuple):
     image_index: int
     label_file: Path
     box: LabelledBox
 
 
-def _load_part(part: Part) -> DetectionDataset:
+def _load_part(part: YoloPart) -> DetectionDataset:
     classes = part.classes()
     problems: list[Problem] = []
     folders = LabelFolders()
     entries: list[ImageEntry] = []
-    rows: list[_Row] = []
+    rows: list[_BoxOfImage] = []
     bare: list[str] = []
     for path in images_of(part, problems):
         try:
@@ -131,7 +131,7 @@ def _load_part(part: Part) -> DetectionDataset:
             bare.append(str(path))
         else:
             index = len(entries)
-            rows += [_Row(index, label_file, box) for box in _read_labels(label_file, classes, problems)]
+            rows += [_BoxOfImage(index, label_file, box) for box in _read_labels(label_file, classes, problems)]
         entries.append(ImageEntry(path, size_wh, len(entries) + 1))
     problems += unannotated(bare, len(entries), part.where, "label")
     problems += [
@@ -171,7 +171,7 @@ def _read_labels(file: Path, classes: ClassList, problems: list[Problem]) -> lis
     return boxes
 
 
-def _to_table(rows: Sequence[_Row], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
+def _to_table(rows: Sequence[_BoxOfImage], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
     class_ids: Mapping[int, int] = {number: index for index, number in enumerate(classes.numbers)}
     image_indices = np.array([row.image_index for row in rows], dtype=np.int64)
     sizes_wh = np.array([entry.size_wh for entry in entries], dtype=np.float64).reshape(-1, 2)

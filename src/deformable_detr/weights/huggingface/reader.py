@@ -84,7 +84,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         CheckpointError: transformers has no model that does the same.
         OutputError: the folder holds something already, or cannot be written.
     """
-    settings = transformers_config.settings_of(checkpoint.model, checkpoint.classes, checkpoint.category_ids)
+    settings = transformers_config.model_settings(checkpoint.model, checkpoint.classes, checkpoint.category_ids)
     named = to_transformers_keys(checkpoint.weights, checkpoint.model)
     weights = {
         file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
@@ -101,7 +101,10 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
     try:
         temporary.mkdir(parents=True)
         write_json(temporary / CONFIG_FILE, settings)
-        write_json(temporary / PREPROCESSING_FILE, transformers_preprocessing.settings_of(checkpoint.preprocessing))
+        write_json(
+            temporary / PREPROCESSING_FILE,
+            transformers_preprocessing.processor_settings(checkpoint.preprocessing),
+        )
         (temporary / _CARD).write_text(_card(checkpoint), encoding="utf-8")
         write_tensors(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
         # safetensors makes its file private; the others have what the user's umask says.

@@ -61,7 +61,7 @@ def read_official(path: Path) -> Checkpoint:
     values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
     if assumed:
         log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
-    return from_header(path, _header(path, document, config, values), weights)
+    return from_header(path, _description(path, document, config, values), weights)
 
 
 def write_official(checkpoint: Checkpoint, path: Path) -> None:
@@ -164,7 +164,7 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
     )
 
 
-def _header(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
+def _description(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
     """What we wrote beside the model, or else what is known without being said."""
     ours = document.get(_OURS)
     if isinstance(ours, str):
