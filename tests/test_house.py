@@ -220,11 +220,8 @@ def test_every_setting_has_an_effect():
 def text_files():
     folders = ("src", "tests", "docs", "examples", "benchmarks", ".ci")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    found += [
-        path
-        for path in ROOT.iterdir()
-        if path.is_file() and path.name != ".git" and not path.name.startswith(".coverage")
-    ]
+    here = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a worktree has it as a file
+    found += [path for path in here if not path.name.startswith(".coverage")]
     return [path for path in found if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from deformable_detr.core.errors import OutputError
+from deformable_detr.core.files import write_text
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
 from deformable_detr.data.images import read_image
 from deformable_detr.data.open import open_dataset
@@ -89,7 +90,7 @@ def demo(
     report = evaluate(detector, dataset, num_workers=config.num_workers, reporter=reporter)
     _draw_pictures(folder, report)
     summary = _summary(folder, run, report, scenes, time.monotonic() - started)
-    _write(folder / "summary.md", summary)
+    write_text(folder / "summary.md", summary)
     return Demonstration(folder=folder, metrics=report.metrics, summary=summary)
 
 
@@ -184,10 +185,3 @@ def _report_line(folder: Path, run: Run) -> list[str]:
     if run.report is None:
         return []
     return [f"- `{run.report.relative_to(folder)}`: the run on one page: curves, accuracy and the worst mistakes"]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error

@@ -33,7 +33,7 @@ from deformable_detr.data.formats.writing import (
     has_own_area,
     place_image,
     unique_names,
-    write_text,
+    write_in,
 )
 from deformable_detr.data.images import image_size
 
@@ -257,11 +257,11 @@ def save(
     lists = folder / "ImageSets" / "Main"
     taken = [stem for file in sorted(lists.glob("*.txt")) if file.stem != split for stem in read_text(file).split("\n")]
     names = unique_names(dataset.samples, taken)
-    write_text(listed, "".join(f"{name}\n" for name in dataset.classes))
+    write_in(listed.parent, listed.name, "".join(f"{name}\n" for name in dataset.classes))
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "JPEGImages" / name, images)
-        write_text(folder / "Annotations" / f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
-    write_text(lists / f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
+        write_in(folder / "Annotations", f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
+    write_in(lists, f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
     return ()
 
 

@@ -19,7 +19,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
 from deformable_detr.data.formats.parsing import read_text, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
-from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_text
+from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_in
 from deformable_detr.data.formats.yolo_layouts import (
     ClassList,
     LabelFolders,
@@ -214,11 +214,11 @@ def save(
     names = unique_names(dataset.samples)
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "images" / split / name, images)
-        write_text(folder / "labels" / split / f"{Path(name).stem}.txt", label_text(sample))
-    write_text(folder / f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
+        write_in(folder / "labels" / split, f"{Path(name).stem}.txt", label_text(sample))
+    write_in(folder, f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
     lists[split] = f"{split}.txt"
     content = {"path": ".", **lists, "names": dict(enumerate(dataset.classes))}
-    write_text(description, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_in(folder, description.name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return not_kept(dataset, str(folder), crowd=True, areas=True)
 
 

@@ -4,7 +4,6 @@ config.json, preprocessor_config.json and weights, in the form that `DeformableD
 and 5 reads and writes. The library itself is not needed.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError, OutputError, listed
-from deformable_detr.core.files import write_json
+from deformable_detr.core.files import read_json, write_json
 from deformable_detr.core.torch_files import read_tensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
@@ -121,15 +120,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a folder of transformers: it has no {path.name}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, not an object")
-    return data
+    return read_json(path, error_type=CheckpointError)
 
 
 def _read_preprocessing(folder: Path, provenance: dict[str, str]) -> tuple[Preprocessing, list[str]]:
