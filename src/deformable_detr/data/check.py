@@ -11,11 +11,10 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
+from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
 from deformable_detr.data.open import FormatName, list_splits, open_dataset, recognise_format
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
-
-_MAIN_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +153,7 @@ def _decode(sample: Sample) -> Problem | None:
 def _repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
     """Pictures of the same bytes, in one split or in two; two splits then no longer test one another."""
     # A list such as trainval repeats the main splits on purpose.
-    compared = [split for split in datasets if split in _MAIN_SPLITS] or list(datasets)
+    compared = [split for split in datasets if split in MAIN_SPLITS] or list(datasets)
     splits_of: dict[str, list[str]] = defaultdict(list)
     for split in compared:
         for sample in datasets[split].samples:

@@ -27,9 +27,11 @@ BEST_NAME = "best.safetensors"
 """What a run calls its best weights, for use."""
 LAST_NAME = "last.safetensors"
 """What a run calls its newest weights, with all that is needed to go on."""
-_ENTRY = "deformable_detr"
+HEADER_ENTRY = "deformable_detr"
+"""Where the header says what gives the weights meaning; other layouts keep it under this name, too."""
+TRAINING_PREFIX = "training/"
+"""How names of tensors begin that are needed to resume alone."""
 _MODEL = "deformable_detr"
-_TRAINING = "training/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,10 @@ def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], Non
     header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
-        tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
+        tensors |= {TRAINING_PREFIX + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
-    return lambda path: write_tensors(owned, path, {_ENTRY: json.dumps(header)})
+    return lambda path: write_tensors(owned, path, {HEADER_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
@@ -104,9 +106,9 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
         header = _header(path, file.metadata())
         if training and "training" not in header:
             raise CheckpointError(f"{path} holds weights only; resume from the run's last.safetensors instead")
-        names = [name for name in file.keys() if training or not name.startswith(_TRAINING)]  # noqa: SIM118
+        names = [name for name in file.keys() if training or not name.startswith(TRAINING_PREFIX)]  # noqa: SIM118
         tensors = {name: file.get_tensor(name) for name in names}
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_PREFIX)}
     checkpoint = from_header(path, header, weights)
     return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
 
@@ -226,7 +228,7 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
 
 
 def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_ENTRY)
+    text = (metadata or {}).get(HEADER_ENTRY)
     if text is None:
         raise CheckpointError(
             f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
@@ -236,5 +238,6 @@ def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
-    moments = {name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)}
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING_PREFIX)}
+    moments = {name.removeprefix(TRAINING_PREFIX): tensor for name, tensor in own.items()}
     return TrainingState(progress=header["training"], tensors=moments)

@@ -10,7 +10,9 @@ from deformable_detr.core.errors import CheckpointError, OutputError, first_line
 from deformable_detr.core.progress import Reporter, Silence
 
 CONFIG = "config.json"
-_BESIDE = ("preprocessor_config.json", "README.md")
+PREPROCESSING = "preprocessor_config.json"
+CARD = "README.md"
+_BESIDE = (PREPROCESSING, CARD)
 """What else is read of a model: how it wants its images, and its licence."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What a model's weights are called there, the better first."""

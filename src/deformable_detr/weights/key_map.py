@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+COUNTERS = "num_batches_tracked"
+"""How names of batch norm's counters end: nothing depends on them, and frozen norms have none."""
 # A number, a number that is one less on the other side, and a last part without dots.
 _SIGNS = {"#": r"(\d+)", "%": r"(\d+)", "*": r"([^.]+)"}
 

@@ -9,13 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.file_kinds import kind_of
-from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
+from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_the_telling_tensors
 
 Layout = Literal["ours", "official", "transformers"]
 
-_OUR_ENTRY = "deformable_detr"
 _THEIR_TYPE = "deformable_detr"
 _LONGEST_HEADER = 100_000_000  # as the format has it
 # The first whose name is there counts, so the closest relatives stand first.
@@ -102,7 +101,7 @@ def _model_type(folder: Path) -> str:
 def _safetensors(path: Path) -> Recognised:
     header = _raw_header(path)
     about = header.get("__metadata__")
-    if isinstance(about, dict) and _OUR_ENTRY in about:
+    if isinstance(about, dict) and HEADER_ENTRY in about:
         return Recognised("ours", path)
     model_type = _model_type(path.parent) if path.name in WEIGHTS else ""
     if model_type:

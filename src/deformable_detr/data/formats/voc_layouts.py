@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.parsing import read_text
-from deformable_detr.data.formats.split_names import canonical_split
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 from deformable_detr.data.images import IMAGE_SUFFIXES, is_image_file
 
 _XML_FOLDERS = ("Annotations", "annotations", "xml", "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
-_USUAL_SPLITS = ("train", "val", "test")
 
 
 class ListedImage(NamedTuple):
@@ -124,7 +123,7 @@ def find_parts(folder: Path) -> list[VocPart]:
         for base in (folder, folder / "images")
         if base.is_dir()
         for child in sorted(base.iterdir())
-        if child.is_dir() and canonical_split(child.name) in _USUAL_SPLITS
+        if child.is_dir() and canonical_split(child.name) in MAIN_SPLITS
         if (found := _xml_and_image_folders(child))
     ]
     if parts:

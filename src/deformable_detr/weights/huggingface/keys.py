@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.key_map import KeyMap
+from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
 # Ours and theirs.
@@ -70,8 +70,6 @@ _ALIAS = "model.decoder."
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
 _THEIR_PARTS = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 _PARTS = ("q", "k", "v")
-# Frozen norms count nothing.
-_COUNTERS = "num_batches_tracked"
 
 BackboneNames = Literal["timm", "native"]
 
@@ -95,7 +93,7 @@ def to_transformers_keys(
         if joined is not None:
             for part, piece in zip(_PARTS, tensor.chunk(3), strict=True):
                 theirs[f"model.decoder.layers.{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece.clone()
-        elif not name.endswith(_COUNTERS):
+        elif not name.endswith(COUNTERS):
             theirs[_their_name(name, config, backbone)] = tensor
     return with_copies(theirs, config, _ALIAS)
 
@@ -123,7 +121,7 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
         if part is not None:
             parts.setdefault(f"decoder.layers.{part[1]}.self_attention.in_proj_{part[3]}", {})[part[2]] = tensor
             continue
-        if name.endswith(_COUNTERS):
+        if name.endswith(COUNTERS):
             continue
         ours = _our_name(plain, config)
         if ours is None:

@@ -22,18 +22,15 @@ from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, check_fit
+from deformable_detr.weights.hub import CARD, CONFIG, PREPROCESSING, WEIGHTS
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
 from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
+from deformable_detr.weights.key_map import COUNTERS
 
-CONFIG_FILE = "config.json"
-PREPROCESSING_FILE = "preprocessor_config.json"
-_WEIGHTS_FILE = "model.safetensors"
 # One file, or a table of the files that hold the parts; in the order of preference.
-_WEIGHTS_FILES = (_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS_FILES = tuple(file for name in WEIGHTS for file in (name, f"{name}.index.json"))
 _COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
-_CARD = "README.md"
-_COUNTERS = "num_batches_tracked"
 # Licences the hub has a word for; it wants all others as "other" with a name.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
 
@@ -48,12 +45,12 @@ def read_transformers(folder: Path) -> Checkpoint:
         CheckpointError: files are missing or damaged, are of another model, do not fit each other, or describe what
             cannot be built here.
     """
-    settings = _read_json(folder / CONFIG_FILE)
+    settings = _read_json(folder / CONFIG)
     try:
         model, unknown = transformers_config.model_from(settings)
         classes = transformers_config.classes_from(settings)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     provenance = {"source": f"transformers folder {folder.name}"}
     if settings.get("transformers_version"):
         provenance["transformers"] = str(settings["transformers_version"])
@@ -99,15 +96,15 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_json(temporary / CONFIG_FILE, settings)
+        write_json(temporary / CONFIG, settings)
         write_json(
-            temporary / PREPROCESSING_FILE,
+            temporary / PREPROCESSING,
             transformers_preprocessing.processor_settings(checkpoint.preprocessing),
         )
-        (temporary / _CARD).write_text(_card(checkpoint), encoding="utf-8")
-        write_tensors(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
+        (temporary / CARD).write_text(_card(checkpoint), encoding="utf-8")
+        write_tensors(weights, temporary / WEIGHTS[0], {"format": "pt"})
         # safetensors makes its file private; the others have what the user's umask says.
-        (temporary / _WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        (temporary / WEIGHTS[0]).chmod((temporary / CONFIG).stat().st_mode)
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
@@ -124,9 +121,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_preprocessing(folder: Path, provenance: dict[str, str]) -> tuple[Preprocessing, list[str]]:
-    path = folder / PREPROCESSING_FILE
+    path = folder / PREPROCESSING
     if not path.exists():
-        provenance["preprocessing"] = f"the paper's; the folder has no {PREPROCESSING_FILE}"
+        provenance["preprocessing"] = f"the paper's; the folder has no {PREPROCESSING}"
         return Preprocessing(), []
     try:
         return transformers_preprocessing.preprocessing_from(_read_json(path))
@@ -167,7 +164,7 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
     with torch.device("meta"):
         network = build(model, load_backbone_weights=False)
     for name, tensor in network.state_dict().items():
-        if name.endswith(_COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
+        if name.endswith(COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
             weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     check_fit(network, weights, str(path))
     return weights
@@ -175,7 +172,7 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
 
 def _read_licence(folder: Path) -> str:
     """What the first lines of the model card say; nothing where there is no card or it says nothing."""
-    path = folder / _CARD
+    path = folder / CARD
     if not path.is_file():
         return ""
     start, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("---\n")

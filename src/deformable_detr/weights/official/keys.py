@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.key_map import KeyMap
+from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
 # Ours and the official ones.
@@ -40,8 +40,6 @@ _NAMES = KeyMap(
     )
 )
 _ALIAS = "transformer.decoder."
-# The running count of batch norm exists on neither side that matters: frozen norms have none.
-_COUNTERS = "num_batches_tracked"
 
 
 def to_official_keys(weights: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
@@ -53,7 +51,7 @@ def to_official_keys(weights: Mapping[str, Tensor], config: DeformableDETRConfig
     """
     official: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        if not name.endswith(_COUNTERS):
+        if not name.endswith(COUNTERS):
             official[_official_name(name, config)] = tensor
     return with_copies(official, config, _ALIAS)
 
@@ -70,7 +68,7 @@ def from_official_keys(official: Mapping[str, Tensor], config: DeformableDETRCon
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in without_copies(official, config, _ALIAS).items():
-        if not name.endswith(_COUNTERS):
+        if not name.endswith(COUNTERS):
             weights[_our_name(name, config)] = tensor
     return weights
 

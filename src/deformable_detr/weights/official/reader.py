@@ -21,8 +21,9 @@ from deformable_detr.core.files import write_atomically
 from deformable_detr.core.torch_files import inner_table, is_plain, read_torch_file
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.checkpoint import Checkpoint, from_header, parse_header, to_header
+from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint, from_header, parse_header, to_header
 from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
 from deformable_detr.weights.recognise import whose
@@ -31,9 +32,7 @@ log = logging.getLogger(__name__)
 
 _PARALLEL = "module."
 # Left behind by a counter of operations; the official code ignores them as well.
-_LEFTOVERS = ("total_params", "total_ops", "num_batches_tracked")
-# An entry of ours, the header of our own files; the official code passes over entries it does not know.
-_OURS = "deformable_detr"
+_LEFTOVERS = ("total_params", "total_ops", COUNTERS)
 
 
 def read_official(path: Path) -> Checkpoint:
@@ -84,7 +83,8 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
     document = {
         "model": to_official_keys(own, checkpoint.model),
         "args": args,
-        _OURS: json.dumps(to_header(checkpoint)),
+        # The official code passes over entries it does not know.
+        HEADER_ENTRY: json.dumps(to_header(checkpoint)),
     }
     write_atomically(path, lambda temporary: _save(document, temporary))
 
@@ -166,7 +166,7 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
 
 def _description(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
     """What we wrote beside the model, or else what is known without being said."""
-    ours = document.get(_OURS)
+    ours = document.get(HEADER_ENTRY)
     if isinstance(ours, str):
         header = parse_header(path, ours)
     else:
