@@ -9,6 +9,7 @@ import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import grimp
 import pytest
 
 from deformable_detr.runs.config import TrainConfig
@@ -27,6 +28,19 @@ TESTED_TOGETHER = {
 # Where anything may go wrong and must not end a training: what foreign services raise, and the page at its very end.
 # Both say what it was.
 CATCH_ALL = [Path("report/write.py"), Path("training/loggers.py")]
+# Functions of one name in three modules or more are alike on purpose there.
+SHARED_NAMES = {
+    # What a backend of the operator has, and what its definition has.
+    "sample": {"ops/cpu.py", "ops/grid_sample.py", "ops/reference.py", "ops/triton.py"},
+    "attend": {"ops/cpu.py", "ops/grid_sample.py", "ops/reference.py", "ops/triton.py"},
+    "why_not": {"ops/cpu.py", "ops/grid_sample.py", "ops/triton.py"},
+    # What a format of data sets has; a checkpoint is loaded and saved, too.
+    "find_splits": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py"},
+    "load": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
+    "save": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
+    # A recipe, the function that trains it, and its command, which is named after its function.
+    "demo": {"cli/demo.py", "runs/recipes.py", "training/demo.py"},
+}
 FORBIDDEN_ROOMS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "lib"}
 # A path of somebody's machine. Written so that it does not find itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home|Users|mnt|opt)/[\w.-]+")
@@ -99,6 +113,60 @@ def test_what_is_public_is_documented_and_annotated(module):
         assert node.returns is not None, f"{place} does not say what it returns"
 
 
+def homes(kinds):
+    """Names of definitions at the top of a module, and where each stands."""
+    found = {}
+    for module in MODULES:
+        for node in tree_of(module).body:
+            if isinstance(node, kinds):
+                found.setdefault(node.name, set()).add(module.as_posix())
+    return found
+
+
+def test_a_class_has_a_name_of_its_own():
+    assert {name: places for name, places in homes(ast.ClassDef).items() if len(places) > 1} == {}
+
+
+def test_no_function_is_named_as_two_others():
+    found = homes((ast.FunctionDef, ast.AsyncFunctionDef))
+    assert {name: places for name, places in found.items() if len(places) > 2} == SHARED_NAMES
+
+
+def circles(imports):
+    """Groups of modules each of which imports, in the end, every other; Tarjan's strongly connected components."""
+    number, lowest, waiting, groups = {}, {}, [], []
+
+    def visit(module):
+        number[module] = lowest[module] = len(number)
+        waiting.append(module)
+        for imported in imports[module]:
+            if imported not in number:
+                visit(imported)
+            if imported in waiting:
+                lowest[module] = min(lowest[module], lowest[imported])
+        if lowest[module] == number[module]:
+            start = waiting.index(module)
+            groups.append(set(waiting[start:]))
+            del waiting[start:]
+
+    for module in imports:
+        if module not in number:
+            visit(module)
+    return [group for group in groups if len(group) > 1]
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": {"e"}, "e": set(), "f": {"a"}}) == [{"a", "b", "c"}]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Within a folder, too; imports inside of functions count, and so do those of an `__init__`."""
+    graph = grimp.build_graph("deformable_detr", cache_dir=None)
+    assert len(graph.modules) > 100
+    assert circles({module: graph.find_modules_directly_imported_by(module) for module in sorted(graph.modules)}) == []
+
+
 def handlers(tree):
     return [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
 
@@ -154,7 +222,8 @@ def test_every_setting_has_an_effect():
 def text_files():
     folders = ("src", "tests", "docs", "examples", "benchmarks", ".ci")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    found += [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".coverage")]
+    here = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a worktree has it as a file
+    found += [path for path in here if not path.name.startswith(".coverage")]
     return [path for path in found if path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from deformable_detr.core.progress import Reporter
+    from deformable_detr.core.types import DetectorOutput, Predictions, Target
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import FormatName, open_dataset
@@ -30,10 +31,22 @@ if TYPE_CHECKING:
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.models import DeformableDETR, DeformableDETRConfig
-    from deformable_detr.models.losses import CriterionConfig
+    from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
+    from deformable_detr.models.losses import CriterionConfig, Losses
+    from deformable_detr.models.losses.matching import Assignment
     from deformable_detr.report.write import write_report
     from deformable_detr.runs import recipes
-    from deformable_detr.runs.config import OptimizerConfig, PrecisionName, TrainConfig
+    from deformable_detr.runs.config import (
+        CheckpointConfig,
+        ComputeConfig,
+        DataConfig,
+        OptimizerConfig,
+        PrecisionName,
+        RunConfig,
+        ScheduleConfig,
+        StoppingConfig,
+        TrainConfig,
+    )
     from deformable_detr.training.finetune import Source
     from deformable_detr.training.train import Run, resume, train
     from deformable_detr.weights.checkpoint import Checkpoint, TrainingState
@@ -41,36 +54,51 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "Assignment": "models.losses.matching",
     "Augmentation": "data.augmentation.settings",
     "BackendError": "core.errors",
     "Checkpoint": "weights.checkpoint",
+    "CheckpointConfig": "runs.config",
     "CheckpointError": "core.errors",
     "ClassMetrics": "evaluation.coco_metrics",
+    "ClassRows": "models.interface",
+    "ComputeConfig": "runs.config",
     "ConfigError": "core.errors",
     "CriterionConfig": "models.losses",
+    "CriterionLike": "models.interface",
+    "DataConfig": "runs.config",
     "DataError": "core.errors",
     "DeformableDETR": "models",
     "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
     "Detection": "core.detections",
     "DetectionDataset": "data.dataset",
+    "DetectionModel": "models.interface",
     "Detections": "core.detections",
     "Detector": "inference.detector",
+    "DetectorOutput": "core.types",
     "EvaluationReport": "evaluation.evaluate",
     "FormatName": "data.open",
     "ImageLike": "inference.pictures",
+    "Losses": "models.losses",
     "Metrics": "evaluation.coco_metrics",
+    "ModelConfig": "models.interface",
     "OptimizerConfig": "runs.config",
     "OutputError": "core.errors",
     "PrecisionName": "runs.config",
+    "Predictions": "core.types",
     "Preprocessing": "data.preprocessing",
     "Problem": "data.dataset",
     "ProblemKind": "data.dataset",
     "Ranks": "core.distributed",
     "Reporter": "core.progress",
     "Run": "training.train",
+    "RunConfig": "runs.config",
     "Sample": "data.dataset",
+    "ScheduleConfig": "runs.config",
     "Source": "training.finetune",
+    "StoppingConfig": "runs.config",
+    "Target": "core.types",
     "TrainConfig": "runs.config",
     "TrainingError": "core.errors",
     "TrainingState": "weights.checkpoint",
@@ -84,36 +112,51 @@ _HOMES = {
 }
 
 __all__ = [
+    "Assignment",
     "Augmentation",
     "BackendError",
     "Checkpoint",
+    "CheckpointConfig",
     "CheckpointError",
     "ClassMetrics",
+    "ClassRows",
+    "ComputeConfig",
     "ConfigError",
     "CriterionConfig",
+    "CriterionLike",
+    "DataConfig",
     "DataError",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableDetrError",
     "Detection",
     "DetectionDataset",
+    "DetectionModel",
     "Detections",
     "Detector",
+    "DetectorOutput",
     "EvaluationReport",
     "FormatName",
     "ImageLike",
+    "Losses",
     "Metrics",
+    "ModelConfig",
     "OptimizerConfig",
     "OutputError",
     "PrecisionName",
+    "Predictions",
     "Preprocessing",
     "Problem",
     "ProblemKind",
     "Ranks",
     "Reporter",
     "Run",
+    "RunConfig",
     "Sample",
+    "ScheduleConfig",
     "Source",
+    "StoppingConfig",
+    "Target",
     "TrainConfig",
     "TrainingError",
     "TrainingState",

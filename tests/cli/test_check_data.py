@@ -1,13 +1,18 @@
+import io
 import json
 from pathlib import Path
 
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from deformable_detr.cli import check_data as module
+from deformable_detr.cli.check_data import render
 from deformable_detr.core.errors import ConfigError, DataError, OutputError
+from deformable_detr.data.check import check_dataset
+from tests.data.noise import noise_in_two_splits
 
 app = typer.Typer()
 app.command("check-data")(module.check_data)
@@ -105,3 +110,53 @@ def test_what_no_picture_can_come_of_is_said_before_images_are_decoded(
     for arguments in (["--output", tmp_path], ["--augment", "lihgt"], ["--recipe", "smal"]):
         result = call(folder, "--augmented", 1, *arguments)
         assert isinstance(result.exception, OutputError if "--output" in arguments else ConfigError)
+
+
+def text_of(folder: Path) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(render(check_dataset(folder)))
+    return stream.getvalue()
+
+
+def test_the_tables_of_a_sound_data_set(tmp_path: Path) -> None:
+    text = text_of(noise_in_two_splits(tmp_path))
+    rows = [[part.strip() for part in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    assert ["images", "3", "1"] in rows
+    assert ["width, px", "200 .. 200", "200 .. 200"] in rows
+    assert ["per image: fewest, median, most", "0  1  3", "2  2  2"] in rows
+    assert ["medium", "1", "1"] in rows
+    assert ["dog", "2", "2"] in rows
+    assert "OK: no problems." in text
+
+
+def test_what_stops_training_is_counted_and_shown(tmp_path: Path) -> None:
+    folder = noise_in_two_splits(tmp_path)
+    damaged = folder / "images/train/0.png"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    Image.new("RGB", (99, 77)).save(folder / "images/train/2.png")
+    text = text_of(folder)
+    assert "Not usable as it is: 2 problems would stop training." in text
+    assert "images/train/0.png: cannot decode" in text
+
+
+def test_a_remark_is_no_problem(tmp_path: Path) -> None:
+    folder = noise_in_two_splits(tmp_path)
+    Image.new("RGB", (9, 8)).save(folder / "images/val/extra.jpg")
+    assert "OK: 1 remark, nothing that stops training." in text_of(folder)
+
+
+def test_a_data_set_without_a_split_that_can_be_read(tmp_path: Path) -> None:
+    folder = noise_in_two_splits(tmp_path)
+    for split in ("train", "val"):
+        (folder / f"annotations/{split}.json").write_text("{")
+    assert "Not usable" in text_of(folder)
+
+
+def test_long_lists_are_shortened_for_people(tmp_path: Path) -> None:
+    folder = noise_in_two_splits(tmp_path)
+    for number in range(8):
+        Image.new("RGB", (9, 8), (number, 0, 0)).save(folder / f"images/val/extra[{number}].jpg")
+    text = text_of(folder)
+    assert "extra[4].jpg" in text
+    assert "extra[5].jpg" not in text
+    assert "... and 3 more; --json lists all" in text

@@ -3,8 +3,15 @@ import stat
 
 import pytest
 
-from deformable_detr.core.errors import ConfigError, OutputError
-from deformable_detr.core.files import check_output_file, read_json, write_atomically, write_json
+from deformable_detr.core.errors import CheckpointError, ConfigError, OutputError
+from deformable_detr.core.files import (
+    check_folder,
+    check_output_file,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -64,3 +71,50 @@ def test_json_for_people(tmp_path):
     assert read_json(tmp_path / "a.json") == {"b": [1, 2]}
     with pytest.raises(ConfigError, match="cannot read"):
         read_json(tmp_path)
+
+
+def test_text_is_the_same_bytes_everywhere(tmp_path):
+    path = tmp_path / "text"
+    write_text(path, "été\nb\n")
+    assert path.read_bytes() == b"\xc3\xa9t\xc3\xa9\nb\n"
+    with pytest.raises(OutputError, match=r"cannot write .*text: a name in it is not valid Unicode"):
+        write_text(path, "\udcff")
+    assert path.read_bytes() == b"\xc3\xa9t\xc3\xa9\nb\n"
+    write_text(path, "\udcff", errors="backslashreplace", durable=False)
+    assert path.read_bytes() == b"\\udcff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_put_in_place_and_leaves_what_it_links_to_alone(tmp_path):
+    original, path = tmp_path / "original", tmp_path / "link"
+    original.write_text("mine")
+    original.chmod(0o600)
+
+    def link(temporary):
+        temporary.unlink()
+        temporary.symlink_to(original)
+
+    for durable in (True, False):
+        write_atomically(path, link, durable=durable)
+        assert path.is_symlink()
+        assert path.read_text() == "mine"
+    assert stat.S_IMODE(original.stat().st_mode) == 0o600
+
+
+def test_long_names_have_room_for_what_is_temporary(tmp_path):
+    path = tmp_path / ("é" * 120 + ".jpg")
+    write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    check_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file"):
+        check_folder(tmp_path / "gone")
+
+
+def test_json_that_belongs_to_others_is_their_error(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"x\.json holds a JSON list"):
+        read_json(tmp_path / "x.json", error_type=CheckpointError)

@@ -97,8 +97,9 @@ def random_case(seed: int) -> tuple[dict, list[dict]]:
             score = float(rng.choice([rng.random(), rng.integers(0, 5) / 5]))
             results.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score})
     images = [{"id": i, "width": 900, "height": 800, "file_name": f"{i}.png"} for i in image_ids]
-    categories = [{"id": i, "name": f"class {i}"} for i in category_ids]
-    return {"images": images, "categories": categories, "annotations": annotations}, results
+    categories = [{"id": i, "name": f"class {i}", "supercategory": ""} for i in category_ids]
+    empty = {"info": {}, "licenses": []}
+    return {**empty, "images": images, "categories": categories, "annotations": annotations}, results
 
 
 @settings(max_examples=25, deadline=None)

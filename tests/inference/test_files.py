@@ -56,7 +56,9 @@ def test_results_come_in_order_with_pictures_and_a_coco_file(detector, photos, t
         assert picture.size == (31, 50)
     document = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == [str(path) for path in paths]
-    assert document["categories"] == [{"id": i, "name": n} for i, n in enumerate(detector.classes, start=1)]
+    assert document["categories"] == [
+        {"id": i, "name": n, "supercategory": ""} for i, n in enumerate(detector.classes, start=1)
+    ]
     assert len(document["annotations"]) == 99
     first, record = document["annotations"][0], results[0].record()
     box = record["detections"][0]["box_xyxy"]

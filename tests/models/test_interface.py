@@ -15,9 +15,7 @@ def test_what_a_network_lacks_is_listed():
     half = Dense(DenseConfig())
     del type(half).offsets
     try:
-        with pytest.raises(
-            ConfigError, match=r"it lacks offsets; .*interface.DetectionModel says"
-        ):
+        with pytest.raises(ConfigError, match=r"it lacks offsets; .*interface.DetectionModel says"):
             interface_of(half)
     finally:
         Dense.offsets = ()

@@ -26,7 +26,7 @@ def copies():
     if cpu.missing() is None:
         for name in build.INSTRUCTIONS:
             try:
-                able.append(cpu.load(cpu.kernel().path, name).instructions)
+                able.append(cpu.load_kernel(cpu.kernel().path, name).instructions)
             except OSError:
                 continue
     return able
@@ -37,7 +37,7 @@ def use(monkeypatch):
     """Chooses a copy for the rest of the test."""
 
     def choose(name):
-        kernel = cpu.load(Path(cpu.__file__).with_name(build.LIBRARY), name)
+        kernel = cpu.load_kernel(Path(cpu.__file__).with_name(build.LIBRARY), name)
         monkeypatch.setattr(cpu, "_find", lambda: (kernel, None))
 
     return choose
@@ -338,7 +338,7 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_and_no_crash(monkeypatch, t
 @needs_kernel
 def test_a_copy_this_processor_cannot_run_is_refused():
     with pytest.raises(OSError, match="no copy for sse9"):
-        cpu.load(cpu.kernel().path, "sse9")
+        cpu.load_kernel(cpu.kernel().path, "sse9")
 
 
 @needs_kernel
@@ -354,7 +354,7 @@ def test_reasons_name_what_the_kernel_has_no_code_for():
 @needs_kernel
 def test_a_pytorch_without_a_pool_to_lend_leaves_one_thread(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
-    kernel = cpu.load(Path(cpu.__file__).with_name(build.LIBRARY))
+    kernel = cpu.load_kernel(Path(cpu.__file__).with_name(build.LIBRARY))
     assert kernel.parallel_for == 0
     monkeypatch.undo()
     expected = large_result(3)

@@ -42,6 +42,44 @@ def test_lines_of_a_run():
     assert history.learning_rate()[0].ys == [1e-4] * 20
 
 
+def step(number, epoch):
+    return {"kind": "step", "epoch": epoch, "step": number, "loss": 1.0, "lr": 1e-3}
+
+
+def end(number, epoch):
+    return {"kind": "epoch", "epoch": epoch, "step": number, "train": {"loss": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        # Epochs of 25 steps, every 10th logged: the last of epoch 1 that is logged is not its end.
+        (
+            [step(10, 1), step(20, 1), end(25, 1), step(30, 2), step(40, 2), step(50, 2), end(50, 2), step(60, 3)],
+            [0.4, 0.8, 1.2, 1.6, 2.0, 2.4],
+        ),
+        # Fewer steps in an epoch than between two that are logged.
+        ([end(4, 1), end(8, 2), step(10, 3), end(12, 3), end(16, 4), step(20, 5)], [2.5, 5.0]),
+        # Resumed after two epochs of 5 steps with data that make 7; then with data that make 3.
+        ([step(4, 1), end(5, 1), end(10, 2), step(16, 3), step(21, 3), end(21, 3)], [0.8, 2 + 2 / 7, 3.0]),
+        ([step(4, 1), end(5, 1), end(10, 2), step(8, 3), end(9, 3)], [0.8, 2 + 2 / 3]),
+        # Epochs under way: the first, one as long as before, a longer one, and one that is shorter by now.
+        ([step(10, 1), step(40, 1)], [0.25, 1.0]),
+        ([end(5, 1), end(10, 2), step(18, 3)], [3.0]),
+        ([end(5, 1), end(10, 2), step(8, 3)], [2.0]),
+        # A step that had no usable image is not counted: still no step stands before its epoch.
+        ([step(3, 1), end(3, 1), step(4, 2), end(8, 2)], [1.0, 1.0]),
+        # Lines of a part of the run are lost.
+        ([step(11, 2), step(22, 3), end(30, 3)], [1.1, 2.2]),
+        ([{**step(1, 0), "step": 0}, step(5, 1)], [1.0]),
+    ],
+)
+def test_steps_stand_at_fractions_of_their_epochs(lines, expected):
+    history = history_of(lines)
+    assert history.loss()[1].xs == pytest.approx(expected)
+    assert history.learning_rate()[0].xs == pytest.approx(expected)
+
+
 def test_terms_are_those_of_the_last_decoder_layer_and_the_proposals():
     terms = history_of(rows()).terms()
     assert {stage: [one.label for one in series] for stage, series in terms.items()} == {

@@ -4,7 +4,7 @@ from deformable_detr.data.statistics import statistics_of
 from deformable_detr.evaluation.analysis import analyse
 from deformable_detr.report import sections
 from deformable_detr.report.history import history_of
-from deformable_detr.report.mistakes import Example, Examples
+from deformable_detr.report.mistakes import Mistake, Mistakes
 from tests.evaluation.test_analysis import evaluation
 from tests.report.cases import dataset, detections, random_case, sample
 from tests.report.test_history import rows
@@ -83,11 +83,11 @@ def test_the_course_of_a_training():
 
 
 def test_mistakes_that_cannot_be_shown_are_said():
-    one = Example("cat 0.9", "nothing is there", "a.jpg", "data:image/jpeg;base64,AA==", (30, 20))
-    shown = words(sections.mistakes(Examples([one], [], ["b.jpg: gone"]), 0.42))
+    one = Mistake("cat 0.9", "nothing is there", "a.jpg", "data:image/jpeg;base64,AA==", (30, 20))
+    shown = words(sections.mistakes(Mistakes([one], [], ["b.jpg: gone"]), 0.42))
     assert {"Found, but not there", "cat 0.9", "Not shown: b.jpg: gone"} <= set(shown)
     assert "There, but not found" not in shown
-    assert sections.mistakes(Examples([], [], []), 0.5).content == ""
+    assert sections.mistakes(Mistakes([], [], []), 0.5).content == ""
 
 
 def test_settings_and_facts():

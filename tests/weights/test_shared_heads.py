@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.shared_heads import HEAD, with_copies
+from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
 CONFIG = DeformableDETRConfig(decoder_layers=3)
 
@@ -35,7 +36,33 @@ def test_heads_of_layers_are_the_decoders_as_well(variant, aliases):
     assert ("x.class_embed.2.layers.0" in copied) == (variant == "two_stage")
 
 
-def test_names_of_heads():
-    assert HEAD.fullmatch("bbox_embed.12.layers.0.weight").groups() == ("bbox_embed", "12", "layers.0.weight")
-    for name in ("transformer.decoder.bbox_embed.0.bias", "class_embed.weight", "query_embed.0.weight"):
-        assert HEAD.fullmatch(name) is None
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage"])
+def test_copies_are_compared_and_left_out(variant):
+    weights, copied = held(variant)
+    config = replace(CONFIG, variant=variant)
+    assert without_copies(copied, config, "x.") == weights | {"x.level_embed": copied["x.level_embed"]}
+    name = {
+        "base": "class_embed.1.layers.2",
+        "refine": "x.bbox_embed.1.layers.0",
+        "two_stage": "x.class_embed.3.layers.0",
+    }
+    copied[name[variant]] = torch.tensor(-1.0)
+    with pytest.raises(CheckpointError, match=rf"{name[variant]} should be a copy of \w+\.\d\.layers\.\d, and is not"):
+        without_copies(copied, config, "x.")
+
+
+def test_heads_of_the_proposals_come_after_the_last_layer():
+    for ours, theirs in {
+        "query_source.class_head.weight": "class_embed.3.weight",
+        "query_source.box_head.layers.0.bias": "bbox_embed.3.layers.0.bias",
+    }.items():
+        assert proposal_head_there(ours, CONFIG) == theirs
+        assert proposal_head_here(theirs, CONFIG) == ours
+    for name in (
+        "transformer.decoder.bbox_embed.3.bias",
+        "class_embed.weight",
+        "query_embed.3.weight",
+        "bbox_embed.2.bias",
+    ):
+        assert proposal_head_here(name, CONFIG) is None
+    assert proposal_head_there("query_source.class_heads.weight", CONFIG) is None

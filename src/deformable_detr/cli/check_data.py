@@ -1,15 +1,21 @@
 """`ddetr check-data`: look a data set through before training on it."""
 
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.table import Table
 
+    from deformable_detr.data.check import DatasetReport
+    from deformable_detr.data.dataset import Problem
+    from deformable_detr.data.statistics import SplitStatistics
     from deformable_detr.runs.config import TrainConfig
 
 _SILENT_S = 2.0
@@ -45,7 +51,7 @@ def check_data(
     from rich.console import Console
 
     from deformable_detr.core.files import check_output_file
-    from deformable_detr.data.check import check_dataset, render
+    from deformable_detr.data.check import check_dataset
 
     picture = output or Path("augmented.png")
     config = None
@@ -102,3 +108,88 @@ def _progress(console: "Console", doing: str = "decoding images") -> Iterator[Ca
     finally:
         if shown:
             bar.stop()
+
+
+def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
+    """The report as tables for a terminal, for `rich` to print; at most so many examples of each kind of problem."""
+    from rich.console import Group
+    from rich.text import Text
+
+    title = f"{report.path} ({report.format.upper()}, {_counted(len(report.classes), 'class', 'classes')})"
+    parts: list[Any] = [Text(title, style="bold"), _split_table(report), _class_table(report)]
+    if report.problems:
+        parts.append(_problem_table(report, examples))
+    unchecked = "" if report.images_decoded else " Images were not decoded."
+    if report.ok:
+        remarks = _counted(len(report.problems), "remark", "remarks") + ", nothing that stops training"
+        parts.append(Text(f"OK: {remarks if report.problems else 'no problems'}.{unchecked}", style="green"))
+    else:
+        fatal = sum(problem.fatal for problem in report.problems)
+        stopping = _counted(fatal, "problem", "problems")
+        parts.append(Text(f"Not usable as it is: {stopping} would stop training.{unchecked}", style="red"))
+    return Group(*parts)
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _split_table(report: "DatasetReport") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Splits", title_justify="left")
+    table.add_column("")
+    for name in report.splits:
+        table.add_column(name, justify="right")
+    rows: list[tuple[str, Callable[[SplitStatistics], str]]] = [
+        ("images", lambda s: str(s.images)),
+        ("  without objects", lambda s: str(s.images_without_objects)),
+        ("  width, px", lambda s: f"{s.smallest_wh[0]} .. {s.largest_wh[0]}"),
+        ("  height, px", lambda s: f"{s.smallest_wh[1]} .. {s.largest_wh[1]}"),
+        ("boxes", lambda s: str(s.boxes)),
+        ("  per image: fewest, median, most", lambda s: "  ".join(f"{value:g}" for value in s.boxes_per_image)),
+        ("  small, below 32 x 32 px", lambda s: str(s.small)),
+        ("  medium", lambda s: str(s.medium)),
+        ("  large, from 96 x 96 px", lambda s: str(s.large)),
+        ("crowd boxes", lambda s: str(s.crowd_boxes)),
+    ]
+    for label, value in rows:
+        table.add_row(label, *(value(summary) for summary in report.splits.values()))
+    return table
+
+
+def _class_table(report: "DatasetReport") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Boxes per class", title_justify="left")
+    table.add_column("class")
+    for name in report.splits:
+        table.add_column(name, justify="right")
+    for name in dict.fromkeys(name for summary in report.splits.values() for name in summary.boxes_per_class):
+        table.add_row(Text(name), *(str(summary.boxes_per_class.get(name, 0)) for summary in report.splits.values()))
+    return table
+
+
+def _problem_table(report: "DatasetReport", examples: int) -> "Table":
+    """One row for each kind of problem, those that stop training first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Problems", title_justify="left")
+    table.add_column("kind")
+    table.add_column("count", justify="right")
+    table.add_column("stops training")
+    table.add_column("where and what", overflow="fold")
+    folder = os.path.join(os.path.abspath(report.path), "")
+    groups: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
+    for problem in report.problems:
+        groups[not problem.fatal, problem.kind].append(problem)
+    for (harmless, kind), group in sorted(groups.items()):
+        style = "" if harmless else "red"
+        lines = [f"{problem.where}: {problem.message}".replace(folder, "") for problem in group[:examples]]
+        if len(group) > examples:
+            lines.append(f"... and {len(group) - examples} more; --json lists all")
+        label = Text(kind.replace("_", " "), style=style)
+        table.add_row(label, str(len(group)), "no" if harmless else "YES", Text("\n".join(lines), style=style))
+    return table

@@ -8,7 +8,7 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for pictures, curves and summary.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for pictures, report and summary.")] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Fewer are faster and worse.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides scenes and training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from deformable_detr.core.errors import ConfigError, TrainingError
+from deformable_detr.core.errors import ConfigError, TrainingError, first_line
 
 _PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: evaluating and saving takes some of them longer."""
@@ -152,7 +152,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         # Small messages go between processors either way: only gradients are large.
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise TrainingError(f"process {rank} of {size} cannot reach the others: {_first_line(error)}") from error
+        raise TrainingError(f"process {rank} of {size} cannot reach the others: {first_line(error)}") from error
     if on_gpu:
         torch.cuda.set_device(local_rank)
     try:
@@ -194,7 +194,3 @@ def start(devices: int, arguments: Sequence[str]) -> int:
         code: int = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     return 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,8 @@ Python callers who pass tensors that disagree get a plain `ValueError`. A broken
 `AssertionError`. The command line prints the first kind as one line and exits with 1; the others are bugs.
 """
 
+from collections.abc import Sequence
+
 
 class DeformableDetrError(Exception):
     """Base of every error a user can act on."""
@@ -39,3 +41,14 @@ class TrainingError(DeformableDetrError):
 
 class OutputError(DeformableDetrError):
     """A file or folder the user asked for cannot be written."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, cut at 200 letters; its type where it has none. PyTorch's have many lines."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names with commas between them, the first few of them and the number of the others: "a, b, c and 5 more"."""
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + others

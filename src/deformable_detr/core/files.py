@@ -6,9 +6,21 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deformable_detr.core.errors import ConfigError, OutputError
+from deformable_detr.core.errors import ConfigError, DeformableDetrError, OutputError
+
+
+def check_folder(path: Path) -> None:
+    """Find out whether files can be made in a folder.
+
+    Only making one shows it: permissions, quotas and read-only mounts all count.
+
+    Raises:
+        OSError: they cannot.
+    """
+    with tempfile.NamedTemporaryFile(dir=path):
+        pass
 
 
 def check_output_file(path: Path) -> None:
@@ -20,8 +32,7 @@ def check_output_file(path: Path) -> None:
     _refuse_what_is_no_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
+        check_folder(path.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"cannot write {path}: it is no folder: {error.filename}") from error
     except OSError as error:
@@ -34,23 +45,32 @@ def _refuse_what_is_no_file(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is {what}, and not a file that can be replaced; name a file")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one go, safely on disk.
+def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, or make a link of it, then put it in place in one go.
+
+    Args:
+        path: the file.
+        write: is given the temporary one, which is there and empty.
+        durable: come back only when it is on the disk, so that a crash of the machine loses nothing. That takes
+            milliseconds; of thousands of files that can be made again there is no need.
 
     Raises:
         OutputError: the disk is full, the folder is gone or cannot be written, or what is at `path` is no file.
     """
     _refuse_what_is_no_file(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # names have 255 bytes at most
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make it private
         write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if not temporary.is_symlink():  # else it would be done to the file that is linked to
+            temporary.chmod(mode)
+            if durable:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -58,7 +78,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the list of a folder's files, is on the disk, where the system can say."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
@@ -68,28 +88,48 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
+def write_text(
+    path: Path, text: str, *, durable: bool = True, errors: Literal["strict", "backslashreplace"] = "strict"
+) -> None:
+    """Write a text file as UTF-8 with lines that end in one byte everywhere, atomically.
+
+    Args:
+        path: the file.
+        text: its content.
+        durable: see `write_atomically`.
+        errors: what to do with names of files that are no Unicode: refuse them, or write their bytes as escapes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        content = text.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        raise OutputError(f"cannot write {path}: a name in it is not valid Unicode") from error
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), durable=durable)
+
+
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON file for people to read, atomically.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = json.dumps(data, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, error_type: type[DeformableDetrError] = ConfigError) -> dict[str, Any]:
     """The content of a JSON file of settings.
 
     Raises:
-        ConfigError: it cannot be read or is not a JSON object.
+        ConfigError: it cannot be read or is not a JSON object; or another `error_type`.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise error_type(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        raise error_type(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a JSON {type(data).__name__}; settings need an object")
+        raise error_type(f"{path} holds a JSON {type(data).__name__}; settings need an object")
     return data

@@ -1,27 +1,24 @@
-"""Files of `torch.save`, read without running anything that is in them."""
+"""Files of tensors: those of `torch.save`, read without running anything that is in them, and of safetensors."""
 
 import argparse
 import re
 import struct
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.errors import CheckpointError, first_line
+from deformable_detr.core.file_kinds import kind_of
 
-# Of an archive with files in it, and of an empty one. Four bytes: a safetensors file starts with the length of its
-# header, and one of 19280 bytes reads PK.
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-# A pickled number that torch.save wrote first of all before 1.6, the default then.
-_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_PICKLE = b"\x80"
-_LFS = b"version https://git-lfs"
-_START = 1024
 # All that torch's restricted reader raises on nonsense; none of it has run anything.
 _BROKEN = (
     UnpicklingError,
@@ -40,18 +37,6 @@ _BROKEN = (
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether a file is one that `torch.save` wrote, judged by its first bytes alone; False if there is none.
-
-    Every zip archive counts: which of them hold weights, and whose, only reading tells.
-    """
-    try:
-        start = _start_of(path)
-    except OSError:
-        return False
-    return start.startswith((*_ZIP, _BEFORE_1_6))
-
-
 def read_torch_file(path: Path) -> Any:
     """What the file holds: tensors in dicts, lists and plain values, and an `argparse.Namespace` where it has one.
 
@@ -62,15 +47,15 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: no such file, cut off, of another kind (the message says which, as far as it is known), or
             with something in it that would have to run.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}")
+    kind = kind_of(path)
+    if kind.format == "safetensors":
+        raise CheckpointError(f"{path} {kind.description}, whatever its name says; let it end in .safetensors")
+    if not kind.is_torch:
+        raise CheckpointError(f"{path} {kind.description}")
+    if path.suffix == ".safetensors":  # torch goes by the name there
+        raise CheckpointError(f"{path} {kind.description}, whatever its name says; let it end in .pth")
     try:
-        start = _start_of(path)
-        if not start.startswith((*_ZIP, _BEFORE_1_6)):
-            raise CheckpointError(f"{path} {_kind(start)}")
-        if path.suffix == ".safetensors":  # torch goes by the name there
-            raise CheckpointError(f"{path} is a file of PyTorch's own kind, whatever its name says; let it end in .pth")
-        as_view = start.startswith(_ZIP) and _is_stored_plainly(path)
+        as_view = kind.format == "torch archive" and _is_stored_plainly(path)
         # With its name beside it torch keeps this entry apart from one that the calling program made.
         allowed: list[Any] = [(argparse.Namespace, "argparse.Namespace")]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
@@ -90,40 +75,69 @@ def read_torch_file(path: Path) -> Any:
         ) from error
 
 
-def is_plain(tensor: object) -> bool:
-    """Whether it is a tensor of floating-point numbers that are all there, as parameters are.
+def inner_table(document: Any) -> Any:
+    """What a file of a training run keeps as its model's tensors; the whole document where there is no such entry."""
+    for entry in ("model", "state_dict"):
+        if isinstance(document, dict) and isinstance(document.get(entry), dict):
+            return document[entry]
+    return document
 
-    A file may also describe tensors that are sparse, of no memory at all, or larger than what they are made from.
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a .safetensors file or of one of `torch.save`, on the CPU; they do not depend on the file.
+
+    Raises:
+        CheckpointError: no such file, damaged, of another kind, or it holds something else.
     """
+    if path.suffix == ".safetensors":
+        with reading_safetensors(path):
+            table: Any = load_file(path)
+    else:
+        table = inner_table(read_torch_file(path))
+    if not isinstance(table, dict) or not all(isinstance(n, str) and _is_whole(t) for n, t in table.items()):
+        raise CheckpointError(f"{path} holds no table of named tensors")
+    # Copies: both kinds of files are read when a tensor is used, and may be gone by then.
+    return {name: tensor.detach().clone() for name, tensor in table.items()}
+
+
+@contextmanager
+def reading_safetensors(path: Path) -> Iterator[None]:
+    """Turns what safetensors raises while a file is read into a `CheckpointError` that names the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({first_line(error)}); it may be cut off or of another kind"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written; a full disk, too, for which safetensors has an error of its own.
+    """
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def is_plain(tensor: object) -> bool:
+    """Whether it is a tensor of floating-point numbers that are all there, as parameters are."""
+    return isinstance(tensor, Tensor) and _is_whole(tensor) and tensor.is_floating_point()
+
+
+def _is_whole(tensor: object) -> bool:
+    """A file may also describe tensors that are sparse, of no memory at all, or larger than what they are made from."""
     return (
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-        and tensor.is_floating_point()
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
-
-
-def _start_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_START)
-
-
-def _kind(start: bytes) -> str:
-    """What a file is that does not start as one of PyTorch's."""
-    if not start:
-        return "is empty; the download or copy that made it did not finish"
-    if start[8:9] == b"{":
-        return "is a safetensors file, whatever its name says; let it end in .safetensors"
-    if start.startswith(_PICKLE):
-        return "is a pickle, but not one of PyTorch's; such files can only be read by running them"
-    if start.startswith(_LFS):
-        return "only stands for a file that Git LFS keeps elsewhere; run git lfs pull"
-    if start.lstrip()[:1] == b"<":
-        return "is a web page, not weights; Google Drive sends one in place of a large file until you confirm there"
-    if b"\0" not in start:
-        return "is a text, not weights"
-    return "is not a file of PyTorch weights"
 
 
 def _is_stored_plainly(path: Path) -> bool:

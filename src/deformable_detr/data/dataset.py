@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from deformable_detr.core.errors import DataError
+from deformable_detr.core.errors import DataError, listed
 
 SMALL_AREA = 32**2
 """Objects of less area, in square pixels, are small to COCO's evaluation."""
@@ -119,14 +119,9 @@ def align_classes(dataset: DetectionDataset, classes: Sequence[str], category_id
     counts = dataset.objects_per_class()
     unknown = [name for name in dataset.classes if name not in position and counts[name]]
     if unknown:
+        strange, known = (listed([repr(name) for name in names], 10) for names in (unknown, classes))
         raise DataError(
-            f"{dataset.source}: objects are labelled {_listed(unknown)}, which is not among the classes to predict: "
-            f"{_listed(classes)}"
+            f"{dataset.source}: objects are labelled {strange}, which is not among the classes to predict: {known}"
         )
     samples = [replace(sample, class_ids=new_ids[sample.class_ids]) for sample in dataset.samples]
     return replace(dataset, classes=tuple(classes), category_ids=tuple(category_ids), samples=samples)
-
-
-def _listed(names: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more

@@ -1,6 +1,6 @@
 """What a data set holds, in numbers: images, objects of each class, sizes of boxes."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,23 +12,32 @@ SIDE_NAMES = (f"<{_SIDES[0]}", *(str(side) for side in _SIDES[:-1]), f"{_SIDES[-
 """The bins of `SplitStatistics.sides`, each by the side it begins with."""
 
 
-class SplitStatistics(NamedTuple):
-    """One split. Crowd regions are no objects here."""
+@dataclass(frozen=True, kw_only=True)
+class SplitStatistics:
+    """One split, after what cannot be used was left out. Crowd regions are counted apart from boxes of objects."""
 
+    source: str
     images: int
+    boxes: int
+    crowd_boxes: int
     images_without_objects: int
-    objects: int
-    crowd_regions: int
-    objects_per_image: tuple[int, float, int]
+    boxes_per_image: tuple[int, float, int]
     """Fewest, median, most."""
+    small: int
+    """By the area that the annotations give; COCO's sizes."""
+    medium: int
+    large: int
+    sides: tuple[int, ...]
+    """Boxes by the square root of width x height; see `SIDE_NAMES`."""
     smallest_wh: tuple[int, int]
     """Least width and least height of an image, in pixels, not necessarily of the same one."""
     largest_wh: tuple[int, int]
-    per_class: dict[str, int]
-    by_size: dict[str, int]
-    """COCO's small, medium and large."""
-    sides: list[int]
-    """Objects by the square root of width x height; see `SIDE_NAMES`."""
+    boxes_per_class: dict[str, int]
+
+    @property
+    def by_size(self) -> dict[str, int]:
+        """Boxes that are small, medium and large."""
+        return {"small": self.small, "medium": self.medium, "large": self.large}
 
 
 def statistics_of(dataset: DetectionDataset) -> SplitStatistics:
@@ -40,18 +49,19 @@ def statistics_of(dataset: DetectionDataset) -> SplitStatistics:
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     sizes_wh = np.array([sample.size_wh for sample in dataset.samples] or [(0, 0)])
     small, up_to_medium = int((areas < SMALL_AREA).sum()), int((areas < MEDIUM_AREA).sum())
-    bins = np.bincount(np.searchsorted(_SIDES, sides, side="right"), minlength=len(_SIDES) + 1)
+    per_class = np.bincount(classes, minlength=len(dataset.classes)).tolist()
     return SplitStatistics(
+        source=dataset.source,
         images=len(dataset),
+        boxes=len(areas),
+        crowd_boxes=dataset.num_objects - len(areas),
         images_without_objects=int((counts == 0).sum()) if len(dataset) else 0,
-        objects=len(areas),
-        crowd_regions=dataset.num_objects - len(areas),
-        objects_per_image=(int(counts.min()), float(np.median(counts)), int(counts.max())),
+        boxes_per_image=(int(counts.min()), float(np.median(counts)), int(counts.max())),
+        small=small,
+        medium=up_to_medium - small,
+        large=len(areas) - up_to_medium,
+        sides=tuple(np.bincount(np.searchsorted(_SIDES, sides, side="right"), minlength=len(_SIDES) + 1).tolist()),
         smallest_wh=(int(sizes_wh[:, 0].min()), int(sizes_wh[:, 1].min())),
         largest_wh=(int(sizes_wh[:, 0].max()), int(sizes_wh[:, 1].max())),
-        per_class=dict(
-            zip(dataset.classes, np.bincount(classes, minlength=len(dataset.classes)).tolist(), strict=True)
-        ),
-        by_size={"small": small, "medium": up_to_medium - small, "large": len(areas) - up_to_medium},
-        sides=bins.tolist(),
+        boxes_per_class=dict(zip(dataset.classes, per_class, strict=True)),
     )

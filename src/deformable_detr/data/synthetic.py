@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image, ImageDraw, ImageFilter
 
 from deformable_detr.core.errors import ConfigError, OutputError
+from deformable_detr.core.files import write_text
+from deformable_detr.data.formats.coco_document import document, image_record, object_record
 
 SHAPES = ("disc", "square", "triangle", "ring", "star", "cross")
 """Every kind of object that can be drawn, in the order of their hues."""
@@ -94,24 +96,13 @@ def _write_split(folder: Path, num_images: int, seed: tuple[int, int], style: Sc
         scene = draw_scene(np.random.default_rng((*seed, number)), style)
         name = f"scene_{number:05d}.jpg"
         scene.image.save(folder / name, quality=92)
-        width, height = scene.image.size
-        images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
-        for (left, top, right, bottom), class_id, area in zip(
+        images.append(image_record(number + 1, name, scene.image.size))
+        for box, class_id, area in zip(
             scene.boxes_xyxy.tolist(), scene.class_ids.tolist(), scene.areas.tolist(), strict=True
         ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": class_id + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": number, "name": name} for number, name in enumerate(style.classes, start=1)]
-    content = {"images": images, "categories": categories, "annotations": annotations}
-    (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
+            annotations.append(object_record(len(annotations) + 1, number + 1, class_id + 1, box, area=area))
+    content = document(images, annotations, style.classes, range(1, len(style.classes) + 1))
+    write_text(folder / "_annotations.coco.json", json.dumps(content))
 
 
 def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:

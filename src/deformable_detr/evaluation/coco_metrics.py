@@ -11,6 +11,7 @@ from jaxtyping import Float
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError, DataError
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.formats.coco_document import to_document
 
 
 class ClassMetrics(NamedTuple):
@@ -148,31 +149,7 @@ def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset)
 
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
     """The data set in COCO's form with the source's own ids, as an evaluator reads it."""
-    annotations = []
-    for sample in dataset.samples:
-        boxes_xywh = _xyxy_to_xywh(sample.boxes_xyxy.astype(np.float64))
-        for position, box in enumerate(boxes_xywh.tolist()):
-            annotations.append(
-                {
-                    "id": sample.object_ids[position],
-                    "image_id": sample.image_id,
-                    "category_id": dataset.category_ids[int(sample.class_ids[position])],
-                    "bbox": box,
-                    "area": float(sample.areas[position]),
-                    "iscrowd": int(sample.is_crowd[position]),
-                }
-            )
-    images = [
-        {
-            "id": sample.image_id,
-            "width": sample.size_wh[0],
-            "height": sample.size_wh[1],
-            "file_name": sample.path.name,
-        }
-        for sample in dataset.samples
-    ]
-    categories = [{"id": id_, "name": name} for id_, name in zip(dataset.category_ids, dataset.classes, strict=True)]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    return to_document(dataset, [sample.path.name for sample in dataset.samples])
 
 
 def _ranks(what: str, ids: Sequence[int]) -> dict[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.distributed import ALONE, Ranks
-from deformable_detr.core.errors import CheckpointError, ConfigError, DataError
+from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, listed
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
@@ -136,5 +136,4 @@ def match_classes(detector: Detector, dataset: DetectionDataset) -> DetectionDat
 
 
 def _classes(names: tuple[str, ...]) -> str:
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({listed})"
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({listed(names, 8)})"

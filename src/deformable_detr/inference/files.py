@@ -12,6 +12,7 @@ from PIL import Image
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import write_json
+from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.inference.drawing import draw_detections
@@ -152,29 +153,15 @@ class _PictureFolder:
         except OSError as error:
             raise OutputError(f"cannot write {self._path / name}: {error.strerror or error}") from error
         image_id = len(self._images) + 1
-        width, height = image.size
-        self._images.append({"id": image_id, "file_name": str(result.path), "width": width, "height": height})
-        for found in result.detections.to_coco(image_id):
-            box = found["bbox"]
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": found["category_id"],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
-                    "score": found["score"],
-                }
-            )
+        self._images.append(image_record(image_id, str(result.path), image.size))
+        for found in result.detections:
+            category_id, number = self._detector.category_ids[found.class_id], len(self._annotations) + 1
+
+            self._annotations.append(object_record(number, image_id, category_id, found.box_xyxy, score=found.score))
 
     def finish(self) -> None:
-        pairs = zip(self._detector.category_ids, self._detector.classes, strict=True)
-        categories = [{"id": category_id, "name": name} for category_id, name in pairs]
-        write_json(
-            self._path / "detections.json",
-            {"images": self._images, "categories": categories, "annotations": self._annotations},
-        )
+        classes, category_ids = self._detector.classes, self._detector.category_ids
+        write_json(self._path / "detections.json", document(self._images, self._annotations, classes, category_ids))
 
     def _free_name(self, stem: str) -> str:
         """Photos of different folders may share a name."""

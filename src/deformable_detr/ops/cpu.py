@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops import compile_flags as build
-from deformable_detr.ops.reference import accumulation_dtype
+from deformable_detr.ops.reference import to_accumulation_dtype
 
 COST = "deformable attention runs on grid_sample, some 30 times slower on the CPU"
 """What it means that there is no compiled kernel."""
@@ -108,14 +108,14 @@ def _find() -> tuple[Kernel | None, str | None]:
         reason = f"{path.name} was not built: no C compiler was found when deformable-detr was installed"
     else:
         try:
-            return load(path), None
+            return load_kernel(path), None
         except OSError as error:
             reason = f"{path} cannot be loaded: {error}"
     warnings.warn(f"{COST}: {reason}. {REMEDY}; `ddetr doctor` shows what is used", stacklevel=2)
     return None, reason
 
 
-def load(path: Path, instructions: str | None = None) -> Kernel:
+def load_kernel(path: Path, instructions: str | None = None) -> Kernel:
     """The compiled library at `path`, with the best copy that this processor can run or the named one."""
     library = ctypes.CDLL(str(path))
     able = [name for name, can_run in copies(library).items() if can_run]
@@ -227,9 +227,7 @@ def _backward(
 
 
 def _exact(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    exact = accumulation_dtype(value)
-    if second.dtype != exact or third.dtype != exact:  # asking is ten times faster than a conversion to what it is
-        second, third = second.to(exact), third.to(exact)
+    second, third = to_accumulation_dtype(value, second, third)
     return value.contiguous(), second.contiguous(), third.contiguous()
 
 

@@ -7,14 +7,13 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deformable_detr.core.errors import first_line
 from deformable_detr.core.version import __version__
 from deformable_detr.ops import cpu
 from deformable_detr.ops import selftest as trial
@@ -155,7 +154,7 @@ def _gpu(index: int) -> Gpu:
         _use(device)
         problem = None
     except RuntimeError as error:
-        problem = trial.first_line(error)
+        problem = first_line(error)
     return Gpu(
         device=device,
         name=properties.name,
@@ -183,82 +182,6 @@ def _cpu_kernel() -> CpuKernel:
     )
 
 
-# ---- what a person reads
-
-
-def render(diagnosis: Diagnosis) -> str:
-    """The report as plain text, one screen of it, to be pasted into a bug report."""
-    sections = [
-        _columns(_system(diagnosis)),
-        _columns(_kernel(diagnosis.cpu_kernel)),
-        "\n".join(['Backend that "auto" takes, and why no other', *_backends(diagnosis.choices)]),
-        f"Self-check, largest error against the definition in float64\n{_columns(_checked(diagnosis.checks))}",
-    ]
-    if diagnosis.timings:
-        sections.append(f"Timing in ms, {trial.TIMED_DTYPE}, one image\n{_columns(_timed(diagnosis.timings))}")
-    problems = diagnosis.problems()
-    sections.append("\n".join(f"PROBLEM: {problem}" for problem in problems) if problems else "OK: no problems found.")
-    return "\n\n".join(sections)
-
-
-def _system(diagnosis: Diagnosis) -> list[Sequence[str]]:
-    versions = {name: version or "not installed" for name, version in diagnosis.versions.items() if name != "cuda"}
-    cuda = diagnosis.versions["cuda"]
-    versions["torch"] += f", built for CUDA {cuda}" if cuda else ", built without CUDA"
-    gpus = [
-        f"{gpu.device} {gpu.name}, {gpu.memory_bytes / 2**30:.1f} GiB, compute capability {gpu.compute_capability}"
-        for gpu in diagnosis.gpus
-    ]
-    usable = f"{diagnosis.num_usable_processors} of {diagnosis.num_processors}"
-    return [
-        *versions.items(),
-        ("platform", diagnosis.platform),
-        ("processor", f"{diagnosis.processor}; {usable} for this process"),
-        ("threads", f"{diagnosis.num_threads} of PyTorch, whose own kernels use {diagnosis.torch_instructions}"),
-        ("GPUs", "none that PyTorch can use" if not gpus else gpus[0]),
-        *(("", gpu) for gpu in gpus[1:]),
-    ]
-
-
-def _kernel(kernel: CpuKernel) -> list[Sequence[str]]:
-    if kernel.missing is not None:
-        remedy = f"{cpu.REMEDY}, with --no-cache-dir: pip keeps what it built without a compiler."
-        return [("CPU kernel", f"none: {kernel.missing}"), ("", f"So {cpu.COST}."), ("", remedy)]
-    others = [
-        name if can_run else f"{name} (not for this processor)"
-        for name, can_run in kernel.copies.items()
-        if name != kernel.instructions
-    ]
-    threads = "works on PyTorch's threads" if kernel.uses_threads else "works on one thread: PyTorch has none to lend"
-    return [
-        ("CPU kernel", str(kernel.path)),
-        ("", f"uses {kernel.instructions}; also holds {', '.join(others) or 'nothing else'}; {threads}"),
-    ]
-
-
-def _backends(choices: tuple[Choice, ...]) -> Iterator[str]:
-    for (device, backend, others), alike in groupby(choices, lambda one: (one.device, one.backend, one.others)):
-        yield f"  {device}, {' '.join(choice.dtype for choice in alike)}: {backend}"
-        for other, reason in others.items():
-            yield f"    {other} " + ("could run, but is slower" if reason is None else f"cannot run: {reason}")
-
-
-def _checked(checks: tuple[Check, ...]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [("", "", "", "result", "gradient", "allowed", "")]
-    for check in checks:
-        errors = [f"{error:.1e}" if error is not None else "-" for error in (check.result_error, check.gradient_error)]
-        verdict = "ok" if check.ok else "WRONG"
-        rows.append((f"  {check.device}", check.dtype, check.backend, *errors, f"{check.allowed:.1e}", verdict))
-    return rows
-
-
-def _timed(timings: tuple[Timing, ...]) -> list[Sequence[str]]:
-    rows: list[Sequence[str]] = [("", "", "", "forward", "forward and backward")]
-    for one in timings:
-        rows.append((f"  {one.device}", one.case, one.backend, f"{one.forward_ms:.3g}", f"{one.training_ms:.3g}"))
-    return rows
-
-
 def _complaint(check: Check) -> str:
     where = f"backend {check.backend} on {check.device} with {check.dtype}"
     if check.problem is not None:
@@ -267,10 +190,3 @@ def _complaint(check: Check) -> str:
         f"{where} errs by {check.result_error:.1e} in the result and {check.gradient_error:.1e} in the gradient; "
         f"allowed is {check.allowed:.1e}"
     )
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Each column as wide as its widest entry; the last is not filled up, so that long paths stay whole."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -22,7 +22,7 @@ def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int,
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
     """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
-    accumulate = accumulation_dtype(value)
+    accumulate = accumulation_dtype(value.dtype)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     grid = (2 * locations.to(accumulate) - 1).nan_to_num(nan=_FAR_OUTSIDE).clamp(-_FAR_OUTSIDE, _FAR_OUTSIDE)

@@ -11,7 +11,7 @@ from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops import cpu, grid_sample, reference
 from deformable_detr.ops import registration as library
 from deformable_detr.ops.checks import check_devices, check_given, check_projected
-from deformable_detr.ops.reference import accumulation_dtype
+from deformable_detr.ops.reference import to_accumulation_dtype
 
 BackendName = Literal["auto", "cpu", "triton", "grid_sample", "reference"]
 Run = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
@@ -91,7 +91,7 @@ def multi_scale_deformable_attention(
     if num_points is None:
         sampling_locations, attention_weights = sampling_locations.flatten(3, 4), attention_weights.flatten(3, 4)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, points, sampling_locations.shape[1])]
-    return chosen.sample(value, *_exact(value, sampling_locations, attention_weights), shapes, points)
+    return chosen.sample(value, *to_accumulation_dtype(value, sampling_locations, attention_weights), shapes, points)
 
 
 def multi_scale_deformable_attention_from_projection(
@@ -125,7 +125,7 @@ def multi_scale_deformable_attention_from_projection(
     shapes, points = check_projected(value.shape, spatial_shapes, num_points, reference.shape, projection.shape)
     check_devices(value, reference=reference, projection=projection)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, points, projection.shape[1])]
-    return chosen.attend(value, *_exact(value, reference, projection), shapes, points)
+    return chosen.attend(value, *to_accumulation_dtype(value, reference, projection), shapes, points)
 
 
 def backends(
@@ -159,10 +159,3 @@ def choose(
     if reason is not None:
         raise BackendError(f"backend {backend!r} cannot run: {reason}")
     return backend
-
-
-def _exact(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-    exact = accumulation_dtype(value)
-    if second.dtype == exact and third.dtype == exact:  # asking is ten times faster than a conversion to what it is
-        return second, third
-    return second.to(exact), third.to(exact)

@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 
-def accumulation_dtype(value: Tensor) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Locations, weights and sums are float32, however short the values are; float64 values keep float64."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def to_accumulation_dtype(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
+    """Locations and weights, or references and projections, in the type that sums over `value` are in."""
+    exact = accumulation_dtype(value.dtype)
+    if second.dtype == exact and third.dtype == exact:  # asking is ten times faster than a conversion to what it is
+        return second, third
+    return second.to(exact), third.to(exact)
 
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
     """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
-    accumulate = accumulation_dtype(value)
+    accumulate = accumulation_dtype(value.dtype)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
     result = torch.zeros(batch, queries, heads, head_dim, dtype=accumulate, device=value.device)
@@ -62,7 +70,7 @@ def locations_and_weights(
         Locations `(batch, queries, heads, samples, 2)` and weights `(batch, queries, heads, samples)`, in the type
         that `value` is summed in.
     """
-    accumulate = accumulation_dtype(value)
+    accumulate = accumulation_dtype(value.dtype)
     reference, projection = reference.to(accumulate), projection.to(accumulate)
     heads, samples = value.shape[2], sum(points)
     offsets, logits = projection.split([heads * samples * 2, heads * samples], dim=-1)

@@ -89,7 +89,7 @@ def _under_autocast(name: str, key: torch._C.DispatchKey) -> Callable[..., Any]:
 
     def run(value: Tensor, second: Tensor, third: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
         # A half cannot address a pixel of a large map, so autocast raises these and lowers nothing.
-        exact = reference.accumulation_dtype(value)
+        exact = reference.accumulation_dtype(value.dtype)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(value, second.to(exact), third.to(exact), shapes, points)
 

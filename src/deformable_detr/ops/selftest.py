@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deformable_detr.core.errors import first_line
 from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops.msda import (
     BackendName,
@@ -19,6 +20,7 @@ from deformable_detr.ops.msda import (
     multi_scale_deformable_attention,
     multi_scale_deformable_attention_from_projection,
 )
+from deformable_detr.ops.reference import accumulation_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TIMED_DTYPE = "float32"
@@ -110,7 +112,7 @@ def check(choice: Choice) -> Check:
         result_error=result_error,
         gradient_error=gradient_error,
         # Twice the rounding of what is stored, or a hundred roundings on the way there.
-        allowed=max(torch.finfo(dtype).eps, 100 * torch.finfo(_exact(dtype)).eps),
+        allowed=max(torch.finfo(dtype).eps, 100 * torch.finfo(accumulation_dtype(dtype)).eps),
         problem=problem,
     )
 
@@ -175,11 +177,7 @@ def _normal(*shape: int, seed: int) -> Tensor:
 def _on(device: str, dtype: torch.dtype, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Values in the type, the others exact, as the operator wants them."""
     value, *others = inputs
-    return [value.to(device, dtype), *(tensor.to(device, _exact(dtype)) for tensor in others)]
-
-
-def _exact(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return [value.to(device, dtype), *(tensor.to(device, accumulation_dtype(dtype)) for tensor in others)]
 
 
 # ---- how fast it is
@@ -241,8 +239,3 @@ def _median_ms(run: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize(device)
-
-
-def first_line(error: BaseException) -> str:
-    """Of its message; PyTorch's have many."""
-    return (str(error).splitlines() or [""])[0]

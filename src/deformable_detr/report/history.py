@@ -43,10 +43,10 @@ class History(NamedTuple):
     def loss(self) -> list[Series]:
         """Averages of the epochs, and the logged steps."""
         averages = [row for row in self.epochs if row.get("train")]
-        places, steps = _places(self.steps), [row.get("loss") for row in self.steps]
+        steps = [row.get("loss") for row in self.steps]
         return [
             Series("average of the epoch", _epochs(averages), _numbers(row["train"].get("loss") for row in averages)),
-            Series("logged steps", places, _numbers(steps), faint=True),
+            Series("logged steps", self._places(), _numbers(steps), faint=True),
         ]
 
     def terms(self) -> dict[str, list[Series]]:
@@ -87,12 +87,30 @@ class History(NamedTuple):
 
     def learning_rate(self) -> list[Series]:
         """Of the logged steps."""
-        return [Series("learning rate", _places(self.steps), _numbers(row.get("lr") for row in self.steps))]
+        return [Series("learning rate", self._places(), _numbers(row.get("lr") for row in self.steps))]
+
+    def _places(self) -> list[float]:
+        """Logged steps as fractions of epochs: an epoch's average stands at its end.
+
+        Where an epoch ends only its own line says: not every step is logged. Steps are numbered as if all epochs had
+        been as long as the one they are in, in a run resumed with other data, too, so that a step's number over that
+        length is its place.
+        """
+        lengths = {row["epoch"]: row["step"] / row["epoch"] for row in self.epochs}
+        newest = max(lengths, default=0)
+        # The epoch under way is taken to be as long as the one before, or longer if it is so already.
+        under_way = [row["step"] / row["epoch"] for row in self.steps if row["epoch"] > newest]
+        expected = max(lengths.get(newest, 0.0), *under_way, 1.0)
+        places = []
+        for row in self.steps:
+            epoch, place = row["epoch"], row["step"] / lengths.get(row["epoch"], expected)
+            places.append(min(max(epoch - 1.0, place), float(epoch)))
+        return places
 
 
 def history_of(records: Iterable[dict[str, Any]]) -> History:
     """Sort the lines of a metrics.jsonl; lines of other kinds, and those without a place in the run, are left out."""
-    placed = [row for row in records if isinstance(row.get("epoch"), int) and isinstance(row.get("step"), int)]
+    placed = [row for row in records if all(isinstance(row.get(k), int) and row[k] > 0 for k in ("epoch", "step"))]
     return History(
         [row for row in placed if row.get("kind") == "step"], [row for row in placed if row.get("kind") == "epoch"]
     )
@@ -100,18 +118,6 @@ def history_of(records: Iterable[dict[str, Any]]) -> History:
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:
     return [float(row["epoch"]) for row in rows]
-
-
-def _places(steps: Sequence[dict[str, Any]]) -> list[float]:
-    """Steps as fractions of epochs: an epoch's average stands at its end."""
-    last: dict[int, int] = {}
-    for row in steps:
-        last[row["epoch"]] = max(row["step"], last.get(row["epoch"], 0))
-    places = []
-    for row in steps:
-        before = last.get(row["epoch"] - 1, 0)
-        places.append(row["epoch"] - 1 + (row["step"] - before) / max(1, last[row["epoch"]] - before))
-    return places
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:

@@ -26,7 +26,7 @@ _QUALITY = 80
 _AROUND, _LEAST_SHARE = 3.0, 0.25
 
 
-class Example(NamedTuple):
+class Mistake(NamedTuple):
     """One mistake."""
 
     title: str
@@ -37,11 +37,11 @@ class Example(NamedTuple):
     size_wh: tuple[int, int]
 
 
-class Examples(NamedTuple):
+class Mistakes(NamedTuple):
     """The worst of each kind, the worst first."""
 
-    false_positives: list[Example]
-    misses: list[Example]
+    false_positives: list[Mistake]
+    misses: list[Mistake]
     unreadable: list[str]
     """Why pictures are missing."""
 
@@ -52,7 +52,7 @@ def worst_examples(
     dataset: DetectionDataset,
     *,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Examples:
+) -> Mistakes:
     """False positives with the highest scores at or above the threshold, and objects that it leaves unfound.
 
     Of the latter those that nothing found at any score come first, the largest first. At most two of each kind are from
@@ -60,7 +60,7 @@ def worst_examples(
     """
     pictures = _Pictures(detections, dataset, analysis.threshold)
     false, missed = _false_positives(analysis), _misses(analysis)
-    examples: tuple[list[Example], list[Example]] = ([], [])
+    examples: tuple[list[Mistake], list[Mistake]] = ([], [])
     done = 0
     for number, (positions, make) in enumerate(((false, pictures.false_positive), (missed, pictures.miss))):
         for position in positions:
@@ -70,7 +70,7 @@ def worst_examples(
                 examples[number].append(example)
             if on_progress is not None:
                 on_progress(done, len(false) + len(missed))
-    return Examples(*examples, list(dict.fromkeys(pictures.unreadable)))
+    return Mistakes(*examples, list(dict.fromkeys(pictures.unreadable)))
 
 
 def _false_positives(analysis: Analysis) -> list[int]:
@@ -107,7 +107,7 @@ class _Pictures:
         self._detections, self._dataset, self._threshold = detections, dataset, threshold
         self.unreadable: list[str] = []
 
-    def false_positive(self, analysis: Analysis, position: int) -> Example | None:
+    def false_positive(self, analysis: Analysis, position: int) -> Mistake | None:
         """The detection alone, among all objects of the image."""
         found, classes = analysis.found, self._dataset.classes
         image, row = int(found.image[position]), int(found.row[position])
@@ -125,7 +125,7 @@ class _Pictures:
             meaning[kind] = f"it is {actual!r} (overlap {overlap:.2f})"
         return self._example(f"{classes[class_id]} {score:.2f}", meaning[kind], sample, one, sample)
 
-    def miss(self, analysis: Analysis, position: int) -> Example | None:
+    def miss(self, analysis: Analysis, position: int) -> Mistake | None:
         """The object alone, among the detections at the threshold that overlap it."""
         truth = analysis.truth
         image, row = int(truth.image[position]), int(truth.row[position])
@@ -149,7 +149,7 @@ class _Pictures:
 
     def _example(
         self, title: str, explanation: str, sample: Sample, shown: Detections, truth: Sample
-    ) -> Example | None:
+    ) -> Mistake | None:
         try:
             image = read_image(sample)
         except DataError as error:
@@ -167,7 +167,7 @@ class _Pictures:
             ground_truth=replace(truth, boxes_xyxy=truth.boxes_xyxy - np.array([left, top, left, top])),
             scale=scale,
         )
-        return Example(title, explanation, sample.path.name, _data_uri(picture), picture.size)
+        return Mistake(title, explanation, sample.path.name, _data_uri(picture), picture.size)
 
 
 def _cut(box_xyxy: Float[np.ndarray, "4"], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from deformable_detr.evaluation.box_outcomes import OVERLAP
 from deformable_detr.evaluation.evaluate import EvaluationReport
 from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
 from deformable_detr.report.history import History
-from deformable_detr.report.mistakes import Example, Examples
+from deformable_detr.report.mistakes import Mistake, Mistakes
 from deformable_detr.report.page import (
     Section,
     cards,
@@ -205,7 +205,7 @@ def calibration(analysis: Analysis) -> Section:
     return Section("calibration", "Calibration", paragraph(text) + grid([chart, numbers], columns=2))
 
 
-def mistakes(examples: Examples, threshold: float) -> Section:
+def mistakes(examples: Mistakes, threshold: float) -> Section:
     """The worst of them as pictures."""
     notes = "".join(paragraph(f"Not shown: {why}") for why in examples.unreadable[:3])
     parts = []
@@ -229,22 +229,24 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
         ["without objects", *(str(one.images_without_objects) for one in splits.values())],
         ["width, px", *(f"{one.smallest_wh[0]} to {one.largest_wh[0]}" for one in splits.values())],
         ["height, px", *(f"{one.smallest_wh[1]} to {one.largest_wh[1]}" for one in splits.values())],
-        ["objects", *(str(one.objects) for one in splits.values())],
-        ["crowd regions", *(str(one.crowd_regions) for one in splits.values())],
+        ["objects", *(str(one.boxes) for one in splits.values())],
+        ["crowd regions", *(str(one.crowd_boxes) for one in splits.values())],
         *(
-            [f"{size} objects", *(f"{one.by_size[size]} ({_share(one.by_size[size], one.objects)})"
+            [f"{size} objects", *(f"{one.by_size[size]} ({_share(one.by_size[size], one.boxes)})"
                                   for one in splits.values())]
             for size in ("small", "medium", "large")
         ),
-        ["objects per image", *(" / ".join(f"{n:g}" for n in one.objects_per_image) for one in splits.values())],
+        ["objects per image", *(" / ".join(f"{n:g}" for n in one.boxes_per_image) for one in splits.values())],
     ]  # fmt: skip
     first = next(iter(splits.values()))
-    most = max(1, *first.per_class.values())
-    classes = [[name, *(str(one.per_class.get(name, 0)) for one in splits.values())] for name in first.per_class]
+    most = max(1, *first.boxes_per_class.values())
+    classes = [
+        [name, *(str(one.boxes_per_class.get(name, 0)) for one in splits.values())] for name in first.boxes_per_class
+    ]
     chart = column_chart(
         "Sizes of boxes",
         SIDE_NAMES,
-        [Series(name, (), [100 * n / max(1, one.objects) for n in one.sides]) for name, one in splits.items()],
+        [Series(name, (), [100 * n / max(1, one.boxes) for n in one.sides]) for name, one in splits.items()],
         x_label="square root of width x height, px",
         y_label="% of objects",
     )
@@ -258,14 +260,14 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
             "Objects of each class",
             ("class", *splits),
             classes,
-            bars=[first.per_class[name] / most for name in first.per_class],
+            bars=[first.boxes_per_class[name] / most for name in first.boxes_per_class],
         ),
     )
 
 
 def configuration(settings: Mapping[str, Any], versions: Sequence[tuple[str, str]]) -> Section:
     """Every setting of the run, and what it was made with."""
-    rows = [[name, _plain(value)] for name, value in settings.items()]
+    rows = [[name, _as_text(value)] for name, value in settings.items()]
     known = table("Made with", ("", ""), [list(one) for one in versions]) if versions else ""
     listed = folded(f"{len(rows)} settings", table("config.json", ("setting", "value"), rows)) if rows else ""
     return Section("configuration", "Configuration", known + listed)
@@ -321,7 +323,7 @@ def _most_confused(matrix: Int[np.ndarray, "truth found"], labels: Sequence[str]
     return table("The most frequent confusions of two classes", ("is", "found as", "count", "of the class"), rows)
 
 
-def _gallery(examples: Sequence[Example]) -> str:
+def _gallery(examples: Sequence[Mistake]) -> str:
     return pictures([(one.title, one.explanation, one.image_name, one.picture, one.size_wh) for one in examples])
 
 
@@ -333,5 +335,5 @@ def _mean(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.2f}"
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -9,7 +9,7 @@ from torch import nn
 
 from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
-from deformable_detr.core.files import check_output_file, read_json, write_atomically
+from deformable_detr.core.files import check_output_file, read_json, write_text
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import FormatName
@@ -176,7 +176,7 @@ def _write(
     text = page(f"Run {name}", _subtitle(findings), notes, shown)
     target = Path(output) if output is not None else folder.report
     # Names of files may be no valid Unicode, and are still worth a page.
-    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_text(target, text, errors="backslashreplace")
     for note in notes:
         reporter.say(f"report: {note}")
     return target

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from deformable_detr.core.config import from_dict, to_dict, updated
@@ -12,11 +12,11 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.evaluation.coco_metrics import check_metric_name
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.losses import CriterionConfig
+from deformable_detr.runs.version_1 import from_version_1, is_version_1
 
 SCHEMA_VERSION = 2
 """Of config.json. Version 1 had most settings side by side, and said neither its version nor the model's name."""
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
-Auto = Literal["auto"]
 _FACTORS = (
     "backbone_lr_factor",
     "offsets_lr_factor",
@@ -52,7 +52,7 @@ class DataConfig:
 class OptimizerConfig:
     """Settings of AdamW and of the averaged weights (EMA). The defaults are the paper's (A.2) but for averaging."""
 
-    lr: float | Auto = "auto"
+    lr: float | Literal["auto"] = "auto"
     """Learning rate of everything but the backbone and the sampling offsets, used exactly as given. "auto" is
     `base_lr` x sqrt(batch size / `base_batch_size`)."""
     base_lr: float = 2e-4
@@ -93,9 +93,9 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Settings of how long a run trains, and how the learning rate changes on the way."""
 
-    epochs: int | Auto = 50
+    epochs: int | Literal["auto"] = 50
     """Times every training image is seen. "auto": as many as `fitted_epochs` finds right for the number of images."""
-    warmup_steps: int | Auto = 0
+    warmup_steps: int | Literal["auto"] = 0
     """Steps over which the learning rate rises linearly from nearly nothing. "auto": see `fitted_warmup`."""
     shape: Literal["step", "cosine", "flat_cosine"] = "step"
     """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
@@ -120,14 +120,14 @@ class RunConfig:
     """Settings of a run's beginning, its steps, and how often it is evaluated and logged."""
 
     seed: int = 0
-    batch_size: int | Auto = 32
+    batch_size: int | Literal["auto"] = 32
     """Images per step. "auto": as many as memory takes, see `fitting_batch`."""
     start: Literal["backbone", "weights"] = "backbone"
     """What has learnt something before the first step: at most the backbone, or a whole detector, of which `train`
     must then be given the `weights`. They bring the network's structure, whatever `model` says."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that keep their weights, by the names its `parts` have; "all_but_heads" is all but these."""
-    eval_every: int | Auto = 1
+    eval_every: int | Literal["auto"] = 1
     """Epochs between evaluations; the last epoch is always evaluated. "auto": see `fitted_interval`."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
@@ -205,7 +205,7 @@ class TrainConfig:
     )
     """How an image becomes the network's input. "auto": images of the size that the objects in the training data
     need, see `fitted_size`. "weights": as the weights that the run starts from had it."""
-    augmentation: Augmentation | Auto = field(
+    augmentation: Augmentation | Literal["auto"] = field(
         default_factory=Augmentation, metadata={"instead": "begin with a preset, --augment NAME"}
     )
     """How training images are varied. "auto": the paper's way, without mirror images where these would make classes
@@ -336,67 +336,11 @@ def from_json(data: Mapping[str, Any], source: str) -> TrainConfig:
         ConfigError: a setting that does not exist or has the wrong type, or a file of a newer version.
     """
     data = dict(data)
-    version = data.pop("schema_version", 1 if _is_version_1(data) else SCHEMA_VERSION)
+    version = data.pop("schema_version", 1 if is_version_1(data) else SCHEMA_VERSION)
     if version == 1:
-        return from_dict(TrainConfig, _from_version_1(data))
+        return from_dict(TrainConfig, from_version_1(data))
     if version != SCHEMA_VERSION:
         raise ConfigError(
             f"{source} has schema version {version!r}, this version of deformable-detr reads up to {SCHEMA_VERSION}"
         )
     return from_dict(TrainConfig, data)
-
-
-# Where each setting of version 1 is now.
-_MOVED = {
-    **{name: f"data.{name}" for name in ("val_share", "skip_bad_images", "num_workers", "image_cache_gb")},
-    **{name: f"run.{name}" for name in ("seed", "batch_size", "start", "freeze", "eval_every", "log_every")},
-    **{name: f"compute.{name}" for name in (one.name for one in fields(ComputeConfig))},
-    **{name: f"checkpoints.{name}" for name in (one.name for one in fields(CheckpointConfig))},
-    **{name: f"stopping.{name}" for name in (one.name for one in fields(StoppingConfig))},
-    "epochs": "schedule.epochs",
-    "ema_decay": "optimizer.ema_decay",
-    "optimizer.schedule": "schedule.shape",
-    **{f"optimizer.{name}": f"schedule.{name}" for name in ("warmup_steps", "drop_at", "final_factor")},
-}
-_ONLY_IN_VERSION_1 = {name for name in _MOVED if "." not in name} | {"batch_size_by", "size_by", "augmentation_by"}
-
-
-def _is_version_1(data: Mapping[str, Any]) -> bool:
-    return not _ONLY_IN_VERSION_1.isdisjoint(data) or "schedule" in data.get("optimizer", {})
-
-
-def _from_version_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings side by side, brought into their groups; pairs of "who decides" and value become one."""
-    new: dict[str, Any] = {}
-
-    def put(name: str, value: Any) -> None:
-        group, _, setting = name.partition(".")
-        if setting:
-            new.setdefault(group, {})[setting] = value
-        else:
-            new[group] = value
-
-    flat = {name: value for name, value in old.items() if name not in ("optimizer", *_DECIDERS)}
-    for name, value in [*flat.items(), *((f"optimizer.{key}", one) for key, one in old.get("optimizer", {}).items())]:
-        put(_MOVED.get(name, name), value)
-    for name in ("schedule.epochs", "schedule.warmup_steps", "run.eval_every"):
-        group, setting = name.split(".")
-        if new.get(group, {}).get(setting, 0) is None:
-            put(name, "auto")
-    if old.get("batch_size_by") == "memory":
-        put("run.batch_size", "auto")
-    if old.get("size_by") in ("objects", "weights"):
-        put("preprocessing", "auto" if old["size_by"] == "objects" else "weights")
-    if old.get("augmentation_by") == "data":
-        put("augmentation", "auto")
-    optimizer = new.setdefault("optimizer", {})
-    rate, batch_size = optimizer.pop("lr", OptimizerConfig.base_lr), optimizer.pop("lr_batch_size", 32)
-    optimizer |= {"lr": rate} if batch_size is None else {"base_lr": rate, "base_batch_size": batch_size}
-    # It counted epochs.
-    interval = new.get("run", {}).get("eval_every", 1)
-    if isinstance(interval, int) and isinstance(patience := new.get("stopping", {}).get("patience"), int):
-        put("stopping.patience", -(-patience // interval))
-    return new
-
-
-_DECIDERS = ("batch_size_by", "size_by", "augmentation_by")

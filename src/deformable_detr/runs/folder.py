@@ -4,14 +4,13 @@ import itertools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.core.files import _sync, write_atomically
+from deformable_detr.core.files import check_folder, sync, write_atomically, write_text
 from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
@@ -84,7 +83,7 @@ class RunFolder(NamedTuple):
         Raises:
             OutputError: the disk is full, or the folder is gone or cannot be written; nothing has moved then.
         """
-        _sync(self.metrics)  # a crash of the machine must not leave a checkpoint newer than its lines
+        sync(self.metrics)  # a crash of the machine must not leave a checkpoint newer than its lines
         write_atomically(self.path / f"new-{self.last.name}", write)
         try:
             for path in self.resumable()[keep:]:
@@ -94,7 +93,7 @@ class RunFolder(NamedTuple):
                 if newer.exists():
                     os.replace(newer, self.previous(number))
             os.replace(self.path / f"new-{self.last.name}", self.last)
-            _sync(self.path)
+            sync(self.path)
         except OSError as error:
             raise OutputError(f"cannot write {self.last}: {error.strerror}") from error
 
@@ -167,7 +166,7 @@ class RunFolder(NamedTuple):
             if record.get("epoch", 0) <= epoch
             or (record.get("kind") != "epoch" and record.get("epoch") == epoch + 1 and record.get("step", 0) <= step)
         ]
-        write_atomically(self.metrics, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+        write_text(self.metrics, "".join(kept))
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -220,9 +219,7 @@ def create_run_folder(path: Path) -> RunFolder:
             resumable = folder.last.is_file()
             way_out = f", or continue the run in it with --resume {path}" if resumable else ""
             raise OutputError(f"output folder {path} is not empty; name another{way_out}")
-        # Only writing shows whether one can write: permissions, quotas and read-only mounts all show here.
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
+        check_folder(path)
     except OSError as error:
         raise OutputError(f"cannot write to the output folder {path}: {error.strerror}") from error
     return folder
@@ -241,8 +238,7 @@ def open_run_folder(path: Path) -> RunFolder:
         way_out = "; it was stopped before its first step: remove it and start again" if folder.config.is_file() else ""
         raise OutputError(f"{path} is not a run that can be resumed: it has no {folder.last.name}{way_out}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
+        check_folder(path)
     except OSError as error:
         raise OutputError(f"cannot write to the run folder {path}: {error.strerror}") from error
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from deformable_detr.core.errors import OutputError
+from deformable_detr.core.files import write_text
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
 from deformable_detr.data.images import read_image
 from deformable_detr.data.open import open_dataset
@@ -16,7 +17,6 @@ from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.drawing import contact_sheet, draw_detections
-from deformable_detr.report.curves import draw_curves
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import demo as demo_recipe
 from deformable_detr.training.train import Run, train
@@ -26,6 +26,7 @@ _COLUMNS = 4
 _THRESHOLD = 0.4
 _SCALE = 2.0
 # What a demonstration writes, and what the next one in the same folder may remove.
+# No longer made is curves.png: the run's report draws them.
 _OWN = {"scenes", "unseen", "run", "pictures", "contact_sheet.jpg", "curves.png", "summary.md"}
 
 
@@ -59,7 +60,7 @@ def demo(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Demonstration | None:
-    """Draw scenes, train on them, evaluate on unseen ones, and leave pictures, curves and a summary.
+    """Draw scenes, train on them, evaluate on unseen ones, and leave pictures, the run's report and a summary.
 
     Args:
         output: a folder that does not exist, is empty, or holds an earlier demonstration, which is replaced.
@@ -88,9 +89,8 @@ def demo(
     dataset = open_dataset(unseen, split="val")
     report = evaluate(detector, dataset, num_workers=config.data.num_workers, reporter=reporter)
     _draw_pictures(folder, report)
-    draw_curves(run.folder / "metrics.jsonl", folder / "curves.png")
     summary = _summary(folder, run, report, scenes, time.monotonic() - started)
-    _write(folder / "summary.md", summary)
+    write_text(folder / "summary.md", summary)
     return Demonstration(folder=folder, metrics=report.metrics, summary=summary)
 
 
@@ -163,8 +163,8 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             "",
             f"- `contact_sheet.jpg`, `pictures/`: unseen scenes; found boxes with scores of {_THRESHOLD} and more in",
             "  colour, the truth in dashed white",
-            "- `curves.png`: loss and AP over the epochs",
-            "- `run/`: the run folder, as `ddetr train` leaves it; `run/report.html` shows the run on one page",
+            *_report_line(folder, run),
+            "- `run/`: the run folder, as `ddetr train` leaves it",
             "",
             "Next:",
             "",
@@ -179,8 +179,8 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
     )
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+def _report_line(folder: Path, run: Run) -> list[str]:
+    """Nothing if the report has failed: the training has said why."""
+    if run.report is None:
+        return []
+    return [f"- `{run.report.relative_to(folder)}`: the run on one page: curves, accuracy and the worst mistakes"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.core.config import to_dict
-from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, interface_of
@@ -210,7 +210,7 @@ def plan(
     transfer = Transfer(source, tuple(classes), match_classes(classes, known.classes), class_rows)
     if "heads" in freeze and transfer.fresh:
         raise ConfigError(
-            f"freeze holds heads, but {source.name} does not know {_listed(transfer.fresh)}; "
+            f"freeze holds heads, but {source.name} does not know {listed(transfer.fresh, _NAMED)}; "
             "frozen heads would never learn what the weights do not know"
         )
     return transfer
@@ -278,8 +278,4 @@ def _plain(name: str) -> str:
 
 
 def _counted(number: int, what: str, names: Sequence[str]) -> str:
-    return f"{number} {what} ({_listed(names)})" if names else f"none {what}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"{number} {what} ({listed(names, _NAMED)})" if names else f"none {what}"

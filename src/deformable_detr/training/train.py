@@ -1,45 +1,47 @@
 """Training: settle the settings, set up, then for every epoch take the steps, evaluate and save."""
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
 from deformable_detr.core.devices import choose_device
-from deformable_detr.core.distributed import Ranks, joined
-from deformable_detr.core.errors import CheckpointError, ConfigError, DeformableDetrError
+from deformable_detr.core.distributed import Ranks
+from deformable_detr.core.errors import ConfigError, DeformableDetrError
 from deformable_detr.core.files import read_json, write_json
-from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.progress import Reporter
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import explained_worker_deaths
 from deformable_detr.data.open import FormatName
-from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.report import try_to_report
 from deformable_detr.runs.config import TrainConfig, from_json, to_json
-from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder, open_run_folder
+from deformable_detr.runs.folder import RunFolder, open_run_folder
 from deformable_detr.runs.progress import saved_run_progress
-from deformable_detr.training.autobatch import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.finetune import Origin, Source, Transfer, plan, read_source, start_from
+from deformable_detr.training.finetune import Origin, Source, plan, read_source, start_from
 from deformable_detr.training.freezing import check_parts
-from deformable_detr.training.loggers import ServiceName, chosen_services
 from deformable_detr.training.loop import complete_epoch, evaluate_if_due, take_steps
 from deformable_detr.training.messages import introduce
 from deformable_detr.training.metrics_log import MetricsLog
+from deformable_detr.training.opening import (
+    Surroundings,
+    check_metric,
+    data_name,
+    data_record,
+    new_folder,
+    newest_whole,
+    open_data,
+    surroundings,
+    write_settings,
+)
 from deformable_detr.training.setup import check_same_classes, check_share, set_up, with_epochs
 from deformable_detr.training.signals import Terminated, held, terminable, uninterrupted
 from deformable_detr.training.state import RunState
 from deformable_detr.weights import checkpoint as checkpoints
-from deformable_detr.weights.checkpoint import Checkpoint
-
-_RUNS = Path("runs")
-OnInterrupt = Literal["raise", "return"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +70,6 @@ class Run:
     """The page that shows it; None if there is none."""
 
 
-class _Surroundings(NamedTuple):
-    """What a run has around it, whether it begins or goes on."""
-
-    ranks: Ranks
-    device: str
-    services: tuple[ServiceName, ...]
-    reporter: Reporter
-
-
 def train(
     config: TrainConfig,
     *,
@@ -89,7 +82,7 @@ def train(
     device: str = "auto",
     log: Sequence[str] | None = None,
     report: bool = True,
-    on_interrupt: OnInterrupt = "raise",
+    on_interrupt: Literal["raise", "return"] = "raise",
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
@@ -124,7 +117,7 @@ def train(
         TrainingError: the loss is not finite, or memory does not suffice.
         KeyboardInterrupt: see `on_interrupt`.
     """
-    with _surroundings(device, log, reporter) as around:
+    with surroundings(device, log, reporter) as around:
         # Settle the settings. What is wrong is found here, before there is a folder or anything has been computed.
         with around.ranks.first_alone():
             if model is not None:
@@ -133,7 +126,7 @@ def train(
             source = None if weights is None else read_source(weights, reporter=around.reporter)
             config = start_from(config, source)
             check_share(config, around.ranks.size)
-            opened = _open(config, data, val_data, format)
+            opened = open_data(config, data, val_data, format)
             transfer = None if source is None else plan(source, opened.train.classes, config.run.freeze, model)
             config, reasons = fit_to_data(
                 config,
@@ -145,9 +138,9 @@ def train(
             for reason in reasons:
                 around.reporter.say(f"chosen for these data: {reason}")
             check_share(config, around.ranks.size)
-            _check_metric(config, opened)
-            name = _short(opened.train.source) if isinstance(data, DetectionDataset) else _name(Path(data))
-            folder = _new_folder(output, config, name, around.ranks)
+            check_metric(config, opened)
+            name = data_name(data)
+            folder = new_folder(output, config, name, around.ranks)
             if transfer is None and config.model.downloads:
                 around.reporter.say(f"{config.model.downloads}: from the hub, or from its cache if they are there")
         folder = RunFolder(around.ranks.from_first(folder.path))
@@ -169,7 +162,7 @@ def train(
             if around.ranks.is_first:
                 folder.claim()
                 claimed = True
-                _write_settings(folder, config, _origin(data, val_data, format, opened), transfer)
+                write_settings(folder, config, data_record(data, val_data, format, opened), transfer)
             run.save_last()  # from now on, whatever ends the run, it can be resumed
             return _run(run, around, report=report, on_interrupt=on_interrupt)
         except DeformableDetrError:
@@ -191,7 +184,7 @@ def resume(
     device: str = "auto",
     log: Sequence[str] | None = None,
     report: bool = True,
-    on_interrupt: OnInterrupt = "raise",
+    on_interrupt: Literal["raise", "return"] = "raise",
     reporter: Reporter | None = None,
 ) -> Run:
     """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
@@ -220,11 +213,11 @@ def resume(
         TrainingError: see `train`.
         KeyboardInterrupt: see `train`.
     """
-    with _surroundings(device, log, reporter) as around:
+    with surroundings(device, log, reporter) as around:
         # Settle the settings: those of the run, and perhaps more epochs.
         with around.ranks.first_alone():
             folder = open_run_folder(Path(run))
-            path, saved = _newest_whole(folder, around.reporter)
+            path, saved = newest_whole(folder, around.reporter)
             assert saved.training is not None
             config = from_json(read_json(folder.config), str(folder.config))
             check_share(config, around.ranks.size)
@@ -234,7 +227,7 @@ def resume(
                 raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
             where = origin["path"] if data is None else data
             judged_by = origin.get("val_path") if val_data is None else val_data
-            opened = _open(config, where, judged_by, origin.get("format"), origin.get("held_out"))
+            opened = open_data(config, where, judged_by, origin.get("format"), origin.get("held_out"))
             check_same_classes(saved, opened.train, path)
             checkpoints.check_given(saved, path, model)
         # Set up, and go back to where it was.
@@ -252,7 +245,7 @@ def resume(
             folder.make_last(path)
             write_json(folder.config, to_json(config))
             if data is not None or val_data is not None:  # who comes next finds it there
-                now = _origin(where, judged_by, origin.get("format"), opened)
+                now = data_record(where, judged_by, origin.get("format"), opened)
                 write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
             folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
         for note in notes:
@@ -261,7 +254,7 @@ def resume(
         return _run(state, around, report=report, on_interrupt=on_interrupt)
 
 
-def _run(run: RunState, around: _Surroundings, *, report: bool, on_interrupt: OnInterrupt) -> Run:
+def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Literal["raise", "return"]) -> Run:
     """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
     reporter, progress = around.reporter, run.progress
     introduce(run, reporter)
@@ -308,22 +301,7 @@ def _run(run: RunState, around: _Surroundings, *, report: bool, on_interrupt: On
     )
 
 
-@contextmanager
-def _surroundings(device: str, log: Sequence[str] | None, reporter: Reporter | None) -> Iterator[_Surroundings]:
-    """Processes joined, a device that is here, and services that are installed, before any work."""
-    bound_primitive_cache()
-    with joined(device) as ranks:
-        reporter = (reporter if ranks.is_first else None) or Silence()
-        device = ranks.device(device)
-        with ranks.first_alone():
-            services = chosen_services(log)
-            choose_device(device)
-        if log is None and not services:
-            reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
-        yield _Surroundings(ranks, device, services, reporter)
-
-
-def _metrics_log(run: RunState, around: _Surroundings) -> MetricsLog:
+def _metrics_log(run: RunState, around: Surroundings) -> MetricsLog:
     """Log of the figures, which the first process writes."""
     folder = run.folder if run.ranks.is_first else None
     return MetricsLog(folder, services=around.services, settings=to_json(run.config), say=around.reporter.say)
@@ -332,93 +310,3 @@ def _metrics_log(run: RunState, around: _Surroundings) -> MetricsLog:
 def _signals(ranks: Ranks) -> AbstractContextManager[list[int]]:
     """Alone one answers a signal wherever one is; together only where all ask, or the others would wait for ever."""
     return held() if ranks.together else nullcontext([])
-
-
-def _new_folder(output: str | Path | None, config: TrainConfig, data_name: str, ranks: Ranks) -> RunFolder:
-    """Folder that the first process makes; the others are told of it later."""
-    if not ranks.is_first:
-        return RunFolder(Path())
-    return create_run_folder(Path(output)) if output else new_run_folder(_RUNS, config.name, data_name)
-
-
-def _write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any], transfer: Transfer | None) -> None:
-    if transfer is not None:
-        write_json(folder.transfer, transfer.record())
-    write_json(folder.config, to_json(config))
-    write_json(folder.data, origin)
-
-
-def _origin(
-    data: str | Path | DetectionDataset,
-    val_data: str | Path | DetectionDataset | None,
-    format: FormatName | None,
-    opened: TrainingData,
-) -> dict[str, Any]:
-    """Where the images are and which of them were held out, for those who come back to the run."""
-
-    def place(given: str | Path | DetectionDataset | None) -> str | None:
-        return os.path.abspath(os.path.expanduser(given)) if isinstance(given, str | Path) else None
-
-    return {
-        "path": place(data),
-        "val_path": place(val_data),
-        "format": format,
-        "held_out": list(opened.held_out),
-    }
-
-
-def _newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
-    """Where the newest checkpoint lies that can be read, and its content."""
-    failures: list[CheckpointError] = []
-    for path in folder.resumable():
-        try:
-            saved = checkpoints.load(path, training=True)
-        except CheckpointError as error:
-            failures.append(error)
-            continue
-        for failure in failures:
-            reporter.say(f"{failure}")
-        if path != folder.last:
-            reporter.say(f"going on from {path.name}, the checkpoint before")
-        return path, saved
-    raise failures[0]
-
-
-def _check_metric(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse to wait for a metric of a class that there is not.
-
-    Raises:
-        ConfigError: names the classes.
-    """
-    class_name, slash, _ = config.checkpoints.best_by.rpartition("/")
-    if slash and class_name not in data.train.classes:
-        raise ConfigError(
-            f"best_by is {config.checkpoints.best_by!r}, but the classes are {', '.join(data.train.classes)}"
-        )
-
-
-def _open(
-    config: TrainConfig,
-    data: str | Path | DetectionDataset,
-    val_data: str | Path | DetectionDataset | None,
-    format: FormatName | None,
-    held_out: Sequence[str] | None = None,
-) -> TrainingData:
-    return open_training_data(
-        data,
-        val_data,
-        format=format,
-        val_share=config.data.val_share,
-        seed=config.run.seed,
-        skip_bad_images=config.data.skip_bad_images,
-        held_out=held_out,
-    )
-
-
-def _name(path: Path) -> str:
-    return path.resolve().stem
-
-
-def _short(source: str) -> str:
-    """How a data set describes itself, up to the first mark, without the paths of this machine."""
-    return " ".join(Path(word).name for word in re.split(r"[,:;] ", source)[0].split())

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from deformable_detr.core.config import from_dict, to_dict
-from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.files import write_atomically
+from deformable_detr.core.torch_files import reading_safetensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
@@ -28,9 +28,10 @@ BEST_NAME = "best.safetensors"
 """What a run calls its best weights, for use."""
 LAST_NAME = "last.safetensors"
 """What a run calls its newest weights, with all that is needed to go on."""
-_ENTRY = "deformable_detr"
-_TRAINING = "training/"
-_NAMED_KEYS = 3
+HEADER_ENTRY = "deformable_detr"
+"""Where the header says what gives the weights meaning; other layouts keep it under this name, too."""
+TRAINING_PREFIX = "training/"
+"""How names of tensors begin that are needed to resume alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,10 @@ def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], Non
     header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
-        tensors |= {_TRAINING + name: tensor for name, tensor in checkpoint.training.tensors.items()}
+        tensors |= {TRAINING_PREFIX + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
-    return lambda path: _write(owned, path, {_ENTRY: json.dumps(header)})
+    return lambda path: write_tensors(owned, path, {HEADER_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
@@ -101,20 +102,13 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
     if not path.is_file():
         hint = "; a run folder has best.safetensors in it" if path.is_dir() else ""
         raise CheckpointError(f"no such checkpoint file: {path}{hint}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = _header(path, file.metadata())
-            if training and "training" not in header:
-                raise CheckpointError(f"{path} holds weights only; resume from the run's last.safetensors instead")
-            names = [name for name in file.keys() if training or not name.startswith(_TRAINING)]  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); it may be cut off or of another kind"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)}
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        header = _header(path, file.metadata())
+        if training and "training" not in header:
+            raise CheckpointError(f"{path} holds weights only; resume from the run's last.safetensors instead")
+        names = [name for name in file.keys() if training or not name.startswith(TRAINING_PREFIX)]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_PREFIX)}
     checkpoint = from_header(path, header, weights)
     return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
 
@@ -269,24 +263,13 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         if name in weights and weights[name].shape != tensor.shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
 
 
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # a full disk arrives as this
-        raise OSError(str(error)) from error
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED_KEYS]) + (", ..." if len(names) > _NAMED_KEYS else "")
-
-
 def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_ENTRY)
+    text = (metadata or {}).get(HEADER_ENTRY)
     if text is None:
         raise CheckpointError(
             f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
@@ -296,5 +279,6 @@ def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
-    moments = {name.removeprefix(_TRAINING): tensor for name, tensor in tensors.items() if name.startswith(_TRAINING)}
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING_PREFIX)}
+    moments = {name.removeprefix(TRAINING_PREFIX): tensor for name, tensor in own.items()}
     return TrainingState(progress=header["training"], tensors=moments)

@@ -17,15 +17,14 @@ from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.torch_files import read_torch_file
-from deformable_detr.weights.checkpoint import Checkpoint, build_model, save
+from deformable_detr.weights.checkpoint import TRAINING_PREFIX, Checkpoint, build_model, save
 from deformable_detr.weights.huggingface.reader import write_transformers
+from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.locate import locate
 from deformable_detr.weights.official.reader import write_official
 from deformable_detr.weights.read import read_recognised
 from deformable_detr.weights.recognise import Layout, Recognised, recognise
 
-_TRAINING = "training/"
-_COUNTERS = "num_batches_tracked"
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {"ours": (".safetensors",), "official": (".pth", ".pt"), "transformers": ()}
 _HALVES = (torch.float16, torch.bfloat16)
 _FILES = {".safetensors", ".pth", ".pt", ".bin"}
@@ -81,7 +80,7 @@ def convert(
     with _beside(output) as folder:
         made = folder / output.name
         try:
-            _write(loaded, made, to)
+            _write_as(loaded, made, to)
         except (CheckpointError, OutputError) as error:
             # Nobody asked for the place where it is made.
             raise type(error)(str(error).replace(str(made), str(output))) from error
@@ -106,7 +105,7 @@ def _check_output(output: Path, to: Layout, force: bool) -> None:
         raise OutputError(f"{output} is there already; name another, or write over it with --force")
 
 
-def _write(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
+def _write_as(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
     if to == "ours":
         save(checkpoint, path)
     elif to == "official":
@@ -118,7 +117,7 @@ def _write(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
 def _holds_training_state(found: Recognised) -> bool:
     if found.layout == "ours":
         with safe_open(found.path, framework="pt") as file:
-            return any(name.startswith(_TRAINING) for name in file.keys())  # noqa: SIM118
+            return any(name.startswith(TRAINING_PREFIX) for name in file.keys())  # noqa: SIM118
     if found.layout == "official":
         document = read_torch_file(found.path)
         return isinstance(document, dict) and "optimizer" in document
@@ -133,10 +132,10 @@ def _differences(before: Checkpoint, after: Checkpoint, output: Path) -> list[st
     """
     lost = []
     # Nothing depends on what batch norm counted, and not all layouts keep it.
-    counters = [name for name in before.weights if name.endswith(_COUNTERS)]
+    counters = [name for name in before.weights if name.endswith(COUNTERS)]
     if any(not _same(before.weights, after.weights, name) for name in counters):
         lost += [f"{len(counters)} counters of batch norm"]
-    compared = {name for name in before.weights.keys() | after.weights.keys() if not name.endswith(_COUNTERS)}
+    compared = {name for name in before.weights.keys() | after.weights.keys() if not name.endswith(COUNTERS)}
     wrong = [name for name in compared if not _same(before.weights, after.weights, name)]
     widened = {str(tensor.dtype) for tensor in before.weights.values()} - {
         str(tensor.dtype) for tensor in after.weights.values()

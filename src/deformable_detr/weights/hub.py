@@ -6,11 +6,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.core.errors import CheckpointError, OutputError, first_line
 from deformable_detr.core.progress import Reporter, Silence
 
 CONFIG = "config.json"
-_BESIDE = ("preprocessor_config.json", "README.md")
+PREPROCESSING = "preprocessor_config.json"
+CARD = "README.md"
+_BESIDE = (PREPROCESSING, CARD)
 """What else is read of a model: how it wants its images, and its licence."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What a model's weights are called there, the better first."""
@@ -97,7 +99,7 @@ class _Repository:
                 raise OutputError(
                     f"cannot keep {file} of {where}: {error.strerror}; HF_HOME names another folder for its cache"
                 ) from error
-            raise CheckpointError(f"{file} of {where} cannot be fetched: {_first_line(error)}") from error
+            raise CheckpointError(f"{file} of {where} cannot be fetched: {first_line(error)}") from error
         self._revision = path.parent.name  # from here on this commit, whatever the branch does
         return path
 
@@ -125,7 +127,3 @@ def _bar(reporter: Reporter, file: str) -> type:
             return super().update(n)
 
     return Bar
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

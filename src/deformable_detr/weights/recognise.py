@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.core.torch_files import is_torch_file
-from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
+from deformable_detr.core.file_kinds import kind_of
+from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_the_telling_tensors
 
 Layout = Literal["ours", "official", "transformers"]
 
-_OUR_ENTRY = "deformable_detr"
 _THEIR_TYPE = "deformable_detr"
-_START = 64
 _LONGEST_HEADER = 100_000_000  # as the format has it
-_KINDS = (
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{12}|RIFF.{4}WEBP|II\*\0|MM\0\*", "a picture; weights come first, then images"),
-    (rb"\x89HDF\r\n", "an HDF5 file, as Keras writes them; only PyTorch's and safetensors are read"),
-    (rb"GGUF", "a GGUF file, for language models"),
-    (rb"\x1f\x8b", "compressed with gzip; unpack it first"),
-    (rb"\s*<", "a web page, not weights; fetch the file itself (Google Drive shows a page in place of a large file)"),
-    (rb"version https://git-lfs", "only a note on a file that Git LFS keeps elsewhere; run: git lfs pull"),
-    (rb"\s*\{\s*\"", "JSON, not weights"),
-)
 # The first whose name is there counts, so the closest relatives stand first.
 _MODELS_OF_OTHERS = (
     (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
@@ -42,8 +31,6 @@ _MODELS_OF_OTHERS = (
     (r"model\.\d+\.", "a YOLO of ultralytics; ultralytics reads it"),
     (r"layer1\.0\.conv1\.weight", "a ResNet alone; train with --backbone-weights FILE to start from it"),
 )
-# The version of the format as a number, then who made it as a text, or the graph.
-_ONNX = re.compile(rb"\x08[\x03-\x20](\x12|\x3a|\x42)", re.DOTALL)
 
 
 class Recognised(NamedTuple):
@@ -63,28 +50,13 @@ def recognise(path: Path) -> Recognised:
     """
     if path.is_dir():
         return _folder(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}")
-    try:
-        with path.open("rb") as file:
-            start = file.read(_START)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    if not start:
-        raise CheckpointError(f"{path} is empty; the download or copy that made it did not finish")
-    if is_torch_file(path):
+    kind = kind_of(path)
+    if kind.is_torch:
         beside = path.name in WEIGHTS and _model_type(path.parent)
         return _of_transformers(path.parent, beside) if beside else Recognised("official", path)
-    if start[8:9] == b"{":
+    if kind.format == "safetensors":
         return _safetensors(path)
-    for pattern, kind in _KINDS:
-        if re.match(pattern, start, re.DOTALL):
-            raise CheckpointError(f"{path} is {kind}")
-    if path.suffix.lower() == ".onnx" or _ONNX.match(start):
-        raise CheckpointError(f"{path} is an ONNX model, which onnxruntime runs; training and evaluation need weights")
-    if path.suffix.lower() == ".safetensors":
-        raise CheckpointError(f"{path} is not a whole safetensors file; it may be cut off or of another kind")
-    return Recognised("official", path)  # its reader says what else it may be
+    raise CheckpointError(f"{path} {kind.description}")
 
 
 def _folder(path: Path) -> Recognised:
@@ -127,9 +99,9 @@ def _model_type(folder: Path) -> str:
 
 
 def _safetensors(path: Path) -> Recognised:
-    header = _header(path)
+    header = _raw_header(path)
     about = header.get("__metadata__")
-    if isinstance(about, dict) and _OUR_ENTRY in about:
+    if isinstance(about, dict) and HEADER_ENTRY in about:
         return Recognised("ours", path)
     model_type = _model_type(path.parent) if path.name in WEIGHTS else ""
     if model_type:
@@ -148,7 +120,7 @@ def _safetensors(path: Path) -> Recognised:
     )
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _raw_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))

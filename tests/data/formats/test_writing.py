@@ -8,7 +8,7 @@ import pytest
 from deformable_detr.core.errors import OutputError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
-from deformable_detr.data.formats.writing import place_image, unique_names, write_text
+from deformable_detr.data.formats.writing import place_image, unique_names, write_in
 from deformable_detr.data.open import open_dataset
 
 
@@ -59,7 +59,7 @@ def test_names_are_unique_printable_and_keep_their_endings(drawn: DetectionDatas
 
 def test_what_cannot_be_written(tmp_path: Path, photo: Callable[..., Path]) -> None:
     with pytest.raises(OutputError, match="not valid Unicode"):
-        write_text(tmp_path / "a.txt", "\ud800")
+        write_in(tmp_path, "a.txt", "\ud800")
     with pytest.raises(OutputError, match="cannot write"):
         place_image(tmp_path / "missing.png", tmp_path / "b.png", "copy")
     assert list(tmp_path.iterdir()) == []

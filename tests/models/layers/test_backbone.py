@@ -86,8 +86,8 @@ def test_another_networks_weights_are_refused(tmp_path):
     [
         ("gone.pth", None, "no such file"),
         ("cut.safetensors", b"\x10\0\0\0\0\0\0\0{", "not a whole safetensors file"),
-        ("cut.pth", b"PK\x03\x04 and then nothing", "cannot be read as PyTorch weights"),
-        ("text.pth", b"hello", "cannot be read as PyTorch weights"),
+        ("cut.pth", b"PK\x03\x04 and then nothing", "is not a whole file of PyTorch weights"),
+        ("text.pth", b"hello", "is a text, not weights"),
     ],
 )
 def test_broken_files_are_named(tmp_path, name, content, message):

@@ -6,7 +6,12 @@ import pytest
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.huggingface.model_config import category_ids_from, classes_from, model_from, settings_of
+from deformable_detr.weights.huggingface.model_config import (
+    category_ids_from,
+    classes_from,
+    model_from,
+    model_settings,
+)
 
 KIND = {"model_type": "deformable_detr"}
 LABELS = {str(number): f"LABEL_{number}" for number in range(91)}
@@ -161,13 +166,13 @@ def test_every_setting_of_ours_comes_back():
         frozen_batch_norm=False, dilation=False, num_levels=3, hidden_dim=96, num_heads=3, encoder_layers=1,
         decoder_layers=2, encoder_points=3, decoder_points=5, ffn_dim=77, dropout=0.25, num_queries=13,
     )  # fmt: skip
-    theirs = settings_of(ours, ("cat", "dog"), (17, 18))
+    theirs = model_settings(ours, ("cat", "dog"), (17, 18))
     assert model_from(theirs) == (ours, [])
     assert theirs["tie_word_embeddings"]
-    assert not settings_of(replace(ours, variant="refine"), ("cat", "dog"), (17, 18))["tie_word_embeddings"]
+    assert not model_settings(replace(ours, variant="refine"), ("cat", "dog"), (17, 18))["tie_word_embeddings"]
 
 
 @pytest.mark.parametrize("change", [{"features": "per_image"}, {"proposals": "valid"}, {"proposals": "distinct"}])
 def test_what_they_cannot_do_is_refused(change):
     with pytest.raises(CheckpointError, match=next(iter(change))):
-        settings_of(replace(PAPER, variant="two_stage", **change), (), ())
+        model_settings(replace(PAPER, variant="two_stage", **change), (), ())

@@ -10,7 +10,7 @@ from PIL import Image
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.data.augmentation.pipeline import resized_wh
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
-from deformable_detr.weights.huggingface.preprocessing import preprocessing_from, settings_of
+from deformable_detr.weights.huggingface.preprocessing import preprocessing_from, processor_settings
 
 SMALL = Preprocessing(short_side=80, max_side=133)
 
@@ -30,7 +30,7 @@ def picture(size_wh):
 
 
 def theirs_of(processor_class, preprocessing, image):
-    settings = {name: value for name, value in settings_of(preprocessing).items() if not name.endswith("_type")}
+    settings = {name: value for name, value in processor_settings(preprocessing).items() if not name.endswith("_type")}
     return processor_class(**settings)(image, return_tensors="pt")["pixel_values"][0]
 
 
@@ -83,7 +83,7 @@ def test_sizes_are_the_published_ones_and_theirs_are_not_always(processor_class)
 
 def test_there_and_back():
     ours = Preprocessing(short_side=481, max_side=733, mean=(0.1, 0.25, 0.3), std=(1.0, 0.7, 1 / 3))
-    assert preprocessing_from(settings_of(ours)) == (ours, [])
+    assert preprocessing_from(processor_settings(ours)) == (ours, [])
 
 
 @pytest.mark.parametrize(

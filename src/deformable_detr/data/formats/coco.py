@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
+from deformable_detr.data.formats.coco_document import to_document
 from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
 from deformable_detr.data.formats.parsing import name_text, read_json, shown, whole_number
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
-from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_text
+from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
 from deformable_detr.data.images import image_size
 
 LOOKED_FOR = (
@@ -292,30 +293,5 @@ def save(
         for sample, name in zip(dataset.samples, names, strict=True):
             place_image(sample.path, folder / "images" / split / name, images)
     text = json.dumps(to_document(dataset, names), ensure_ascii=False)
-    write_text(folder / "annotations" / f"{split}.json", text)
+    write_in(folder / "annotations", f"{split}.json", text)
     return ()
-
-
-def to_document(dataset: DetectionDataset, file_names: Sequence[str]) -> dict[str, Any]:
-    """The data set as COCO's object of `images`, `annotations` and `categories`; one file name per sample."""
-    images = []
-    annotations = []
-    for sample, file_name in zip(dataset.samples, file_names, strict=True):
-        width, height = sample.size_wh
-        images.append({"id": sample.image_id, "file_name": file_name, "width": width, "height": height})
-        for position, (x1, y1, x2, y2) in enumerate(sample.boxes_xyxy.tolist()):
-            annotations.append(
-                {
-                    "id": sample.object_ids[position],
-                    "image_id": sample.image_id,
-                    "category_id": dataset.category_ids[int(sample.class_ids[position])],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": float(sample.areas[position]),
-                    "iscrowd": int(sample.is_crowd[position]),
-                }
-            )
-    categories = [
-        {"id": category_id, "name": name, "supercategory": ""}
-        for category_id, name in zip(dataset.category_ids, dataset.classes, strict=True)
-    ]
-    return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deformable_detr.data.formats.split_names import canonical_split
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 
 _SNIFFED_BYTES = 1 << 16
 _PROBED_IMAGES = 16
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "sketch_")
-_USUAL_SPLITS = ("train", "val", "test")
 _FOLDERS_OF_SPLIT = {
     "train": ("train", "train2017", "train2014"),
     "val": ("val", "valid", "validation", "val2017", "val2014"),
@@ -41,7 +40,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
         found = [
             (split, file)
             for split, file in found
-            if (surely and canonical_split(split) in _USUAL_SPLITS) or _starts_like_coco(file)
+            if (surely and canonical_split(split) in MAIN_SPLITS) or _starts_like_coco(file)
         ]
         if found:
             return found

@@ -15,6 +15,10 @@ _SPELLINGS = {
 }
 
 
+MAIN_SPLITS = tuple(_SPELLINGS)
+"""Those that have several spellings: train, val and test."""
+
+
 def canonical_split(name: str) -> str:
     """`train`, `val` or `test` for their usual spellings (`valid`, `val2017`, `Training`); other names unchanged."""
     for canonical, spelling in _SPELLINGS.items():

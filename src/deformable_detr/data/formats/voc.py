@@ -27,13 +27,13 @@ from deformable_detr.data.formats.assemble import (
 )
 from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_xml, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
-from deformable_detr.data.formats.voc_layouts import Part, find_parts, xml_files
+from deformable_detr.data.formats.voc_layouts import VocPart, find_parts, xml_files
 from deformable_detr.data.formats.writing import (
     Placement,
     has_own_area,
     place_image,
     unique_names,
-    write_text,
+    write_in,
 )
 from deformable_detr.data.images import image_size
 
@@ -119,7 +119,7 @@ def _size_of(root: Element) -> tuple[int, int] | None:
     return None
 
 
-class _Row(NamedTuple):
+class _Object(NamedTuple):
     """One object: the image it belongs to, and its place in an annotation."""
 
     image_index: int
@@ -136,7 +136,7 @@ class _Row(NamedTuple):
         return f"{self.xml}: object {self.number + 1} ({self.class_name})"
 
 
-def _load_part(part: Part, folder: Path, parts: Sequence[Part]) -> DetectionDataset:
+def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> DetectionDataset:
     problems: list[Problem] = []
     parsed = {file: _read_or_report(file, problems) for file in part.xml_paths()}
     classes, class_source = _classes_of(folder, parts, parsed)
@@ -160,11 +160,11 @@ def _load_part(part: Part, folder: Path, parts: Sequence[Part]) -> DetectionData
 
 
 def _match_images(
-    part: Part, parsed: dict[Path, Annotation | None], problems: list[Problem]
-) -> tuple[list[ImageEntry], list[_Row]]:
+    part: VocPart, parsed: dict[Path, Annotation | None], problems: list[Problem]
+) -> tuple[list[ImageEntry], list[_Object]]:
     """The images of a split that are there and can be sized, and all of their objects."""
     entries: list[ImageEntry] = []
-    rows: list[_Row] = []
+    rows: list[_Object] = []
     bare: list[str] = []
     items = list(part.items(problems))
     named = {
@@ -190,13 +190,15 @@ def _match_images(
         if annotation is None:
             bare.append(str(image))
         else:
-            rows += [_Row(len(entries), item.xml, number, annotation) for number in range(len(annotation.class_names))]
+            rows += [
+                _Object(len(entries), item.xml, number, annotation) for number in range(len(annotation.class_names))
+            ]
         entries.append(ImageEntry(image, size_wh, len(entries) + 1))
     problems += unannotated(bare, len(entries), part.where, "xml")
     return entries, rows
 
 
-def _to_table(rows: Sequence[_Row], classes: Sequence[str]) -> ObjectTable:
+def _to_table(rows: Sequence[_Object], classes: Sequence[str]) -> ObjectTable:
     class_ids = {name: index for index, name in enumerate(classes)}
     boxes = [row.annotation.boxes_xyxy[row.number] for row in rows]
     return ObjectTable(
@@ -218,7 +220,7 @@ def _read_or_report(file: Path, problems: list[Problem]) -> Annotation | None:
 
 
 def _classes_of(
-    folder: Path, parts: Sequence[Part], parsed: dict[Path, Annotation | None]
+    folder: Path, parts: Sequence[VocPart], parsed: dict[Path, Annotation | None]
 ) -> tuple[tuple[str, ...], str]:
     """Class names, and where they come from: a list beside the annotations, or the objects of all splits."""
     for name in CLASS_FILES:
@@ -255,11 +257,11 @@ def save(
     lists = folder / "ImageSets" / "Main"
     taken = [stem for file in sorted(lists.glob("*.txt")) if file.stem != split for stem in read_text(file).split("\n")]
     names = unique_names(dataset.samples, taken)
-    write_text(listed, "".join(f"{name}\n" for name in dataset.classes))
+    write_in(listed.parent, listed.name, "".join(f"{name}\n" for name in dataset.classes))
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "JPEGImages" / name, images)
-        write_text(folder / "Annotations" / f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
-    write_text(lists / f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
+        write_in(folder / "Annotations", f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
+    write_in(lists, f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
     return ()
 
 

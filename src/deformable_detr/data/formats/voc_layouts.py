@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.parsing import read_text
-from deformable_detr.data.formats.split_names import canonical_split
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 from deformable_detr.data.images import IMAGE_SUFFIXES, is_image_file
 
 _XML_FOLDERS = ("Annotations", "annotations", "xml", "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
-_USUAL_SPLITS = ("train", "val", "test")
 
 
-class Item(NamedTuple):
+class ListedImage(NamedTuple):
     """An image of a split: the stem it is found by, and what was found."""
 
     stem: str
@@ -24,7 +23,7 @@ class Item(NamedTuple):
     image: Path | None
 
 
-class Part:
+class VocPart:
     """One split: a folder of xml, a folder of images, and a list of stems if not all of them belong."""
 
     def __init__(self, split: str, xml_folder: Path, image_folder: Path, list_file: Path | None = None) -> None:
@@ -42,7 +41,7 @@ class Part:
         """The xml files of this split that are there."""
         return [self._xml_of_stem[stem] for stem in dict.fromkeys(self._stems) if stem in self._xml_of_stem]
 
-    def items(self, problems: list[Problem]) -> Iterator[Item]:
+    def items(self, problems: list[Problem]) -> Iterator[ListedImage]:
         """Every image of the split once, in its order; stems listed again are reported."""
         seen = set()
         for stem in self._stems:
@@ -53,7 +52,7 @@ class Part:
             seen.add(stem)
             xml = self._xml_of_stem.get(stem, self.xml_folder / f"{stem}.xml")
             image = self._images.get(stem) or self._images.get(stem.lower())
-            yield Item(stem, xml, image)
+            yield ListedImage(stem, xml, image)
 
     def image_named(self, file_name: str | None) -> Path | None:
         """The image that an xml names, if it is there; only the last part of the name counts."""
@@ -101,7 +100,7 @@ def xml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml" and path.name[0] != ".")
 
 
-def find_parts(folder: Path) -> list[Part]:
+def find_parts(folder: Path) -> list[VocPart]:
     """The splits of the first of these layouts that is there.
 
     1. `ImageSets/Main/<split>.txt` with `Annotations` and `JPEGImages`
@@ -118,18 +117,18 @@ def find_parts(folder: Path) -> list[Part]:
         # aeroplane_train.txt says which images of train.txt show an aeroplane.
         whole = [file for file in files if file.stem.rpartition("_")[2] not in names - {file.stem}]
         if whole:
-            return [Part(file.stem, *pair, file) for file in whole]
+            return [VocPart(file.stem, *pair, file) for file in whole]
     parts = [
-        Part(child.name, *found)
+        VocPart(child.name, *found)
         for base in (folder, folder / "images")
         if base.is_dir()
         for child in sorted(base.iterdir())
-        if child.is_dir() and canonical_split(child.name) in _USUAL_SPLITS
+        if child.is_dir() and canonical_split(child.name) in MAIN_SPLITS
         if (found := _xml_and_image_folders(child))
     ]
     if parts:
         return parts
-    return [Part(folder.name, *pair)] if pair else []
+    return [VocPart(folder.name, *pair)] if pair else []
 
 
 def _xml_and_image_folders(folder: Path) -> tuple[Path, Path] | None:

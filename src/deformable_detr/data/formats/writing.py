@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from deformable_detr.core.errors import OutputError
+from deformable_detr.core.files import write_atomically, write_text
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.images import IMAGE_SUFFIXES
 
@@ -14,17 +15,14 @@ Placement = Literal["copy", "link"]
 """Whether image files are copied or symbolic links to the originals."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file as UTF-8; an interruption leaves the old one or none.
+def write_in(folder: Path, name: str, text: str) -> None:
+    """Write a whole text file of a data set, and make its folder.
 
     Raises:
         OutputError: it cannot be written.
     """
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-
-    _replace(path, write)
+    _make(folder)
+    write_text(folder / name, text, durable=False)
 
 
 def place_image(source: Path, target: Path, placement: Placement) -> None:
@@ -40,25 +38,18 @@ def place_image(source: Path, target: Path, placement: Placement) -> None:
         if placement == "copy":
             shutil.copyfile(source, partial)
         else:
-            os.symlink(os.path.abspath(source), partial)
+            partial.unlink()
+            partial.symlink_to(os.path.abspath(source))
 
-    _replace(target, write)
+    _make(target.parent)
+    write_atomically(target, write, durable=False)
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}"[:200])
+def _make(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        write(partial)
-        os.replace(partial, path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot write this file: {error.strerror or error}") from error
-    except UnicodeEncodeError as error:
-        raise OutputError(f"{path}: cannot write this file: a name in it is not valid Unicode") from error
-    finally:
-        if partial.is_symlink() or partial.exists():
-            partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def unique_names(samples: Sequence[Sample], taken: Iterable[str] = ()) -> list[str]:

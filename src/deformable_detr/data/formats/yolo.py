@@ -19,11 +19,11 @@ from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
 from deformable_detr.data.formats.parsing import read_text, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
-from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_text
+from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_in
 from deformable_detr.data.formats.yolo_layouts import (
     ClassList,
     LabelFolders,
-    Part,
+    YoloPart,
     find_parts,
     images_of,
     read_description,
@@ -107,18 +107,18 @@ def _box_around(polygon: Sequence[float]) -> tuple[float, float, float, float]:
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
-class _Row(NamedTuple):
+class _BoxOfImage(NamedTuple):
     image_index: int
     label_file: Path
     box: LabelledBox
 
 
-def _load_part(part: Part) -> DetectionDataset:
+def _load_part(part: YoloPart) -> DetectionDataset:
     classes = part.classes()
     problems: list[Problem] = []
     folders = LabelFolders()
     entries: list[ImageEntry] = []
-    rows: list[_Row] = []
+    rows: list[_BoxOfImage] = []
     bare: list[str] = []
     for path in images_of(part, problems):
         try:
@@ -131,7 +131,7 @@ def _load_part(part: Part) -> DetectionDataset:
             bare.append(str(path))
         else:
             index = len(entries)
-            rows += [_Row(index, label_file, box) for box in _read_labels(label_file, classes, problems)]
+            rows += [_BoxOfImage(index, label_file, box) for box in _read_labels(label_file, classes, problems)]
         entries.append(ImageEntry(path, size_wh, len(entries) + 1))
     problems += unannotated(bare, len(entries), part.where, "label")
     problems += [
@@ -171,7 +171,7 @@ def _read_labels(file: Path, classes: ClassList, problems: list[Problem]) -> lis
     return boxes
 
 
-def _to_table(rows: Sequence[_Row], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
+def _to_table(rows: Sequence[_BoxOfImage], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
     class_ids: Mapping[int, int] = {number: index for index, number in enumerate(classes.numbers)}
     image_indices = np.array([row.image_index for row in rows], dtype=np.int64)
     sizes_wh = np.array([entry.size_wh for entry in entries], dtype=np.float64).reshape(-1, 2)
@@ -214,11 +214,11 @@ def save(
     names = unique_names(dataset.samples)
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "images" / split / name, images)
-        write_text(folder / "labels" / split / f"{Path(name).stem}.txt", label_text(sample))
-    write_text(folder / f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
+        write_in(folder / "labels" / split, f"{Path(name).stem}.txt", label_text(sample))
+    write_in(folder, f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
     lists[split] = f"{split}.txt"
     content = {"path": ".", **lists, "names": dict(enumerate(dataset.classes))}
-    write_text(description, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_in(folder, description.name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return not_kept(dataset, str(folder), crowd=True, areas=True)
 
 

@@ -25,7 +25,7 @@ class ClassList(NamedTuple):
     source: str
 
 
-class Part(NamedTuple):
+class YoloPart(NamedTuple):
     """One split: folders of images, lists of images, or images."""
 
     split: str
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """Reads the class list; a data error if there is none."""
 
 
-def find_parts(path: Path) -> list[Part]:
+def find_parts(path: Path) -> list[YoloPart]:
     """The splits of a yaml or a folder, by the first of these that is there.
 
     1. `data.yaml` or `dataset.yaml`, else another yaml with `names` and a split
@@ -109,7 +109,7 @@ def read_description(file: Path) -> Description:
     return Description(classes, entries, None if root is None else name_text(root, str(file), "path"))
 
 
-def _parts_of_yaml(file: Path) -> list[Part]:
+def _parts_of_yaml(file: Path) -> list[YoloPart]:
     classes, entries, root = read_description(file)
     if not entries:
         raise DataError(f"{file}: it names no split: expected train:, val: or test: with a folder or a list of images")
@@ -120,7 +120,7 @@ def _parts_of_yaml(file: Path) -> list[Part]:
         sources = [_resolve(name_text(text, str(file), key), bases) for text in texts]
         if key == "test" and not any(source.exists() for source in sources):
             continue  # Exports name a test folder whether or not they come with one.
-        parts.append(Part(key, sources, f"{file} ({key})", lambda: classes))
+        parts.append(YoloPart(key, sources, f"{file} ({key})", lambda: classes))
     return parts
 
 
@@ -135,13 +135,13 @@ def _resolve(text: str, bases: list[Path]) -> Path:
     return Path(os.path.normpath(chosen))
 
 
-def _parts_without_yaml(folder: Path) -> list[Part]:
+def _parts_without_yaml(folder: Path) -> list[YoloPart]:
     if not folder.is_dir():
         return []
 
-    def part(split: str, images: Path, labels: Path) -> Part:
+    def part(split: str, images: Path, labels: Path) -> YoloPart:
         places = list(dict.fromkeys((folder, labels.parent, labels, images)))
-        return Part(split, [images], str(images), lambda: _find_class_list(folder, places))
+        return YoloPart(split, [images], str(images), lambda: _find_class_list(folder, places))
 
     pairs = []
     if (folder / "images").is_dir():
@@ -195,7 +195,7 @@ def _find_class_list(folder: Path, places: list[Path]) -> ClassList:
     )
 
 
-def images_of(part: Part, problems: list[Problem]) -> list[Path]:
+def images_of(part: YoloPart, problems: list[Problem]) -> list[Path]:
     """The images of a split in its order, each once; what is missing or repeated is reported."""
     found: dict[Path, None] = {}
     for source in part.sources:

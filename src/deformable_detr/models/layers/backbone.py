@@ -3,18 +3,16 @@
 import logging
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.errors import CheckpointError, ConfigError, first_line
+from deformable_detr.core.torch_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +120,7 @@ def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
         given = [one.shape[1] if one.dim() == 4 else None for one in maps]
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"backbone {name} cannot take images of any size ({_first_line(error)}); choose a convolutional network"
+            f"backbone {name} cannot take images of any size ({first_line(error)}); choose a convolutional network"
         ) from error
     if given != num_channels:
         raise ConfigError(f"backbone {name} does not give maps with channels first; choose a convolutional network")
@@ -151,7 +149,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"pre-trained weights of {name} cannot be had from timm's hub ({_first_line(error)}); name a local "
+            f"pre-trained weights of {name} cannot be had from timm's hub ({first_line(error)}); name a local "
             "file with --backbone-weights PATH, or --backbone-weights none to start from random weights"
         ) from error
 
@@ -159,24 +157,4 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 def _from_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no such file of backbone weights: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {_first_line(error)}") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
-        # What torch says here is advice on running code from the file.
-        raise CheckpointError(
-            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
-        ) from error
-    for nested in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(nested), dict):
-            state = state[nested]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path} holds no table of named tensors")
-    return {re.sub(r"^(module|model|backbone)\.", "", key): tensor for key, tensor in state.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return {re.sub(r"^(module|model|backbone)\.", "", key): tensor for key, tensor in read_tensors(path).items()}

@@ -13,40 +13,45 @@ from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.shared_heads import HEAD, PROPOSAL_HEADS, with_copies
+from deformable_detr.weights.key_map import COUNTERS, KeyMap
+from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
-# Ours -> theirs; the first that matches counts, both ways. "#" stands for a number.
-_RENAMED = (
-    ("pyramid.projections.#.", "model.input_proj.#."),
-    ("pyramid.level_embed", "model.level_embed"),
-    ("encoder.layers.#.self_attention.", "model.encoder.layers.#.self_attn."),
-    ("encoder.layers.#.norm_attention.", "model.encoder.layers.#.self_attn_layer_norm."),
-    ("encoder.layers.#.ffn.linear#.", "model.encoder.layers.#.mlp.fc#."),
-    ("encoder.layers.#.norm_ffn.", "model.encoder.layers.#.final_layer_norm."),
-    ("decoder.layers.#.self_attention.out_proj.", "model.decoder.layers.#.self_attn.o_proj."),
-    ("decoder.layers.#.norm_self.", "model.decoder.layers.#.self_attn_layer_norm."),
-    ("decoder.layers.#.cross_attention.", "model.decoder.layers.#.encoder_attn."),
-    ("decoder.layers.#.norm_cross.", "model.decoder.layers.#.encoder_attn_layer_norm."),
-    ("decoder.layers.#.ffn.linear#.", "model.decoder.layers.#.mlp.fc#."),
-    ("decoder.layers.#.norm_ffn.", "model.decoder.layers.#.final_layer_norm."),
-    ("decoder.class_heads.#.", "class_embed.#."),
-    ("decoder.box_heads.#.", "bbox_embed.#."),
-    ("query_source.embedding.", "model.query_position_embeddings."),
-    ("query_source.reference_points.", "model.reference_points."),
-    ("query_source.memory_proj.", "model.enc_output."),
-    ("query_source.memory_norm.", "model.enc_output_norm."),
-    ("query_source.position_proj.", "model.pos_trans."),
-    ("query_source.position_norm.", "model.pos_trans_norm."),
+# Ours and theirs.
+_NAMES = KeyMap(
+    (
+        ("pyramid.projections.#.", "model.input_proj.#."),
+        ("pyramid.level_embed", "model.level_embed"),
+        ("encoder.layers.#.self_attention.", "model.encoder.layers.#.self_attn."),
+        ("encoder.layers.#.norm_attention.", "model.encoder.layers.#.self_attn_layer_norm."),
+        ("encoder.layers.#.ffn.linear#.", "model.encoder.layers.#.mlp.fc#."),
+        ("encoder.layers.#.norm_ffn.", "model.encoder.layers.#.final_layer_norm."),
+        ("decoder.layers.#.self_attention.out_proj.", "model.decoder.layers.#.self_attn.o_proj."),
+        ("decoder.layers.#.norm_self.", "model.decoder.layers.#.self_attn_layer_norm."),
+        ("decoder.layers.#.cross_attention.", "model.decoder.layers.#.encoder_attn."),
+        ("decoder.layers.#.norm_cross.", "model.decoder.layers.#.encoder_attn_layer_norm."),
+        ("decoder.layers.#.ffn.linear#.", "model.decoder.layers.#.mlp.fc#."),
+        ("decoder.layers.#.norm_ffn.", "model.decoder.layers.#.final_layer_norm."),
+        ("decoder.class_heads.#.", "class_embed.#."),
+        ("decoder.box_heads.#.", "bbox_embed.#."),
+        ("query_source.embedding.", "model.query_position_embeddings."),
+        ("query_source.reference_points.", "model.reference_points."),
+        ("query_source.memory_proj.", "model.enc_output."),
+        ("query_source.memory_norm.", "model.enc_output_norm."),
+        ("query_source.position_proj.", "model.pos_trans."),
+        ("query_source.position_norm.", "model.pos_trans_norm."),
+    )
 )
 _OUR_BACKBONE, _THEIR_BACKBONE = "pyramid.backbone.body.", "model.backbone.model."
-# timm's names of a ResNet -> the native ones. "%" stands for a number that is one less there.
-_NATIVE_RESNET = (
-    ("conv1.", "embedder.embedder.convolution."),
-    ("bn1.", "embedder.embedder.normalization."),
-    ("layer%.#.conv%.", "encoder.stages.%.layers.#.layer.%.convolution."),
-    ("layer%.#.bn%.", "encoder.stages.%.layers.#.layer.%.normalization."),
-    ("layer%.#.downsample.0.", "encoder.stages.%.layers.#.shortcut.convolution."),
-    ("layer%.#.downsample.1.", "encoder.stages.%.layers.#.shortcut.normalization."),
+# timm's names of a ResNet and the native ones. A stem of several convolutions has deeper names and no counterpart.
+_NATIVE_RESNET = KeyMap(
+    (
+        ("conv1.*", "embedder.embedder.convolution.*"),
+        ("bn1.*", "embedder.embedder.normalization.*"),
+        ("layer%.#.conv%.*", "encoder.stages.%.layers.#.layer.%.convolution.*"),
+        ("layer%.#.bn%.*", "encoder.stages.%.layers.#.layer.%.normalization.*"),
+        ("layer%.#.downsample.0.*", "encoder.stages.%.layers.#.shortcut.convolution.*"),
+        ("layer%.#.downsample.1.*", "encoder.stages.%.layers.#.shortcut.normalization.*"),
+    )
 )
 _NATIVE_START = ("embedder.", "encoder.")
 # What files have -> what models have.
@@ -65,8 +70,6 @@ _ALIAS = "model.decoder."
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
 _THEIR_PARTS = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 _PARTS = ("q", "k", "v")
-# Frozen norms count nothing.
-_COUNTERS = "num_batches_tracked"
 
 BackboneNames = Literal["timm", "native"]
 
@@ -90,7 +93,7 @@ def to_transformers_keys(
         if joined is not None:
             for part, piece in zip(_PARTS, tensor.chunk(3), strict=True):
                 theirs[f"model.decoder.layers.{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece.clone()
-        elif not name.endswith(_COUNTERS):
+        elif not name.endswith(COUNTERS):
             theirs[_their_name(name, config, backbone)] = tensor
     return with_copies(theirs, config, _ALIAS)
 
@@ -110,25 +113,23 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
             self-attention.
     """
     weights: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     foreign: list[str] = []
-    for name, tensor in theirs.items():
+    for name, tensor in without_copies(theirs, config, _ALIAS).items():
         plain = _model_name(name)
         part = _THEIR_PARTS.fullmatch(plain)
         if part is not None:
             parts.setdefault(f"decoder.layers.{part[1]}.self_attention.in_proj_{part[3]}", {})[part[2]] = tensor
             continue
-        if name.endswith(_COUNTERS):
+        if name.endswith(COUNTERS):
             continue
         ours = _our_name(plain, config)
         if ours is None:
             foreign.append(name)
             continue
         if ours in weights and not torch.equal(weights[ours], tensor):
-            raise CheckpointError(f"{name} should be a copy of {origin[ours]}, and is not; is this of another variant?")
-        weights.setdefault(ours, tensor)
-        origin.setdefault(ours, name)
+            raise CheckpointError(f"{ours} is there twice, as {name} and under another name, and differs")
+        weights[ours] = tensor
     if foreign:
         others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
         raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
@@ -152,60 +153,31 @@ def file_key(name: str) -> str:
 
 
 def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
-    for theirs, ours in PROPOSAL_HEADS.items():
-        if name.startswith(ours + "."):
-            return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
     if name.startswith(_OUR_BACKBONE):
         inner = name.removeprefix(_OUR_BACKBONE)
         return _THEIR_BACKBONE + (inner if backbone == "timm" else _native_name(inner, config))
-    for ours, theirs in _RENAMED:
-        renamed = _rename(name, ours, theirs)
-        if renamed is not None:
-            return renamed
-    raise AssertionError(f"no name in transformers for {name}")
+    theirs = proposal_head_there(name, config) or _NAMES.to_theirs(name)
+    assert theirs is not None, f"no name in transformers for {name}"
+    return theirs
 
 
 def _native_name(inner: str, config: DeformableDETRConfig) -> str:
-    for ours, theirs in _NATIVE_RESNET:
-        renamed = _rename(inner, ours, theirs, shift=-1)
-        # A stem of several convolutions starts alike, has deeper names and no counterpart.
-        if renamed is not None and inner.count(".") == ours.count("."):
-            return renamed
-    raise ValueError(f"backbone {config.backbone} has no native name for {inner}; only plain ResNets have")
+    theirs = _NATIVE_RESNET.to_theirs(inner)
+    if theirs is None:
+        raise ValueError(f"backbone {config.backbone} has no native name for {inner}; only plain ResNets have")
+    return theirs
 
 
 def _model_name(name: str) -> str:
-    """The name a model of theirs has for what a file may call otherwise, the first of its aliases."""
+    """The name a model of theirs has for what a file may call otherwise."""
     for pattern, replacement in _IN_FILES:
         name = pattern.sub(replacement, name)
-    without = name.removeprefix(_ALIAS)
-    return without if HEAD.fullmatch(without) else name
+    return name
 
 
 def _our_name(plain: str, config: DeformableDETRConfig) -> str | None:
-    head = HEAD.fullmatch(plain)
-    if head is not None:
-        kind, layer, rest = head.groups()
-        if int(layer) == config.decoder_layers:
-            return f"{PROPOSAL_HEADS[kind]}.{rest}"
-        if config.variant == "base":
-            plain = f"{kind}.0.{rest}"
     inner = plain.removeprefix(_THEIR_BACKBONE)
-    native = inner != plain and inner.startswith(_NATIVE_START)
-    if inner != plain and not native:
-        return _OUR_BACKBONE + inner
-    for ours, theirs in _NATIVE_RESNET if native else _RENAMED:
-        renamed = _rename(inner if native else plain, theirs, ours, shift=1)
-        if renamed is not None:
-            return _OUR_BACKBONE * native + renamed
-    return None
-
-
-def _rename(name: str, old: str, new: str, shift: int = 0) -> str | None:
-    """`name` with the start `old` replaced by `new`; None where it starts otherwise."""
-    match = re.match(re.escape(old).replace(r"\#", r"(\d+)").replace("%", r"(\d+)"), name)
-    if match is None:
-        return None
-    numbers = iter(match.groups())
-    start = re.sub("[#%]", lambda sign: str(int(next(numbers)) + (shift if sign[0] == "%" else 0)), new)
-    return start + name[match.end() :]
+    if inner == plain:
+        return proposal_head_here(plain, config) or _NAMES.to_ours(plain)
+    ours = _NATIVE_RESNET.to_ours(inner) if inner.startswith(_NATIVE_START) else inner
+    return None if ours is None else _OUR_BACKBONE + ours

@@ -139,7 +139,7 @@ def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tu
     return tuple(range(len(classes)))
 
 
-def settings_of(model: DeformableDETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
     """The content of the file for a model of ours.
 
     Raises:

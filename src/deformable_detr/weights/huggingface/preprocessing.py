@@ -55,7 +55,7 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
     return preprocessing, sorted(set(settings) - {*_IGNORED.split(), *_READ.split()})
 
 
-def settings_of(preprocessing: Preprocessing) -> dict[str, Any]:
+def processor_settings(preprocessing: Preprocessing) -> dict[str, Any]:
     """The content of the file for our preprocessing."""
     return {
         "image_processor_type": "DeformableDetrImageProcessor",

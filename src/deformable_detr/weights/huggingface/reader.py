@@ -4,39 +4,33 @@ config.json, preprocessor_config.json and weights, in the form that `DeformableD
 and 5 reads and writes. The library itself is not needed.
 """
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deformable_detr.core.errors import CheckpointError, OutputError
-from deformable_detr.core.files import write_json
+from deformable_detr.core.errors import CheckpointError, OutputError, listed
+from deformable_detr.core.files import read_json, write_json
+from deformable_detr.core.torch_files import read_tensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config
+from deformable_detr.weights.hub import CARD, CONFIG, PREPROCESSING, WEIGHTS
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
 from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
+from deformable_detr.weights.key_map import COUNTERS
 
-CONFIG_FILE = "config.json"
-PREPROCESSING_FILE = "preprocessor_config.json"
-_WEIGHTS_FILE = "model.safetensors"
 # One file, or a table of the files that hold the parts; in the order of preference.
-_WEIGHTS_FILES = (_WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS_FILES = tuple(file for name in WEIGHTS for file in (name, f"{name}.index.json"))
 _COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
-_CARD = "README.md"
-_COUNTERS = "num_batches_tracked"
 # Licences the hub has a word for; it wants all others as "other" with a name.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
 
@@ -51,12 +45,12 @@ def read_transformers(folder: Path) -> Checkpoint:
         CheckpointError: files are missing or damaged, are of another model, do not fit each other, or describe what
             cannot be built here.
     """
-    settings = _read_json(folder / CONFIG_FILE)
+    settings = _read_json(folder / CONFIG)
     try:
         model, unknown = transformers_config.model_from(settings)
         classes = transformers_config.classes_from(settings)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     provenance = {"source": f"transformers folder {folder.name}"}
     if settings.get("transformers_version"):
         provenance["transformers"] = str(settings["transformers_version"])
@@ -87,7 +81,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         OutputError: the folder holds something already, or cannot be written.
     """
     model = deformable_config(checkpoint, "transformers")
-    settings = transformers_config.settings_of(model, checkpoint.classes, checkpoint.category_ids)
+    settings = transformers_config.model_settings(model, checkpoint.classes, checkpoint.category_ids)
     named = to_transformers_keys(checkpoint.weights, model)
     weights = {
         file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
@@ -103,17 +97,18 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_json(temporary / CONFIG_FILE, settings)
-        write_json(temporary / PREPROCESSING_FILE, transformers_preprocessing.settings_of(checkpoint.preprocessing))
-        (temporary / _CARD).write_text(_card(checkpoint), encoding="utf-8")
-        save_file(weights, temporary / _WEIGHTS_FILE, {"format": "pt"})
+        write_json(temporary / CONFIG, settings)
+        write_json(
+            temporary / PREPROCESSING,
+            transformers_preprocessing.processor_settings(checkpoint.preprocessing),
+        )
+        (temporary / CARD).write_text(_card(checkpoint), encoding="utf-8")
+        write_tensors(weights, temporary / WEIGHTS[0], {"format": "pt"})
         # safetensors makes its file private; the others have what the user's umask says.
-        (temporary / _WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        (temporary / WEIGHTS[0]).chmod((temporary / CONFIG).stat().st_mode)
         if folder.is_dir():
             folder.rmdir()
         temporary.rename(folder)
-    except SafetensorError as error:  # a full disk arrives as this
-        raise OutputError(f"cannot write {folder}: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
@@ -123,21 +118,13 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a folder of transformers: it has no {path.name}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, not an object")
-    return data
+    return read_json(path, error_type=CheckpointError)
 
 
 def _read_preprocessing(folder: Path, provenance: dict[str, str]) -> tuple[Preprocessing, list[str]]:
-    path = folder / PREPROCESSING_FILE
+    path = folder / PREPROCESSING
     if not path.exists():
-        provenance["preprocessing"] = f"the paper's; the folder has no {PREPROCESSING_FILE}"
+        provenance["preprocessing"] = f"the paper's; the folder has no {PREPROCESSING}"
         return Preprocessing(), []
     try:
         return transformers_preprocessing.preprocessing_from(_read_json(path))
@@ -149,7 +136,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} holds no weights: there is none of {', '.join(_WEIGHTS_FILES)}")
-    return path, _read_parts(path) if path.suffix == ".json" else _read_tensors(path)
+    return path, _read_parts(path) if path.suffix == ".json" else read_tensors(path)
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
@@ -159,32 +146,13 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     names = sorted(set(table.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{index} names {len(names)} files; {len(missing)} are not there: {', '.join(missing[:3])}"
-        )
+        raise CheckpointError(f"{index} names {len(names)} files; {len(missing)} are not there: {listed(missing)}")
     tensors: dict[str, Tensor] = {}
     for name in names:
-        tensors |= _read_tensors(index.parent / name)
+        tensors |= read_tensors(index.parent / name)
     lost = [name for name in table if name not in tensors]
     if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {', '.join(lost[:3])}")
-    return tensors
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, UnpicklingError) as error:
-        # What torch says here is advice on running code from the file.
-        raise CheckpointError(
-            f"{path} cannot be read as PyTorch weights; it is damaged, of another kind, or holds more than tensors"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds no table of named tensors")
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {listed(lost)}")
     return tensors
 
 
@@ -197,7 +165,7 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
     with torch.device("meta"):
         network = build(model, load_backbone_weights=False)
     for name, tensor in network.state_dict().items():
-        if name.endswith(_COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
+        if name.endswith(COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
             weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     check_fit(network, weights, str(path))
     return weights
@@ -205,7 +173,7 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
 
 def _read_licence(folder: Path) -> str:
     """What the first lines of the model card say; nothing where there is no card or it says nothing."""
-    path = folder / _CARD
+    path = folder / CARD
     if not path.is_file():
         return ""
     start, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("---\n")

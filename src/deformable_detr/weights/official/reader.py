@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from deformable_detr.core.config import to_dict
-from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.errors import CheckpointError, listed
 from deformable_detr.core.files import write_atomically
-from deformable_detr.core.torch_files import is_plain, read_torch_file
+from deformable_detr.core.torch_files import inner_table, is_plain, read_torch_file
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.checkpoint import Checkpoint, deformable_config, from_header, parse_header, to_header
+from deformable_detr.weights.checkpoint import (
+    HEADER_ENTRY,
+    Checkpoint,
+    deformable_config,
+    from_header,
+    parse_header,
+    to_header,
+)
 from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
 from deformable_detr.weights.recognise import whose
@@ -31,17 +39,14 @@ log = logging.getLogger(__name__)
 
 _PARALLEL = "module."
 # Left behind by a counter of operations; the official code ignores them as well.
-_LEFTOVERS = ("total_params", "total_ops", "num_batches_tracked")
-# An entry of ours, the header of our own files; the official code passes over entries it does not know.
-_OURS = "deformable_detr"
-_NAMED_KEYS = 3
+_LEFTOVERS = ("total_params", "total_ops", COUNTERS)
 
 
 def read_official(path: Path) -> Checkpoint:
     """What an official checkpoint holds, ready to predict or to be trained on; nothing in the file is run.
 
-    A dispatcher may hand it any file for which `torch_files.is_torch_file` is true, and any that nobody else knows:
-    what is not an official checkpoint is refused in words that say what it is instead.
+    Of the files that `torch.save` wrote, those that are no official checkpoint are refused in words that say what they
+    are instead.
 
     Raises:
         CheckpointError: no such file, damaged, of another kind or another model, or its settings and tensors disagree.
@@ -62,7 +67,7 @@ def read_official(path: Path) -> Checkpoint:
     values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
     if assumed:
         log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
-    return from_header(path, _header(path, document, config, values), weights)
+    return from_header(path, _description(path, document, config, values), weights)
 
 
 def write_official(checkpoint: Checkpoint, path: Path) -> None:
@@ -86,7 +91,8 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
     document = {
         "model": to_official_keys(own, model),
         "args": args,
-        _OURS: json.dumps(to_header(checkpoint)),
+        # The official code passes over entries it does not know.
+        HEADER_ENTRY: json.dumps(to_header(checkpoint)),
     }
     write_atomically(path, lambda temporary: _save(document, temporary))
 
@@ -106,7 +112,7 @@ def _warn_of_what_changes(checkpoint: Checkpoint, path: Path) -> None:
             "%s: the official code takes channel i for category id i; number the categories of its data set from 0 "
             "in the order %s",
             path,
-            ", ".join(checkpoint.classes[:_NAMED_KEYS]) + ", ..." * (len(checkpoint.classes) > _NAMED_KEYS),
+            listed(checkpoint.classes),
         )
     names = ("frozen_stages", "frozen_batch_norm", "backbone_weights")
     lost = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(standard, name)]
@@ -116,11 +122,7 @@ def _warn_of_what_changes(checkpoint: Checkpoint, path: Path) -> None:
 
 def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     """The model's tensors under their official names, without what a parallel run or a counter added."""
-    table = document
-    for entry in ("model", "state_dict"):
-        if isinstance(document, dict) and isinstance(document.get(entry), dict):
-            table = document[entry]
-            break
+    table = inner_table(document)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
     if table and all(name.startswith(_PARALLEL) for name in table):
@@ -130,7 +132,7 @@ def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     if wrong or not kept:
         raise CheckpointError(
             f"{path} holds no table of named tensors: {len(wrong)} of its {len(kept)} entries are something else"
-            + f", {_first(wrong)}" * bool(wrong)
+            + f", {listed(wrong)}" * bool(wrong)
         )
     if len(kept) < len(table):
         log.info("%s: %d counters are not used", path, len(table) - len(kept))
@@ -163,16 +165,16 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
     }
     kind = whose(official)
     looks = f"; it looks like {kind}" if kind else ""
-    problems = [f"{len(names)} {what}: {_first(names)}" for what, names in found.items() if names]
+    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
     return (
         f"{path} is not an official Deformable DETR{looks}; "
         f"of the {len(expected)} tensors of such a model, {'; '.join(problems)}"
     )
 
 
-def _header(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
+def _description(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
     """What we wrote beside the model, or else what is known without being said."""
-    ours = document.get(_OURS)
+    ours = document.get(HEADER_ENTRY)
     if isinstance(ours, str):
         header = parse_header(path, ours)
     else:
@@ -200,7 +202,3 @@ def _renamed(path: Path, official: Mapping[str, Tensor], config: DeformableDETRC
         raise CheckpointError(f"{path}: {error}") from error
     # Copies, so that the file may change or go afterwards.
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED_KEYS]) + (", ..." if len(names) > _NAMED_KEYS else "")

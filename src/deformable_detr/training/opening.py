@@ -1,0 +1,140 @@
+"""Opening of a run: its processes, device and services, its data, and its folder, whether it begins or goes on."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deformable_detr.core.devices import choose_device
+from deformable_detr.core.distributed import Ranks, joined
+from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.files import write_json
+from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import FormatName
+from deformable_detr.data.splits import TrainingData, open_training_data
+from deformable_detr.runs.config import TrainConfig, to_json
+from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder
+from deformable_detr.training.autobatch import bound_primitive_cache
+from deformable_detr.training.finetune import Transfer
+from deformable_detr.training.loggers import ServiceName, chosen_services
+from deformable_detr.weights import checkpoint as checkpoints
+from deformable_detr.weights.checkpoint import Checkpoint
+
+_RUNS = Path("runs")
+
+
+class Surroundings(NamedTuple):
+    """Surroundings of a run, whether it begins or goes on."""
+
+    ranks: Ranks
+    device: str
+    services: tuple[ServiceName, ...]
+    reporter: Reporter
+
+
+@contextmanager
+def surroundings(device: str, log: Sequence[str] | None, reporter: Reporter | None) -> Iterator[Surroundings]:
+    """Processes joined, a device that is here, and services that are installed, before any work."""
+    bound_primitive_cache()
+    with joined(device) as ranks:
+        reporter = (reporter if ranks.is_first else None) or Silence()
+        device = ranks.device(device)
+        with ranks.first_alone():
+            services = chosen_services(log)
+            choose_device(device)
+        if log is None and not services:
+            reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
+        yield Surroundings(ranks, device, services, reporter)
+
+
+def new_folder(output: str | Path | None, config: TrainConfig, data_name: str, ranks: Ranks) -> RunFolder:
+    """Folder that the first process makes; the others are told of it later."""
+    if not ranks.is_first:
+        return RunFolder(Path())
+    return create_run_folder(Path(output)) if output else new_run_folder(_RUNS, config.name, data_name)
+
+
+def write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any], transfer: Transfer | None) -> None:
+    """Write what a run begins with: its settings, where its data are, and what came from weights."""
+    if transfer is not None:
+        write_json(folder.transfer, transfer.record())
+    write_json(folder.config, to_json(config))
+    write_json(folder.data, origin)
+
+
+def data_record(
+    data: str | Path | DetectionDataset,
+    val_data: str | Path | DetectionDataset | None,
+    format: FormatName | None,
+    opened: TrainingData,
+) -> dict[str, Any]:
+    """Where the images are and which of them were held out, for those who come back to the run."""
+
+    def place(given: str | Path | DetectionDataset | None) -> str | None:
+        return os.path.abspath(os.path.expanduser(given)) if isinstance(given, str | Path) else None
+
+    return {
+        "path": place(data),
+        "val_path": place(val_data),
+        "format": format,
+        "held_out": list(opened.held_out),
+    }
+
+
+def newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
+    """Where the newest checkpoint lies that can be read, and its content."""
+    failures: list[CheckpointError] = []
+    for path in folder.resumable():
+        try:
+            saved = checkpoints.load(path, training=True)
+        except CheckpointError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            reporter.say(f"{failure}")
+        if path != folder.last:
+            reporter.say(f"going on from {path.name}, the checkpoint before")
+        return path, saved
+    raise failures[0]
+
+
+def check_metric(config: TrainConfig, data: TrainingData) -> None:
+    """Refuse to wait for a metric of a class that there is not.
+
+    Raises:
+        ConfigError: names the classes.
+    """
+    class_name, slash, _ = config.checkpoints.best_by.rpartition("/")
+    if slash and class_name not in data.train.classes:
+        raise ConfigError(
+            f"best_by is {config.checkpoints.best_by!r}, but the classes are {', '.join(data.train.classes)}"
+        )
+
+
+def open_data(
+    config: TrainConfig,
+    data: str | Path | DetectionDataset,
+    val_data: str | Path | DetectionDataset | None,
+    format: FormatName | None,
+    held_out: Sequence[str] | None = None,
+) -> TrainingData:
+    """Data of a run, opened as its settings say; see `open_training_data`."""
+    return open_training_data(
+        data,
+        val_data,
+        format=format,
+        val_share=config.data.val_share,
+        seed=config.run.seed,
+        skip_bad_images=config.data.skip_bad_images,
+        held_out=held_out,
+    )
+
+
+def data_name(data: str | Path | DetectionDataset) -> str:
+    """Short name of a data set, for a run's folder and its provenance, without paths of this machine."""
+    if not isinstance(data, DetectionDataset):
+        return Path(data).resolve().stem
+    return " ".join(Path(word).name for word in re.split(r"[,:;] ", data.source)[0].split())
