@@ -43,7 +43,7 @@ class Notes:
 def session(tiny_config, scenes, tmp_path):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(tiny_config, data.train)
-    return set_up(config, create_run_folder(tmp_path / "run"), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(tmp_path / "run"), data, "scenes", device=torch.device("cpu"), weights=True)
 
 
 def run(session, reporter=None):
@@ -173,7 +173,7 @@ def test_images_that_cannot_be_read_are_counted_or_stop_it(session, tmp_path, sc
         data = session.data._replace(train=replace(session.data.train, samples=samples))
         config = session.config.with_settings(skip_bad_images=skip)
         folder = create_run_folder(tmp_path / f"bad-{skip}")
-        broken = set_up(config, folder, data, "scenes", device="cpu", weights=True)
+        broken = set_up(config, folder, data, "scenes", device=torch.device("cpu"), weights=True)
         with pytest.raises(DataError, match=message):
             run(broken)
     assert list(broken.skipped) == [str(bad)]
@@ -207,7 +207,7 @@ def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeyp
 def start(config, scenes, folder):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(config, data.train)
-    return set_up(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(folder), data, "scenes", device=torch.device("cpu"), weights=True)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
@@ -29,7 +30,7 @@ def said(scenes, tmp_path):
         config, _ = fit_to_data(config, data.train)
         folder = create_run_folder(tmp_path / "run")
         notes = Lines()
-        introduce(set_up(config, folder, data, "scenes", device="cpu", weights=True), notes)
+        introduce(set_up(config, folder, data, "scenes", device=torch.device("cpu"), weights=True), notes)
         return notes.lines
 
     return say
@@ -68,5 +69,5 @@ def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):
     data = data._replace(num_problems=7, num_bad_images=2)
     config, _ = fit_to_data(tiny_config, data.train)
     notes = Lines()
-    introduce(set_up(config, create_run_folder(tmp_path), data, "x", device="cpu", weights=True), notes)
+    introduce(set_up(config, create_run_folder(tmp_path), data, "x", device=torch.device("cpu"), weights=True), notes)
     assert "problems in the annotations: 7, 2 images left out; `ddetr check-data` lists them" in notes.lines

@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,8 @@ _WANTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Value = TypeVar("Value")
 
 
-class Ranks(NamedTuple):
+@dataclass(frozen=True)
+class Ranks:
     """This process among those that train together. `ALONE` is the usual case, and then nothing here costs anything."""
 
     rank: int = 0
@@ -37,10 +39,11 @@ class Ranks(NamedTuple):
     together: bool = False
     """Whether there is a process group; also with one process, where torchrun started it."""
 
-    @property
-    def is_first(self) -> bool:
-        """The one that speaks and writes."""
-        return self.rank == 0
+    is_first: bool = field(init=False, repr=False, compare=False)
+    """Whether it is the one that speaks and writes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_first", self.rank == 0)
 
     def device(self, name: str) -> str:
         """What "auto" and "cuda" mean for this process: a GPU of its own."""

@@ -100,7 +100,7 @@ class BatchLoader:
     `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
     """
 
-    open_workers: Callable[[], DataLoader[Item | BadImage]]
+    start_workers: Callable[[], DataLoader[Item | BadImage]]
     source: TransformedDataset
     batches: ShuffledBatches | list[list[int]]
     skip_bad_images: bool
@@ -131,7 +131,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._workers is None:
-            self._workers = self.open_workers()
+            self._workers = self.start_workers()
         others = active_children()
         results = iter(self._workers)
         _ends_with_this_process(process for process in active_children() if process not in others)
@@ -212,7 +212,7 @@ def make_loader(
         cache_bytes=cache_bytes // max(1, num_workers),
         mixing_epochs=epochs - round(epochs * augmentation.mixing_off) if augmentation and epochs else None,
     )
-    open_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
+    start_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
         DataLoader,
         source,
         batch_sampler=batches,
@@ -224,7 +224,7 @@ def make_loader(
         # Its own: else every epoch would take a number from the global one, which decides on dropout.
         generator=torch.Generator().manual_seed(seed),
     )
-    return BatchLoader(open_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
+    return BatchLoader(start_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
 
 
 def _usable_processors() -> int:
@@ -253,6 +253,20 @@ def _end() -> None:
     for process in list(_ending):
         if process.is_alive():
             process.kill()
+
+
+@contextmanager
+def open_workers(loader: BatchLoader) -> Iterator[None]:
+    """Block in which a loader's worker processes may live; they end with it, and their deaths are explained.
+
+    Raises:
+        DataError: such a process died.
+    """
+    with explained_worker_deaths():
+        try:
+            yield
+        finally:
+            loader.close()
 
 
 @contextmanager

@@ -47,9 +47,9 @@ class Detector:
         category_ids: Sequence[int],
         preprocessing: Preprocessing,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ) -> None:
-        self.device = choose_device(device)
+        self.device = choose_device(device) if isinstance(device, str) else device
         self.model = model.to(self.device).eval()
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids)

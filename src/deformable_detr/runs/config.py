@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from deformable_detr.core.config import from_dict, to_dict, updated
 from deformable_detr.core.errors import ConfigError
@@ -253,6 +253,30 @@ def settled(value: Setting | Literal["auto", "weights"]) -> Setting:
     return value
 
 
+class Plan(NamedTuple):
+    """Settings that were perhaps left to the data, settled."""
+
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    batch_size: int
+    """Images per step."""
+    epochs: int
+    """Epochs of the whole run."""
+    eval_every: int
+    """Epochs between evaluations."""
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """Plan of a run whose config already fits its data."""
+    return Plan(
+        preprocessing=settled(config.preprocessing),
+        augmentation=settled(config.augmentation),
+        batch_size=settled(config.run.batch_size),
+        epochs=settled(config.schedule.epochs),
+        eval_every=settled(config.run.eval_every),
+    )
+
+
 def idle_settings(config: TrainConfig) -> dict[str, str]:
     """Settings that have no effect beside the others, by their full names, and why."""
     idle: dict[str, str] = {}
@@ -303,18 +327,20 @@ def refuse_idle(config: TrainConfig, names: Mapping[str, Any]) -> None:
 
 def idle_remarks(config: TrainConfig) -> list[str]:
     """Lines for people about settings that differ from their defaults and have no effect."""
-    augmentation = config.augmentation
-    usual = Augmentation()
-    if isinstance(augmentation, Augmentation):
-        usual = usual.scaled(max(augmentation.short_sides))
-    default = replace(TrainConfig(), augmentation=usual)
     remarks = []
     for name, why in idle_settings(config).items():
         group, setting = name.split(".")
-        ours, theirs = getattr(getattr(config, group), setting), getattr(getattr(default, group), setting)
-        if ours != theirs and group != "optimizer":  # a recipe's own base_lr is no mistake of who gives lr
-            remarks.append(f"{name} is {ours} and has no effect: {why}")
+        # A recipe's own base_lr is no mistake of who gives lr, and lengths follow the size of the images.
+        if group == "optimizer" or setting in _LENGTHS:
+            continue
+        own = getattr(config, group)
+        value, default = getattr(own, setting), type(own).__dataclass_fields__[setting].default
+        if value != default:
+            remarks.append(f"{name} is {value} and has no effect: {why}")
     return remarks
+
+
+_LENGTHS = ("crop_short_sides", "crop_min", "crop_max")
 
 
 def _at_least(group: object, title: str, least: int, *names: str) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import check_folder, sync, write_atomically, write_text
@@ -16,55 +16,29 @@ from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
 
-class RunFolder(NamedTuple):
-    """Where one training run keeps what it makes."""
+class RunFolder:
+    """Folder of a run: where it keeps what it makes."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
         """Every setting of the run; `ddetr train config.json --data D` replays it."""
-        return self.path / "config.json"
-
-    @property
-    def data(self) -> Path:
+        self.data = path / "data.json"
         """Where the images came from, for resuming."""
-        return self.path / "data.json"
-
-    @property
-    def transfer(self) -> Path:
+        self.transfer = path / "transfer.json"
         """What came from the weights that the run started from, if it did."""
-        return self.path / "transfer.json"
-
-    @property
-    def metrics(self) -> Path:
+        self.metrics = path / "metrics.jsonl"
         """One line of JSON per logged step and per epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def metrics_csv(self) -> Path:
+        self.metrics_csv = path / "metrics.csv"
         """The epochs once more, as a table."""
-        return self.path / "metrics.csv"
-
-    @property
-    def services(self) -> Path:
-        """What services such as Weights & Biases call this run."""
-        return self.path / "services.json"
-
-    @property
-    def report(self) -> Path:
+        self.services = path / "services.json"
+        """Names that services such as Weights & Biases have for this run."""
+        self.report = path / "report.html"
         """The run as a page to look at."""
-        return self.path / "report.html"
-
-    @property
-    def last(self) -> Path:
+        self.last = path / LAST_NAME
         """The newest weights, with all that is needed to go on."""
-        return self.path / LAST_NAME
-
-    @property
-    def best(self) -> Path:
+        self.best = path / BEST_NAME
         """The best weights so far, of equals the latest; smaller, for use."""
-        return self.path / BEST_NAME
 
     def previous(self, number: int) -> Path:
         """What `last` was so many saves ago, from 1."""

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,9 +136,8 @@ def step_memory(
 def _two_steps(
     config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int, model: nn.Module | None
 ) -> None:
-    sized = replace(config, run=replace(config.run, batch_size=num_images))
     copy = None if model is None else deepcopy(model)
-    learner = make_learner(sized, make_model(sized, device, weights=False, model=copy))
+    learner = make_learner(config, make_model(config, device, weights=False, model=copy), num_images)
     to_training_mode(learner.model, config.run.freeze)
     batch = _largest_batch(config, train, num_images)
     # The first step makes the optimizer's own state, the second has it from the start.

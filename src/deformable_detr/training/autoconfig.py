@@ -4,16 +4,16 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.errors import ConfigError, listed
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import ScheduleConfig, TrainConfig, settled
 from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
@@ -77,23 +77,31 @@ def fit_to_data(
     elif config.model.num_classes != len(train.classes):
         raise ConfigError(
             f"the network is for {config.model.num_classes} classes, the data set has {len(train.classes)} "
-            f"({', '.join(train.classes[:8])}); build it for these"
+            f"({listed(train.classes)}); build it for these"
         )
-    config = _settle_size(config, train, normalisation or Preprocessing(), reasons.append)
+    # What an image is like comes first: how much memory a batch takes depends on it.
+    config = _settle_size(config, train, normalisation, reasons.append)
     config = _settle_augmentation(config, train, reasons.append)
-    config = _settle_batch(config, train, device, model, reasons.append)
-    for rule in (_settle_epochs, _settle_warmup, _settle_evaluations):
-        config = rule(config, train, reasons.append)
+    # Then the numbers, each of which follows from those before.
+    batch_size = _settled_batch(config, train, device, model, reasons.append)
+    steps_per_epoch = max(1, len(train.samples) // batch_size)
+    schedule = _settled_schedule(config.schedule, steps_per_epoch, reasons.append)
+    assert schedule.epochs != "auto"
+    eval_every = _settled_interval(config.run.eval_every, schedule.epochs, reasons.append)
+    run, compute = replace(config.run, batch_size=batch_size, eval_every=eval_every), config.compute
+    if compute.accumulate > batch_size:
+        compute = replace(compute, accumulate=batch_size)
+    config = replace(config, schedule=schedule, run=run, compute=compute)
     return Fitted(config, tuple(reasons))
 
 
-def fitted_epochs(num_images: int, batch_size: int) -> int:
+def fitted_epochs(steps_per_epoch: int) -> int:
     """Epochs for a data set of this size: about 3000 steps, but never fewer than 12 epochs nor more than 300.
 
     A few photos are seen often, many photos are seen 12 times, after which a small model has most of what it can get.
     """
     fewest, most = _EPOCHS
-    return min(most, max(fewest, math.ceil(_STEPS / _steps_per_epoch(num_images, batch_size))))
+    return min(most, max(fewest, math.ceil(_STEPS / steps_per_epoch)))
 
 
 def fitted_warmup(num_steps: int) -> int:
@@ -136,16 +144,12 @@ def handed_classes(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in classes if _HANDED.search(_WORDS.sub(" ", name)))
 
 
-def _steps_per_epoch(num_images: int, batch_size: int) -> int:
-    return max(1, num_images // batch_size)
-
-
 def _in_steps(side: float) -> int:
     return math.ceil(side / _SIDE_STEP) * _SIDE_STEP
 
 
 def _settle_size(
-    config: TrainConfig, train: DetectionDataset, normalisation: Preprocessing, say: Callable[[str], None]
+    config: TrainConfig, train: DetectionDataset, normalisation: Preprocessing | None, say: Callable[[str], None]
 ) -> TrainConfig:
     if config.preprocessing != "auto":
         return config
@@ -157,9 +161,12 @@ def _settle_size(
         most = max(size.short_side, round(size.short_side * _WANTED_PIXELS / size.pixels))
         found += f"; --image-size {most} would give them {_WANTED_PIXELS:.0f}, for more time and memory"
     say(found)
+    sized = with_image_size(config, size.short_side)
+    if normalisation is None:
+        return sized
     # The paper's proportions of the sides, whatever the size of what the weights have seen.
-    usual = replace(Preprocessing(), mean=normalisation.mean, std=normalisation.std)
-    return with_image_size(replace(config, preprocessing=usual), size.short_side)
+    numbers = replace(settled(sized.preprocessing), mean=normalisation.mean, std=normalisation.std)
+    return replace(sized, preprocessing=numbers)
 
 
 def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
@@ -174,53 +181,39 @@ def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Call
     return replace(config, augmentation=replace(settled(config.augmentation), hflip=0.0))
 
 
-def _settle_batch(
+def _settled_batch(
     config: TrainConfig,
     train: DetectionDataset,
     device: torch.device,
     model: nn.Module | None,
     say: Callable[[str], None],
-) -> TrainConfig:
+) -> int:
     if config.run.batch_size == "auto":
         batch_size, reason = fitting_batch(config, train, device, model)
         say(f"batches of {batch_size} images, which take {reason}")
     else:
         batch_size = config.run.batch_size
-    most = max(1, len(train))
+    most = max(1, len(train.samples))
     if batch_size > most:
         say(f"batches of {most} instead of {batch_size} images: there are no more")
-    batch_size = min(batch_size, most)
-    accumulate = min(config.compute.accumulate, batch_size)
-    return replace(
-        config,
-        run=replace(config.run, batch_size=batch_size),
-        compute=replace(config.compute, accumulate=accumulate),
-    )
+    return min(batch_size, most)
 
 
-def _settle_epochs(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.schedule.epochs != "auto":
-        return config
-    batch_size = settled(config.run.batch_size)
-    epochs = fitted_epochs(len(train), batch_size)
-    say(f"{epochs} epochs, which are {epochs * _steps_per_epoch(len(train), batch_size)} steps")
-    return replace(config, schedule=replace(config.schedule, epochs=epochs))
+def _settled_schedule(schedule: ScheduleConfig, steps_per_epoch: int, say: Callable[[str], None]) -> ScheduleConfig:
+    epochs, warmup_steps = schedule.epochs, schedule.warmup_steps
+    if epochs == "auto":
+        epochs = fitted_epochs(steps_per_epoch)
+        say(f"{epochs} epochs, which are {epochs * steps_per_epoch} steps")
+    if warmup_steps == "auto":
+        warmup_steps = fitted_warmup(epochs * steps_per_epoch)
+        say(f"{warmup_steps} steps of warm-up, a thirtieth of all")
+    return replace(schedule, epochs=epochs, warmup_steps=warmup_steps)
 
 
-def _settle_warmup(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.schedule.warmup_steps != "auto":
-        return config
-    num_steps = settled(config.schedule.epochs) * _steps_per_epoch(len(train), settled(config.run.batch_size))
-    steps = fitted_warmup(num_steps)
-    say(f"{steps} steps of warm-up, a thirtieth of all")
-    return replace(config, schedule=replace(config.schedule, warmup_steps=steps))
-
-
-def _settle_evaluations(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.run.eval_every != "auto":
-        return config
-    epochs = settled(config.schedule.epochs)
+def _settled_interval(eval_every: int | Literal["auto"], epochs: int, say: Callable[[str], None]) -> int:
+    if eval_every != "auto":
+        return eval_every
     interval = fitted_interval(epochs)
     if interval > 1:
         say(f"an evaluation every {interval} epochs: {math.ceil(epochs / interval)} in all")
-    return replace(config, run=replace(config.run, eval_every=interval))
+    return interval

@@ -37,15 +37,15 @@ def freeze(model: nn.Module, names: Iterable[str]) -> None:
     Raises:
         ConfigError: a part that there is not, or nothing would be left to train.
     """
-    parts = interface_of(model).parts
-    names = tuple(names)
-    check_parts(names, parts)
-    frozen = _chosen(names, parts)
-    for name, parameter in model.named_parameters():
-        if part_of(name, parts) in frozen:
-            parameter.requires_grad_(False)
+    if names := tuple(names):
+        parts = interface_of(model).parts
+        check_parts(names, parts)
+        frozen = _chosen(names, parts)
+        for name, parameter in model.named_parameters():
+            if part_of(name, parts) in frozen:
+                parameter.requires_grad_(False)
     if count_parameters(model).trained == 0:
-        raise ConfigError(f"freeze holds {', '.join(sorted(frozen))}; nothing is left to train, leave one of them out")
+        raise ConfigError(f"freeze holds {', '.join(names)}; nothing is left to train, leave one of them out")
 
 
 def to_training_mode(model: nn.Module, names: Iterable[str]) -> None:
@@ -53,11 +53,11 @@ def to_training_mode(model: nn.Module, names: Iterable[str]) -> None:
 
     There nothing is dropped, and batch norm uses the statistics it has instead of those of the batch.
     """
+    model.train()
+    if not (names := tuple(names)):
+        return
     parts = interface_of(model).parts
     frozen = _chosen(names, parts)
-    model.train()
-    if not frozen:
-        return
     for name, module in model.named_modules():
         if part_of(f"{name}.", parts) in frozen:
             module.training = False

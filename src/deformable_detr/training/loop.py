@@ -18,7 +18,6 @@ from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.batch import split
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
 from deformable_detr.models.losses import NotFinitePredictionsError
-from deformable_detr.runs.config import settled
 from deformable_detr.training.freezing import to_training_mode
 from deformable_detr.training.messages import (
     Pace,
@@ -131,7 +130,7 @@ def take_steps(run: RunState, log: MetricsLog, reporter: Reporter, held_back: Se
     to_training_mode(run.model, config.run.freeze)
     loader.set_epoch(progress.epoch, start=progress.batches_in_epoch)
     pace, saved = Pace(), time.monotonic()
-    for batch in loader if progress.batches_in_epoch < len(loader) else ():
+    for batch in loader if progress.batches_in_epoch < run.steps_per_epoch else ():
         # Between two steps a run may be saved or interrupted, within one it may not.
         save_every = 60 * config.checkpoints.save_every
         if _agree_to_save(run.ranks, held_back, due=0 < save_every <= time.monotonic() - saved):
@@ -153,8 +152,10 @@ def take_steps(run: RunState, log: MetricsLog, reporter: Reporter, held_back: Se
                 shown = details(run, record, pace)
                 if progress.step % config.run.log_every == 0:
                     log.step(record)
-        reporter.update(f"epoch {progress.epoch + 1}/{run.epochs}", progress.step_in_epoch, len(loader), shown)
-    progress.batches_in_epoch = len(loader)
+        reporter.update(
+            f"epoch {progress.epoch + 1}/{run.plan.epochs}", progress.step_in_epoch, run.steps_per_epoch, shown
+        )
+    progress.batches_in_epoch = run.steps_per_epoch
     _check_something_was_read(run, pace)
     return pace
 
@@ -209,12 +210,12 @@ def evaluate_if_due(run: RunState, reporter: Reporter) -> EvaluationReport | Non
         DataError: an image cannot be read.
     """
     config, number = run.config, run.progress.epoch + 1
-    if number % settled(config.run.eval_every) and number != run.epochs:
+    if number % run.plan.eval_every and number != run.plan.epochs:
         return None
     # Weights first: an evaluation that fails loses nothing but itself.
     with uninterrupted():
         run.save_last()
-    batch_size = min(_MOST_AT_ONCE, -(-settled(config.run.batch_size) // config.compute.accumulate))
+    batch_size = min(_MOST_AT_ONCE, -(-run.plan.batch_size // config.compute.accumulate))
     with explained_evaluation(run, batch_size):
         return evaluate(
             run.judged(),
@@ -258,5 +259,5 @@ def _keep_if_best(run: RunState, report: EvaluationReport) -> bool:
         progress.best_epoch, progress.best, progress.best_value = progress.epoch, report.metrics.twelve(), value
         run.save_best(report.metrics)
     out_of_patience = 0 < config.stopping.patience <= progress.evaluations_without_gain
-    progress.stopped_early = out_of_patience and progress.epoch < run.epochs
+    progress.stopped_early = out_of_patience and progress.epoch < run.plan.epochs
     return is_best

@@ -12,7 +12,7 @@ from deformable_detr.core.errors import TrainingError
 from deformable_detr.core.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.core.types import Batch
 from deformable_detr.evaluation.evaluate import EvaluationReport
-from deformable_detr.runs.config import TrainConfig, idle_remarks, settled
+from deformable_detr.runs.config import idle_remarks
 from deformable_detr.training.acceleration import checkpointed_parts
 from deformable_detr.training.freezing import count_parameters
 from deformable_detr.training.optimizer import learning_rate
@@ -51,7 +51,7 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     device, classes = run.detector.device, run.data.train.classes
     reporter.say(f"data: {data.train.source}")
     reporter.say(
-        f"{len(data.train)} images with {data.train.num_objects} objects of {len(classes)} classes "
+        f"{len(data.train.samples)} images with {data.train.num_objects} objects of {len(classes)} classes "
         f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
     )
     if data.num_problems:
@@ -71,7 +71,7 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     if compute.compile:
         gain = "; on a CPU steps are no quicker for it" if device.type == "cpu" else ""
         reporter.say(f"the network's layers are compiled in the first steps, which takes a minute{gain}")
-    reporter.say(_schedule_line(config, len(run.loader)))
+    reporter.say(_schedule_line(run))
     for remark in idle_remarks(config):
         reporter.say(remark)
     if compute.sharded:
@@ -86,13 +86,13 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     reporter.say(f"run folder: {run.folder.path}; {stops}, and what is there can be resumed")
 
 
-def _schedule_line(config: TrainConfig, num_steps: int) -> str:
-    optimizer, batch_size = config.optimizer, settled(config.run.batch_size)
+def _schedule_line(run: RunState) -> str:
+    optimizer, batch_size = run.config.optimizer, run.plan.batch_size
     origin = ""
     if optimizer.lr == "auto" and optimizer.base_batch_size != batch_size:
         origin = f" ({optimizer.base_lr:g} x sqrt({batch_size} / {optimizer.base_batch_size}))"
     return (
-        f"{config.schedule.epochs} epochs of {num_steps} steps of {batch_size} images, "
+        f"{run.plan.epochs} epochs of {run.steps_per_epoch} steps of {batch_size} images, "
         f"learning rate {learning_rate(optimizer, batch_size):.3g}{origin}"
     )
 
@@ -108,7 +108,7 @@ def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float
         "class_error": figures["class_error"],
         "grad_norm": figures["grad_norm"],
         "lr": run.learner.optimizer.param_groups[0]["lr"],
-        "images_per_second": settled(run.config.run.batch_size) / pace.seconds_per_step,
+        "images_per_second": run.plan.batch_size / pace.seconds_per_step,
         "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(),
     }
 
@@ -120,7 +120,7 @@ def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
     last = next((stage for stage in reversed(stages) if stage != "proposals"), "")
     terms = {name.rsplit("/", 1)[-1]: term for name, term in record["terms"].items() if name.startswith(f"{last}/")}
     shown = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
-    left = pace.seconds_per_step * (len(run.loader) - progress.step_in_epoch)
+    left = pace.seconds_per_step * (run.steps_per_epoch - progress.step_in_epoch)
     run_left = pace.seconds_per_step * (run.total_steps - progress.step)
     run_left += progress.evaluation_seconds * run.evaluations_left
     return (
@@ -147,7 +147,7 @@ def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> 
 
 def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_best: bool) -> str:
     """Line for people about an epoch that is complete."""
-    line = f"epoch {run.progress.epoch}/{run.epochs}"
+    line = f"epoch {run.progress.epoch}/{run.plan.epochs}"
     if run.progress.num_summed:
         line += f"  loss {run.progress.averages()['loss']:.2f}"
     if report is not None:
@@ -201,15 +201,14 @@ def explained_evaluation(run: RunState, batch_size: int) -> Iterator[None]:
     Raises:
         TrainingError: memory does not suffice.
     """
-    config = run.config
     try:
         yield
     except torch.OutOfMemoryError as error:
-        images = settled(config.run.batch_size)
+        images = run.plan.batch_size
         singly = f"; with --set accumulate={images} it is one at a time" * (batch_size > 1)
         raise TrainingError(
             f"not enough memory on {run.detector.device} to evaluate {batch_size} images of "
-            f"{settled(config.preprocessing).short_side} pixels at once{singly}; a smaller --image-size needs less"
+            f"{run.plan.preprocessing.short_side} pixels at once{singly}; a smaller --image-size needs less"
         ) from error
 
 

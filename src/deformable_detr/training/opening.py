@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import Ranks, joined
 from deformable_detr.core.errors import CheckpointError, ConfigError
@@ -30,7 +32,7 @@ class Surroundings(NamedTuple):
     """Surroundings of a run, whether it begins or goes on."""
 
     ranks: Ranks
-    device: str
+    device: torch.device
     services: tuple[ServiceName, ...]
     reporter: Reporter
 
@@ -41,13 +43,12 @@ def surroundings(device: str, log: Sequence[str] | None, reporter: Reporter | No
     bound_primitive_cache()
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
-        device = ranks.device(device)
         with ranks.first_alone():
             services = chosen_services(log)
-            choose_device(device)
+            chosen = choose_device(ranks.device(device))
         if log is None and not services:
             reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
-        yield Surroundings(ranks, device, services, reporter)
+        yield Surroundings(ranks, chosen, services, reporter)
 
 
 def new_folder(output: str | Path | None, config: TrainConfig, data_name: str, ranks: Ranks) -> RunFolder:

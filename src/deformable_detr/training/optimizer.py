@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from deformable_detr.models import interface_of
-from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, settled
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig
 from deformable_detr.training.freezing import part_of
 
 
@@ -78,9 +78,9 @@ def _group(part: str | None, is_offset: bool, config: OptimizerConfig) -> tuple[
 
 def schedule_share(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.shape` says."""
-    warmup_steps = settled(config.warmup_steps)
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    begin = warmup_steps if config.shape == "cosine" else round(config.drop_at * total_steps)
+    assert config.warmup_steps != "auto"
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    begin = config.warmup_steps if config.shape == "cosine" else round(config.drop_at * total_steps)
     if step < begin:
         return warmup
     if config.shape == "step":

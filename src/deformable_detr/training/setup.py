@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.data.dataset import DetectionDataset
@@ -14,7 +13,7 @@ from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.splits import TrainingData
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import MODELS, interface_of
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import Plan, TrainConfig, plan_of, settled
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.progress import RunProgress
 from deformable_detr.training.acceleration import Precision, checkpoint_activations, compile_layers
@@ -33,7 +32,7 @@ def set_up(
     data: TrainingData,
     data_name: str,
     *,
-    device: str,
+    device: torch.device,
     weights: bool | Transfer,
     model: nn.Module | None = None,
     ranks: Ranks = ALONE,
@@ -45,7 +44,7 @@ def set_up(
         folder: where the run is kept.
         data: what it learns from.
         data_name: for provenance.
-        device: see `choose_device`.
+        device: where it trains.
         weights: load the backbone's weights, or those of a whole detector; False where `restore` will bring them.
         model: a network of one's own, which is trained itself; built from the config if left out.
         ranks: the processes that train together.
@@ -53,25 +52,27 @@ def set_up(
     Raises:
         ConfigError: the model cannot be built, or all of it is to be frozen.
         CheckpointError: the backbone's weights cannot be had, or those of a detector do not fit.
-        BackendError: the device is not here, or cannot compute in this precision.
+        BackendError: the device cannot compute in this precision.
     """
     torch.manual_seed(config.run.seed)
-    chosen = choose_device(device)
-    model = make_model(config, chosen, weights=weights, model=model)
+    plan = plan_of(config)
+    model = make_model(config, device, weights=weights, model=model)
     train = data.train
-    detector = Detector(model, train.classes, train.category_ids, settled(config.preprocessing), device=str(chosen))
-    loader = training_loader(config, train, detector.device, ranks)
+    detector = Detector(model, train.classes, train.category_ids, plan.preprocessing, device=device)
+    loader = training_loader(config, plan, train, device, ranks)
     whole = whole_copy(model, config) if config.compute.sharded and ranks.size > 1 else None
-    learner = make_learner(config, model, ranks)
+    learner = make_learner(config, model, plan.batch_size, ranks)
     if ranks.rank:
         torch.manual_seed(config.run.seed + ranks.rank)  # the same weights, but a dropout of its own
     return RunState(
         config=config,
+        plan=plan,
         folder=folder,
         data=data,
         detector=detector,
         learner=learner,
         loader=loader,
+        steps_per_epoch=len(loader),
         progress=RunProgress(),
         data_name=data_name,
         origin=weights.origin if isinstance(weights, Transfer) else Origin(),
@@ -92,8 +93,14 @@ def make_model(
     return model.to(device).eval()
 
 
-def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) -> Learner:
+def make_learner(config: TrainConfig, model: nn.Module, batch_size: int, ranks: Ranks = ALONE) -> Learner:
     """Network with all that a step of it needs; changes it in place where it is compiled, recomputed or sharded.
+
+    Args:
+        config: settings of the run.
+        model: the network, on its device.
+        batch_size: images per step, which the learning rate follows.
+        ranks: the processes that train together.
 
     Raises:
         ConfigError: there is no compiler, or a parameter cannot be sharded.
@@ -113,16 +120,17 @@ def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) ->
     elif ranks.together:
         # Frozen norms are the same everywhere and stay so; those that learn are the first process' at every step.
         network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    criterion = interface_of(model).make_criterion(config.criterion)
+    interface = interface_of(model)
+    criterion = interface.make_criterion(config.criterion)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
     # The optimizer last: sharding has put other parameters in the place of those before.
-    rate = learning_rate(config.optimizer, settled(config.run.batch_size))
+    rate = learning_rate(config.optimizer, batch_size)
     return Learner(
         model=model,
         network=network,
         criterion=criterion,
-        optimizer=make_optimizer(model, config.optimizer, rate),
+        optimizer=make_optimizer(model, config.optimizer, rate, parts=interface.parts, offsets=interface.offsets),
         precision=Precision(compute.precision, device),
         device=device,
         clip_norm=config.optimizer.clip_norm,
@@ -133,20 +141,22 @@ def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) ->
     )
 
 
-def training_loader(config: TrainConfig, train: DetectionDataset, device: torch.device, ranks: Ranks) -> BatchLoader:
+def training_loader(
+    config: TrainConfig, plan: Plan, train: DetectionDataset, device: torch.device, ranks: Ranks
+) -> BatchLoader:
     """Loader of the batches that a run learns from."""
     return make_loader(
         train,
-        settled(config.preprocessing),
-        batch_size=settled(config.run.batch_size),
-        augmentation=settled(config.augmentation),
+        plan.preprocessing,
+        batch_size=plan.batch_size,
+        augmentation=plan.augmentation,
         seed=config.run.seed,
         num_workers=config.data.num_workers,
         skip_bad_images=config.data.skip_bad_images,
         cache_bytes=round(config.data.image_cache_gb * 1e9 / ranks.size),
         pin_memory=device.type == "cuda",
         ranks=ranks,
-        epochs=settled(config.schedule.epochs),
+        epochs=plan.epochs,
     )
 
 

@@ -16,7 +16,7 @@ from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import MODELS
 from deformable_detr.models.interface import CriterionLike, GivenModelConfig
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import Plan, TrainConfig
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.progress import RunProgress, saved_run_progress
 from deformable_detr.training.acceleration import Precision
@@ -62,12 +62,14 @@ class RunState(NamedTuple):
     """A run under way. Only `progress` and the weights, moments and averages of `learner` change."""
 
     config: TrainConfig
+    plan: Plan
     folder: RunFolder
     data: TrainingData
     detector: Detector
     """Detector around the network that is being trained."""
     learner: Learner
     loader: BatchLoader
+    steps_per_epoch: int
     progress: RunProgress
     data_name: str
     origin: Origin = Origin()
@@ -107,25 +109,20 @@ class RunState(NamedTuple):
         return self.model if self.learner.ema is None else self.learner.ema.model
 
     @property
-    def epochs(self) -> int:
-        """Epochs of the whole run."""
-        return settled(self.config.schedule.epochs)
-
-    @property
     def is_over(self) -> bool:
         """Whether no epoch is left, or `patience` has ended the run."""
-        return self.progress.epoch >= self.epochs or self.progress.stopped_early
+        return self.progress.epoch >= self.plan.epochs or self.progress.stopped_early
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.epochs * len(self.loader)
+        return self.plan.epochs * self.steps_per_epoch
 
     @property
     def evaluations_left(self) -> int:
         """How often the run will still be evaluated."""
-        every = settled(self.config.run.eval_every)
-        return -(-self.epochs // every) - self.progress.epoch // every
+        every = self.plan.eval_every
+        return -(-self.plan.epochs // every) - self.progress.epoch // every
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -150,7 +147,7 @@ class RunState(NamedTuple):
             return
         progress: dict[str, Any] = {
             "progress": asdict(self.progress),
-            "steps_per_epoch": len(self.loader),
+            "steps_per_epoch": self.steps_per_epoch,
             "precision": learner.precision.state(),
         }
         for rank, states in enumerate(generators):
@@ -191,12 +188,12 @@ class RunState(NamedTuple):
         trained = cut_like_those_of(self.model, trained_weights(saved))
         checkpoints.load_weights(self.model, trained, source)
         progress = saved_run_progress(saved_progress, self.folder.last, self.config)
-        if saved_progress["steps_per_epoch"] != len(self.loader):
+        if saved_progress["steps_per_epoch"] != self.steps_per_epoch:
             # Other images or another batch size: a place inside the epoch means nothing any more.
             progress.begin_epoch()
-            progress.step = progress.epoch * len(self.loader)
+            progress.step = progress.epoch * self.steps_per_epoch
             notes.append(
-                f"an epoch now has {len(self.loader)} steps instead of {saved_progress['steps_per_epoch']}: "
+                f"an epoch now has {self.steps_per_epoch} steps instead of {saved_progress['steps_per_epoch']}: "
                 f"epoch {progress.epoch + 1} begins anew"
             )
         vars(self.progress).update(vars(progress))

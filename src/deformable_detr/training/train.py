@@ -8,13 +8,12 @@ from typing import Literal
 
 from torch import nn
 
-from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import ConfigError, DeformableDetrError
 from deformable_detr.core.files import read_json, write_json
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.loader import explained_worker_deaths
+from deformable_detr.data.loader import open_workers
 from deformable_detr.data.open import FormatName
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.report import try_to_report
@@ -131,7 +130,7 @@ def train(
             config, reasons = fit_to_data(
                 config,
                 opened.train,
-                device=choose_device(around.device),
+                device=around.device,
                 model=model,
                 normalisation=None if source is None else source.checkpoint.preprocessing,
             )
@@ -259,7 +258,7 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
     reporter, progress = around.reporter, run.progress
     introduce(run, reporter)
     interrupt: KeyboardInterrupt | None = None
-    with _metrics_log(run, around) as log, terminable(), explained_worker_deaths(), _signals(run.ranks) as held_back:
+    with _metrics_log(run, around) as log, terminable(), open_workers(run.loader), _signals(run.ranks) as held_back:
         try:
             while not run.is_over:
                 pace = take_steps(run, log, reporter, held_back)
@@ -273,8 +272,6 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
             if progress.step > 0:
                 reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {run.folder.path}")
             raise
-        finally:
-            run.loader.close()
     skipped = {path: why for part in run.ranks.gathered(run.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")

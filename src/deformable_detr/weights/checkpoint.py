@@ -7,6 +7,7 @@ preprocessing, metrics and provenance. A file to resume from also holds the opti
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], Non
         tensors |= {TRAINING_PREFIX + name: tensor for name, tensor in checkpoint.training.tensors.items()}
     # Copies, so that tensors which share memory become independent, as the format wants.
     owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
-    return lambda path: write_tensors(owned, path, {HEADER_ENTRY: json.dumps(header)})
+    return partial(write_tensors, owned, metadata={HEADER_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
