@@ -24,9 +24,8 @@ SETTINGS = {
     "model.decoder_points": 2,
     "model.num_queries": 12,
     "optimizer.backbone_lr_factor": 1.0,
-    "optimizer.warmup_steps": 10,
+    "schedule.warmup_steps": 10,
     "optimizer.clip_norm": 1.0,
-    "augmentation_by": "settings",
     "augmentation.crop_probability": 0.0,
     "augmentation.hflip": 0.0,
     "augmentation.short_sides": [64],
@@ -57,6 +56,7 @@ def test_four_pictures_are_learnt_by_heart(pictures: Path, tmp_path: Path) -> No
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     run = tmp_path / "run"
     options = ["--backbone-weights", "none", "--image-size", 64, "--batch-size", 1, "--workers", 0, "--device", "cpu"]
+    options += ["--augment", "paper"]
     ddetr("train", "small", "--data", pictures, "--output", run, "--epochs", 60, "--lr", 1e-3, *options, *settings)
     weights = run / "best.safetensors"
     report = json.loads(ddetr("eval", weights, "--data", pictures, "--workers", 0, "--json").stdout)

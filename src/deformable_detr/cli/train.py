@@ -174,13 +174,28 @@ def train(
     settings = {full: given[name] for name, full in _SETTINGS.items() if name in given}
     if batch_size is not None:
         settings["run.batch_size"] = _batch_size(batch_size)
-    if devices is not None:
-        _start(devices, settings)
 
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.training import finetune
     from deformable_detr.training import train as training
 
+    source, config = None, None
+    with TerminalReporter() as reporter:
+        if resume is None:
+            source = None if weights is None else finetune.read_source(weights, reporter=reporter)
+            config = chosen_config(
+                recipe or ("small" if source is None else "finetune"),
+                source=source,
+                image_size=image_size,
+                augment=augment,
+                backbone=backbone,
+                backbone_weights=backbone_weights,
+                settings=settings,
+                overrides=set_ or [],
+            )
+    if devices is not None:
+        # What is wrong with the settings has been said, once.
+        _start(devices, settings)
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
@@ -195,17 +210,7 @@ def train(
             )
         else:
             assert data is not None
-            source = None if weights is None else finetune.read_source(weights, reporter=reporter)
-            config = chosen_config(
-                recipe or ("small" if source is None else "finetune"),
-                source=source,
-                image_size=image_size,
-                augment=augment,
-                backbone=backbone,
-                backbone_weights=backbone_weights,
-                settings=settings,
-                overrides=set_ or [],
-            )
+            assert config is not None
             run = training.train(
                 config,
                 data=data,
