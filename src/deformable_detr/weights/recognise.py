@@ -1,4 +1,4 @@
-"""What a file or folder is, by what is in it; names say little. What is no checkpoint is told what it is."""
+"""Recognition of checkpoint layouts by the content of a file or folder, with precise errors for everything else."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from deformable_detr.weights.official.settings import has_the_telling_tensors
 Layout = Literal["ours", "official", "transformers"]
 
 _THEIR_TYPE = "deformable_detr"
-_LONGEST_HEADER = 100_000_000  # as the format has it
-# The first whose name is there counts, so the closest relatives stand first.
+_LONGEST_HEADER = 100_000_000  # limit of the format
+# The first pattern that fits a parameter name decides, so the closest relatives come first.
 _MODELS_OF_OTHERS = (
     (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
     (r"backbone\.1\.(row|col)_embed", "Deformable DETR with learned position embeddings; only those of sines are here"),
@@ -34,19 +34,20 @@ _MODELS_OF_OTHERS = (
 
 
 class Recognised(NamedTuple):
-    """What to read, and who reads it."""
+    """Checkpoint that was recognised: its layout and the file or folder to read."""
 
     layout: Layout
     path: Path
 
 
 def recognise(path: Path) -> Recognised:
-    """Which of the layouts that are read here a file or folder has.
+    """Layout of a file or folder, by its content.
 
-    A run folder stands for its best.safetensors, or for its last.safetensors before there is a best.
+    In a run folder best.safetensors is taken, or last.safetensors as long as there is no best.
 
     Raises:
-        CheckpointError: it has none of them; the message says what it is, and what reads it, as far as that is known.
+        CheckpointError: it is no checkpoint that can be read; the message says what it is and what reads it, as far as
+            that is known.
     """
     if path.is_dir():
         return _folder(path)
@@ -89,7 +90,7 @@ def _of_transformers(folder: Path, model_type: str) -> Recognised:
 
 
 def _model_type(folder: Path) -> str:
-    """What config.json of transformers says; empty if there is none, or a run's."""
+    """Model type in the config.json of transformers; empty if there is no such file, or it is that of a run."""
     try:
         settings: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -138,7 +139,7 @@ def _raw_header(path: Path) -> dict[str, Any]:
 
 
 def whose(names: Iterable[str]) -> str | None:
-    """What model parameters of these names look like, and what reads them; None if nothing is known of them."""
+    """Model that these parameter names look like, and the software that reads it; None if they are not known."""
     known = list(names)
     for pattern, kind in _MODELS_OF_OTHERS:
         start = re.compile(pattern)
