@@ -165,9 +165,12 @@ class DeformableDETR(nn.Module):
         "queries": ("query_source.",),
         "decoder": ("decoder.layers.",),
     }
+    """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names."""
     offsets = ("sampling_offsets", "reference_points")
+    """Words in names of parameters with the learning rate of sampling offsets (section 5)."""
     # The class head of the proposals uses channel 0 alone, as "there is an object", whatever the classes are.
     class_rows = ClassRows(by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.",))
+    """Weight tensors with one row per class, for fine-tuning."""
 
     def __init__(
         self,
@@ -195,7 +198,7 @@ class DeformableDETR(nn.Module):
         padding_mask: Bool[Tensor, "batch height width"],
         targets: list[Target] | None = None,
     ) -> DetectorOutput:
-        """Predictions of every decoder layer, and the proposals in two-stage.
+        """Predictions of every decoder layer, and of the proposals in two-stage.
 
         Args:
             images: normalised images, padded at the right and at the bottom.

@@ -111,7 +111,7 @@ class DetectionModel(Protocol):
         ...
 
     def __call__(self, images: Tensor, padding_mask: Tensor, targets: list[Target] | None = None) -> DetectorOutput:
-        """Predictions of every decoder layer, and the proposals if there are any.
+        """Predictions of every decoder layer, and of the proposals in two-stage.
 
         Args:
             images: (batch, 3, height, width), normalised, padded at the right and at the bottom.

@@ -1,4 +1,7 @@
-"""Key maps: tables that translate parameter names between our layout and a published one, in both directions."""
+"""Key maps: tables that translate parameter names between our layout and a published one.
+
+"Ours" are the names in this package's networks and files, "theirs" those of the other layout.
+"""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +37,7 @@ class KeyMap:
         self._rows = [_Row(_pattern(ours), theirs, _pattern(theirs), ours) for ours, theirs in rows]
 
     def to_theirs(self, name: str) -> str | None:
-        """Their name of a parameter, from ours; None if no row fits."""
+        """Name of a parameter in the other layout; None if no row fits."""
         for row in self._rows:
             match = row.find_ours.match(name)
             if match is not None:
@@ -42,7 +45,7 @@ class KeyMap:
         return None
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a parameter, from theirs; None if no row fits."""
+        """Name in our layout of a parameter of the other one; None if no row fits."""
         for row in self._rows:
             match = row.find_theirs.match(name)
             if match is not None:

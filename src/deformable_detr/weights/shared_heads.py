@@ -22,12 +22,12 @@ _PROPOSAL_HEADS = {"class_embed": "query_source.class_head", "bbox_embed": "quer
 
 
 def with_copies(weights: Mapping[str, Tensor], config: DeformableDETRConfig, decoder: str) -> dict[str, Tensor]:
-    """Weights under their names with all copies of the heads that their files hold. Copies share memory.
+    """Weights by published names with all copies of the heads that such files hold. Copies share memory.
 
     Args:
-        weights: weights under their names, with each head once.
+        weights: weights by published names, with each head once.
         config: settings of the model.
-        decoder: their prefix of the decoder's parameters.
+        decoder: prefix of the decoder's parameters in that layout.
     """
     copied = dict(weights)
     for name, tensor in weights.items():
@@ -43,12 +43,12 @@ def with_copies(weights: Mapping[str, Tensor], config: DeformableDETRConfig, dec
 
 
 def without_copies(theirs: Mapping[str, Tensor], config: DeformableDETRConfig, decoder: str) -> dict[str, Tensor]:
-    """Weights under their names with each head once: the opposite of `with_copies`.
+    """Weights by published names with each head once: the opposite of `with_copies`.
 
     Args:
-        theirs: weights in their file.
+        theirs: weights of a published file.
         config: settings of the model.
-        decoder: their prefix of the decoder's parameters.
+        decoder: prefix of the decoder's parameters in that layout.
 
     Raises:
         CheckpointError: copies of a shared head differ.
@@ -71,7 +71,7 @@ def without_copies(theirs: Mapping[str, Tensor], config: DeformableDETRConfig, d
 
 
 def proposal_head_there(name: str, config: DeformableDETRConfig) -> str | None:
-    """Their name of a parameter of the proposals' heads, from ours; None for all other parameters."""
+    """Published name of a parameter of the proposals' heads, from our name; None for all other parameters."""
     for theirs, ours in _PROPOSAL_HEADS.items():
         if name.startswith(ours + "."):
             return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
@@ -79,7 +79,7 @@ def proposal_head_there(name: str, config: DeformableDETRConfig) -> str | None:
 
 
 def proposal_head_here(name: str, config: DeformableDETRConfig) -> str | None:
-    """Our name of a parameter of the proposals' heads, from theirs; None for all other parameters."""
+    """Name in our layout of a parameter of the proposals' heads; None for all other published names."""
     head = _HEAD.fullmatch(name)
     if head is None or int(head[2]) != config.decoder_layers:
         return None
