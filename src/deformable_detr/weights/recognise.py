@@ -11,7 +11,7 @@ from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
-from deformable_detr.weights.official.settings import has_the_telling_tensors
+from deformable_detr.weights.official.settings import has_size_tensors
 
 Layout = Literal["ours", "official", "transformers"]
 
@@ -108,12 +108,12 @@ def _safetensors(path: Path) -> Recognised:
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    if has_the_telling_tensors(names):
+    if has_size_tensors(names):
         raise CheckpointError(
             f"{path} holds an official Deformable DETR, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
         )
-    kind = whose(names)
+    kind = foreign_model(names)
     raise CheckpointError(
         f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
         + (f"it looks like {kind}" if kind else "it does not say what model it is of")
@@ -138,7 +138,7 @@ def _raw_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def whose(names: Iterable[str]) -> str | None:
+def foreign_model(names: Iterable[str]) -> str | None:
     """Model that these parameter names look like, and the software that reads it; None if they are not known."""
     known = list(names)
     for pattern, kind in _MODELS_OF_OTHERS:

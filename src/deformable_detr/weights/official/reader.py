@@ -32,8 +32,8 @@ from deformable_detr.weights.checkpoint import (
 from deformable_detr.weights.coco_classes import COCO_CLASSES
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
-from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
-from deformable_detr.weights.recognise import whose
+from deformable_detr.weights.official.settings import has_size_tensors, settings_of, to_args
+from deformable_detr.weights.recognise import foreign_model
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def read_official(path: Path) -> Checkpoint:
     document = read_torch_file(path)
     official = _official_tensors(path, document)
     args = _args(document)
-    if not has_the_telling_tensors(official):
+    if not has_size_tensors(official):
         raise CheckpointError(_not_this_model(path, official, _names_and_shapes(DeformableDETRConfig())))
     try:
         config, assumed = settings_of(official, args)
@@ -166,7 +166,7 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
             if name in official and official[name].shape != shape
         ],
     }
-    kind = whose(official)
+    kind = foreign_model(official)
     looks = f"; it looks like {kind}" if kind else ""
     problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
     return (

@@ -59,7 +59,7 @@ class Settings(NamedTuple):
     """Names of settings that the file does not tell; they have the values of the published models."""
 
 
-def has_the_telling_tensors(names: Collection[str]) -> bool:
+def has_size_tensors(names: Collection[str]) -> bool:
     """Whether these names include the tensors that show a model's sizes; without them it is another model."""
     return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
 
@@ -68,7 +68,7 @@ def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) 
     """Settings of an official model, from its tensors and, where the file has them, from its arguments.
 
     Args:
-        official: tensors by official names, for which `has_the_telling_tensors` is true.
+        official: tensors by official names, for which `has_size_tensors` is true.
         args: the entry "args" of the file; None if it has none.
 
     Raises:
