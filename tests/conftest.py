@@ -1,5 +1,7 @@
 """What every test shares: one thread each, and the recorded figures where they lie beside the checkout."""
 
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no recorded figures beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_a_shell() -> Iterator[None]:
+    """Ctrl-C and SIGTERM as a command has them in the foreground, also where the tests run in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -2,37 +2,26 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from deformable_detr.core import distributed as ranks
+from deformable_detr.core import distributed
 from deformable_detr.core.distributed import ALONE, Ranks, joined
 from deformable_detr.core.errors import ConfigError
-
-TALK = """
-import json, sys
-from deformable_detr.core.distributed import joined
-with joined("cpu") as ranks:
-    told = {
-        "me": ranks[:3],
-        "total": ranks.total(1.0, float(ranks.rank)),
-        "gathered": ranks.gathered("abc"[ranks.rank]),
-        "from_first": ranks.from_first(("of", ranks.rank)),
-        "share": ranks.share_of([10, 11, 12, 13]),
-    }
-    open(f"{sys.argv[1]}/{ranks.rank}.json", "w").write(json.dumps(told))
-"""
+from tests.processes import Group
 
 
-def torchrun(processes, code, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", code, *arguments],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+def talk(folder):
+    """Write down what this process hears from the others."""
+    with joined("cpu") as ranks:
+        told = {
+            "me": ranks[:3],
+            "total": ranks.total(1.0, float(ranks.rank)),
+            "gathered": ranks.gathered("abc"[ranks.rank]),
+            "from_first": ranks.from_first(("of", ranks.rank)),
+            "share": ranks.share_of([10, 11, 12, 13]),
+        }
+        (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
 
 
 def test_alone_everything_is_ones_own():
@@ -61,9 +50,10 @@ def test_a_process_of_several_has_a_gpu_of_its_own(monkeypatch):
     assert third.device("auto") == "cpu"
 
 
+@pytest.mark.xdist_group("processes")
 def test_processes_tell_each_other(tmp_path):
-    done = torchrun(3, TALK, str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    with Group(3, talk, tmp_path, folder=tmp_path / "group") as processes:
+        assert processes.wait() == 0, processes.said
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert [one["me"] for one in told] == [[0, 3, 0], [1, 3, 1], [2, 3, 2]]
     assert [one["total"] for one in told] == [[3.0, 3.0]] * 3
@@ -85,9 +75,9 @@ def test_an_environment_that_is_not_torchruns_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "")
     with pytest.raises(ConfigError, match=r"RANK='', WORLD_SIZE='1', .* each must be a number"), joined():
         pass
-    ranks.check_started(1)
+    distributed.check_started(1)
     with pytest.raises(ConfigError, match="--devices is 4, but WORLD_SIZE=1 in the environment"):
-        ranks.check_started(4)
+        distributed.check_started(4)
 
 
 def test_a_stop_leaves_time_to_save(monkeypatch):
@@ -103,9 +93,9 @@ def test_a_stop_leaves_time_to_save(monkeypatch):
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
     for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "7")
-    assert ranks.start(2, ["train"]) == 0
+    assert distributed.start(2, ["train"]) == 0
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
-    assert ranks.start(2, ["train"]) == 0
+    assert distributed.start(2, ["train"]) == 0
     assert seen == ["7", "600"]
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")  # `start` has set it itself: taken back at the end
 

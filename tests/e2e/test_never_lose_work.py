@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deformable_detr.cli.main import run
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, DataError, OutputError, TrainingError
 from deformable_detr.core.files import write_atomically
@@ -23,10 +23,10 @@ from deformable_detr.runs import folder as run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load
+from tests import processes
 
-# Forked from a process that has imported everything and computed nothing: nothing of a test's time goes into imports.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["deformable_detr.cli.main", "deformable_detr.training.train", "hotcoco", "timm"])
+# One worker has the server that forks.
+pytestmark = pytest.mark.xdist_group("processes")
 
 
 class Notes:
@@ -47,23 +47,18 @@ def config(tiny_config):
 
 
 @pytest.fixture
-def ddetr(monkeypatch):
+def ddetr(tmp_path):
     """ddetr(arguments) -> `ddetr train` in a process of its own, which does not outlive the test."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     started = []
 
     def start(*arguments):
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, "argv", ["ddetr", "train", *map(str, arguments), "--device", "cpu"])
-            process = PROCESSES.Process(target=run)
-            process.start()
-        started.append(process)
-        return process
+        said = tmp_path / f"said-{len(started)}.txt"
+        started.append(processes.start(processes.ddetr, ["train", *arguments, "--device", "cpu"], said=said))
+        return started[-1].process
 
     yield start
     for process in started:
-        process.kill()
-        process.join()
+        process.__exit__()
 
 
 def begin(ddetr, config, scenes, folder, tmp_path):
@@ -122,8 +117,23 @@ def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp
     assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["progress"]["step"] > 0
 
 
-def test_sigterm_to_readers_and_all_leaves_no_process(config, scenes, tmp_path):
+def test_sigterm_to_readers_and_all_leaves_no_process(ddetr, config, scenes, tmp_path):
     """As a scheduler sends it: to every process of the job, at the same moment."""
+    config = config.with_settings(epochs=300, save_every=0.0, num_workers=2)
+    process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    # The last of the readers may leave a moment later.
+    until = time.monotonic() + 60
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_of_a_real_command_leaves_no_process(config, scenes, tmp_path):
     folder, settings = tmp_path / "run", tmp_path / "settings.json"
     settings.write_text(json.dumps(to_dict(config.with_settings(epochs=300, save_every=0.0, num_workers=2))))
     command = [sys.executable, "-m", "deformable_detr.cli", "train", settings, "--data", scenes, "--output", folder]
@@ -145,12 +155,13 @@ def test_sigterm_to_readers_and_all_leaves_no_process(config, scenes, tmp_path):
 
 
 def stop_in_step(monkeypatch, number, what):
-    take = loop.gradient_step
+    """Do it inside the step of this number, counted from now."""
+    take, numbers = loop.gradient_step, itertools.count(1)
 
-    def step(session, batch):
-        if session.progress.step + 1 == number:
+    def step(learner, batch):
+        if next(numbers) == number:
             what()
-        return take(session, batch)
+        return take(learner, batch)
 
     monkeypatch.setattr(loop, "gradient_step", step)
 
@@ -158,7 +169,7 @@ def stop_in_step(monkeypatch, number, what):
 def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_in_step(patched, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        done = train(config, data=scenes, output=tmp_path / "run", device="cpu")
+        done = train(config, data=scenes, output=tmp_path / "run", device="cpu", on_interrupt="return")
     assert (done.interrupted, done.terminated, done.epochs_completed) == (True, True, 0)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert resume(tmp_path / "run", device="cpu").epochs_completed == 2
@@ -238,13 +249,13 @@ def test_a_worker_that_dies_is_named_and_the_run_goes_on(config, scenes, tmp_pat
 
 
 def poison(monkeypatch, first, last):
-    """Images of these steps hold a NaN."""
-    take = loop.gradient_step
+    """Images of these steps, counted from now, hold a NaN."""
+    take, numbers = loop.gradient_step, itertools.count(1)
 
-    def step(session, batch):
-        if first <= session.progress.step + 1 <= last:
+    def step(learner, batch):
+        if first <= next(numbers) <= last:
             batch.images[0, 0, 0, 0] = float("nan")
-        return take(session, batch)
+        return take(learner, batch)
 
     monkeypatch.setattr(loop, "gradient_step", step)
 

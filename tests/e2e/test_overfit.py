@@ -1,15 +1,14 @@
 """Four drawn pictures, learnt by heart through the real command: if anything on the way is wrong, this fails."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deformable_detr.data.synthetic import SceneStyle, draw_scenes
+from tests import processes
 
 SETTINGS = {
     "model.variant": "two_stage",
@@ -34,12 +33,16 @@ SETTINGS = {
 }
 
 
-def ddetr(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("ddetr")), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def ddetr(tmp_path: Path) -> Callable[..., str]:
+    """ddetr("train", ...) -> standard output of the command in a process of its own."""
+
+    def call(*arguments: object) -> str:
+        with processes.start(processes.ddetr, arguments, said=tmp_path / f"{arguments[0]}.txt") as process:
+            assert process.wait() == 0, process.said
+            return process.printed
+
+    return call
 
 
 @pytest.fixture
@@ -52,16 +55,17 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_four_pictures_are_learnt_by_heart(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("processes")
+def test_four_pictures_are_learnt_by_heart(ddetr: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     run = tmp_path / "run"
     options = ["--backbone-weights", "none", "--image-size", 64, "--batch-size", 1, "--workers", 0, "--device", "cpu"]
     options += ["--augment", "paper"]
     ddetr("train", "small", "--data", pictures, "--output", run, "--epochs", 60, "--lr", 1e-3, *options, *settings)
     weights = run / "best.safetensors"
-    report = json.loads(ddetr("eval", weights, "--data", pictures, "--workers", 0, "--json").stdout)
+    report = json.loads(ddetr("eval", weights, "--data", pictures, "--workers", 0, "--json"))
     assert report["metrics"]["ap50"] > 0.9
-    lines = ddetr("predict", weights, pictures / "train", "--output", tmp_path / "out").stdout.splitlines()
+    lines = ddetr("predict", weights, pictures / "train", "--output", tmp_path / "out").splitlines()
     assert len(lines) == 4
     truth = json.loads((pictures / "train" / "_annotations.coco.json").read_text())
     present = {Path(image["file_name"]).name: set() for image in truth["images"]}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,7 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deformable_detr.core.config import to_dict
+from deformable_detr.core.distributed import joined
+from deformable_detr.data.open import open_dataset
 from deformable_detr.data.synthetic import SceneStyle, draw_scenes
+from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.inference.detector import Detector
+from tests import processes
+from tests.processes import Group, ddetr
+
+# One worker has the server that forks, and the run that others are held against.
+pytestmark = pytest.mark.xdist_group("processes")
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 STEPS_A_EPOCH, EPOCHS = 2, 10
@@ -28,9 +38,22 @@ def command(*arguments):
 
 
 def run(*arguments):
+    """The real command in a process that has still to import everything."""
     return subprocess.run(
         command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def group(size, folder, *arguments):
+    """`ddetr train` as `size` processes of torchrun, all of which have left, and their exit code."""
+    with Group(size, ddetr, ["train", *arguments], folder=folder / "group") as members:
+        return members.wait(), members
+
+
+def one(folder, *arguments):
+    """`ddetr train` in one process, which has left, and its exit code."""
+    with processes.start(ddetr, ["train", *arguments], said=folder / "said.txt") as process:
+        return process.wait(), process
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +98,8 @@ def records(folder, kind):
 def alone(photos, recipe, tmp_path_factory):
     """The run of one process that those of several are held against."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run(recipe, "--data", photos, "--output", folder)
-    assert done.returncode == 0, done.stderr
+    code, process = one(folder.parent, recipe, "--data", photos, "--output", folder)
+    assert code == 0, process.said
     return folder
 
 
@@ -107,13 +130,29 @@ def check_same_tensors(file, alone):
 
 
 def test_the_same_losses(photos, recipe, alone, tmp_path):
+    code, members = group(2, tmp_path, recipe, "--data", photos, "--output", tmp_path / "2")
+    assert code == 0, members.said
+    assert members.printed.count("\n") == members.said.count("epoch 10/10") == 1
+    check_same_steps(tmp_path / "2", alone)
+
+
+def test_a_group_of_one_learns_what_one_alone_learns(photos, recipe, alone, tmp_path):
+    code, members = group(1, tmp_path, recipe, "--data", photos, "--output", tmp_path / "1")
+    assert code == 0, members.said
+    check_same_steps(tmp_path / "1", alone)
+
+
+@pytest.mark.slow
+def test_the_command_starts_as_many_as_there_are_devices(photos, recipe, alone, tmp_path):
     done = run(recipe, "--data", photos, "--output", tmp_path / "2", "--devices", 2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == done.stderr.count("epoch 10/10") == 1
     check_same_steps(tmp_path / "2", alone)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def test_one_process_of_torchrun_learns_what_one_alone_learns(photos, recipe, alone, tmp_path, device):
     """By gloo, and on a GPU by NCCL, whole and sharded, where sums come in another order every time."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m"]
@@ -143,10 +182,10 @@ def test_one_process_of_torchrun_learns_what_one_alone_learns(photos, recipe, al
 def test_sharded_the_same_losses_and_files(photos, recipe, alone, tmp_path):
     """Images in two parts on each process, clipped to 0.1, averaged."""
     folder = tmp_path / "run"
-    arguments = (recipe, "--data", photos, "--output", folder, "--devices", 2, "--set", "sharded=true")
-    done = run(*arguments, "--set", "accumulate=2")
-    assert done.returncode == 0, done.stderr
-    assert "sharded: each of 2 processes keeps its part" in done.stderr
+    settings = ("--set", "sharded=true", "--set", "accumulate=2")
+    code, members = group(2, tmp_path, recipe, "--data", photos, "--output", folder, *settings)
+    assert code == 0, members.said
+    assert "sharded: each of 2 processes keeps its part" in members.said
     check_same_steps(folder, alone)
     for name in ("last.safetensors", "best.safetensors"):
         check_same_tensors(folder / name, alone / name)
@@ -206,11 +245,11 @@ def test_sharded_with_all_that_makes_processes_differ(photos, alone, tmp_path):
         "cpu",
     )
     runs = {1: (), 2: ("--devices", 2, "--set", "sharded=true", "--set", "on_non_finite=skip")}
-    for processes, more in runs.items():
-        done = run("finetune", *given, *more, "--output", tmp_path / str(processes))
+    for size, more in runs.items():
+        done = run("finetune", *given, *more, "--output", tmp_path / str(size))
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("skipped: ") == 2
-    one, other = (records(tmp_path / str(processes), "step") for processes in runs)
+    one, other = (records(tmp_path / str(size), "step") for size in runs)
     assert [step["loss"] for step in other] == pytest.approx([step["loss"] for step in one], rel=1e-4)
     before, after = (tensors_of(folder / "best.safetensors") for folder in (alone, tmp_path / "2"))
     kept = [name for name in before if name.startswith("pyramid.backbone.")]
@@ -218,39 +257,54 @@ def test_sharded_with_all_that_makes_processes_differ(photos, alone, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in kept)
 
 
-def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, recipe, tmp_path):
-    first = run(recipe, "--data", photos, "--output", tmp_path / "run", "--epochs", 1, "--set", "eval_every=1")
-    assert first.returncode == 0, first.stderr
-    code = """
-import json, sys
-from deformable_detr import Detector, evaluate, open_dataset
-from deformable_detr.core.distributed import joined
-with joined("cpu") as ranks:
-    report = evaluate(
-        Detector.load(sys.argv[1], device="cpu"), open_dataset(sys.argv[2], split="val"), batch_size=2, ranks=ranks
-    )
-    parts = ("boxes_xyxy", "scores", "class_ids", "query_ids")
-    found = [[getattr(one, part).tolist() for part in parts] for one in report.detections]
-    open(f"{sys.argv[3]}-{ranks.size}-{ranks.rank}", "w").write(json.dumps([report.metrics.twelve(), found]))
-"""
-    arguments = [tmp_path / "run" / "best.safetensors", photos, tmp_path / "said"]
-    subprocess.run([sys.executable, "-c", code, *arguments], env=ENVIRONMENT, check=True, capture_output=True)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    subprocess.run([*start, sys.executable, "-c", code, *arguments], env=ENVIRONMENT, check=True, capture_output=True)
-    alone = json.loads((tmp_path / "said-1-0").read_text())
-    assert len(alone[1]) == 5
-    assert all(json.loads((tmp_path / f"said-2-{rank}").read_text()) == alone for rank in (0, 1))
+def evaluated(weights, data, said):
+    """Judge the weights in each process of the group, and write what each has found."""
+    with joined("cpu") as ranks:
+        detector = Detector.load(weights, device="cpu")
+        report = evaluate(detector, open_dataset(data, split="val"), batch_size=2, ranks=ranks)
+        parts = ("boxes_xyxy", "scores", "class_ids", "query_ids")
+        found = [[getattr(one, part).tolist() for part in parts] for one in report.detections]
+        Path(f"{said}-{ranks.size}-{ranks.rank}").write_text(json.dumps([report.metrics.twelve(), found]))
 
 
-def test_what_is_wrong_is_said_once(photos, recipe, tmp_path):
+def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, alone, tmp_path):
+    arguments = [alone / "best.safetensors", photos, tmp_path / "said"]
+    with processes.start(evaluated, *arguments, said=tmp_path / "alone.txt") as process:
+        assert process.wait() == 0, process.said
+    with Group(2, evaluated, *arguments, folder=tmp_path / "group") as both:
+        assert both.wait() == 0, both.said
+    found = json.loads((tmp_path / "said-1-0").read_text())
+    assert len(found[1]) == 5
+    assert all(json.loads((tmp_path / f"said-2-{rank}").read_text()) == found for rank in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", 1], "2 processes cannot share batches of 1 images; ask for --batch-size 2 or more"),
+        (["--set", "model.num_querys=3"], "unknown setting model.num_querys"),
+    ],
+)
+def test_what_is_wrong_is_said_once(photos, recipe, tmp_path, arguments, message):
+    code, members = group(2, tmp_path, recipe, "--data", photos, "--output", tmp_path / "run", *arguments)
+    check_said_once(code, members.said, message)
+    assert not (tmp_path / "run").exists()
+
+
+def check_said_once(code, said, message):
+    assert code == 1
+    assert said.count(message) == said.count("Error") == 1, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once_by_all_that_the_command_starts(photos, recipe, tmp_path):
     for arguments, message in (
         (["--batch-size", 1], "2 processes cannot share batches of 1 images; ask for --batch-size 2 or more"),
         (["--set", "model.num_querys=3"], "unknown setting model.num_querys"),
     ):
         done = run(recipe, "--data", photos, "--output", tmp_path / "run", "--devices", 2, *arguments)
-        assert done.returncode == 1
-        assert done.stderr.count(message) == done.stderr.count("Error") == 1, done.stderr
-        assert "Traceback" not in done.stderr
+        check_said_once(done.returncode, done.stderr, message)
         assert not (tmp_path / "run").exists()
 
 
@@ -258,16 +312,17 @@ def test_without_a_single_image_that_can_be_read_nothing_is_trained(photos, reci
     here = shutil.copytree(photos, tmp_path / "photos")
     for path in (here / "train").glob("*.jpg"):
         path.write_bytes(path.read_bytes()[:800])
-    arguments = ("--devices", 2, "--skip-bad-images", "--epochs", 1)
-    done = run(recipe, "--data", here, "--output", tmp_path / "run", *arguments)
-    assert done.returncode == 1
-    assert done.stderr.count("Error: none of the 11 training images could be read; the first: ") == 1, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    arguments = ("--output", tmp_path / "run", "--skip-bad-images", "--epochs", 1)
+    code, members = group(2, tmp_path, recipe, "--data", here, *arguments)
+    check_said_once(code, members.said, "Error: none of the 11 training images could be read; the first: ")
+    assert members.printed == ""
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_stops_all_after_a_step_and_the_run_goes_on(photos, recipe, tmp_path, sent, code):
+    """Here the command starts both, and passes the signal on."""
     folder = tmp_path / "run"
     with subprocess.Popen(
         command(recipe, "--data", photos, "--output", folder, "--devices", 2, "--epochs", 500),
@@ -283,6 +338,6 @@ def test_a_signal_stops_all_after_a_step_and_the_run_goes_on(photos, recipe, tmp
     assert f"--resume {folder}" in said
     steps = len(records(folder, "step"))
     epochs = steps // STEPS_A_EPOCH + 1
-    again = run("--resume", folder, "--epochs", epochs, "--device", "cpu")
-    assert again.returncode == 0, again.stderr
+    code, again = one(tmp_path, "--resume", folder, "--epochs", epochs, "--device", "cpu")
+    assert code == 0, again.said
     assert [record["step"] for record in records(folder, "step")] == list(range(1, epochs * STEPS_A_EPOCH + 1))

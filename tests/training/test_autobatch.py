@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,9 +8,10 @@ from deformable_detr.core.errors import ConfigError, TrainingError
 from deformable_detr.data.loader import make_loader
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.recipes import with_augmentation
-from deformable_detr.training import autobatch as memory
+from deformable_detr.training import autobatch
 from deformable_detr.training.autobatch import fitting_batch, largest, step_memory
 from deformable_detr.training.autoconfig import fit_to_data
+from tests import processes
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
@@ -63,22 +62,25 @@ def test_a_step_of_more_images_takes_more(tiny_config, train_set):
 def test_the_largest_image_is_that_of_the_augmentation(tiny_config, train_set):
     landscape = replace(train_set, samples=[replace(sample, size_wh=(640, 480)) for sample in train_set.samples])
     augmentation = replace(tiny_config.augmentation, crop_probability=0.0).scaled(320)
-    assert memory._largest_wh(augmentation, landscape) == (426, 320)
+    assert autobatch._largest_wh(augmentation, landscape) == (426, 320)
     turned = replace(augmentation, rotate90=0.5)
-    assert memory._largest_wh(turned, landscape) == (426, 426)
+    assert autobatch._largest_wh(turned, landscape) == (426, 426)
     cropped = replace(augmentation, crop_probability=0.5)
-    assert memory._largest_wh(cropped, landscape) == (502, 502)
+    assert autobatch._largest_wh(cropped, landscape) == (502, 502)
     windows = replace(augmentation, iou_crop=0.3)
-    assert memory._largest_wh(windows, landscape) == (533, 533)  # as long as it may be
+    assert autobatch._largest_wh(windows, landscape) == (533, 533)  # as long as it may be
     most = max(len(sample.class_ids) for sample in train_set.samples)
     mixed = replace(augmentation, mosaic=0.5, mixup=0.1)
-    assert (memory._most_objects(augmentation, train_set), memory._most_objects(mixed, train_set)) == (most, 8 * most)
+    assert (autobatch._most_objects(augmentation, train_set), autobatch._most_objects(mixed, train_set)) == (
+        most,
+        8 * most,
+    )
 
 
 @pytest.mark.parametrize("preset", ["paper", "light", "strong", "aerial"])
 def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
     config = with_augmentation(tiny_config, preset)
-    width, height = memory._largest_wh(config.augmentation, train_set)
+    width, height = autobatch._largest_wh(config.augmentation, train_set)
     loader = make_loader(train_set, config.preprocessing, batch_size=8, augmentation=config.augmentation)
     for epoch in range(12):
         loader.set_epoch(epoch)
@@ -86,24 +88,26 @@ def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
             # Rounding of extreme aspect ratios may miss the longest side by a pixel or two.
             assert batch.images.shape[2] <= 1.02 * height
             assert batch.images.shape[3] <= 1.02 * width
-            assert max(len(one.labels) for one in batch.targets) <= memory._most_objects(config.augmentation, train_set)
+            assert max(len(one.labels) for one in batch.targets) <= autobatch._most_objects(
+                config.augmentation, train_set
+            )
 
 
 def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory._free(CPU) > 10**7  # a system without such files
+    monkeypatch.setattr(autobatch, "_CGROUP", tmp_path)
+    assert autobatch._free(CPU) > 10**7  # a system without such files
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
     (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 100000\n")
-    assert memory._free(CPU) == 800000
+    assert autobatch._free(CPU) == 800000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._free(CPU) > 10**7
+    assert autobatch._free(CPU) > 10**7
 
 
 def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_PEAK", tmp_path / "gone" / "clear_refs")
+    monkeypatch.setattr(autobatch, "_PEAK", tmp_path / "gone" / "clear_refs")
     with pytest.raises(ConfigError, match=r"memory cannot be measured here .*clear_refs.*--batch-size"):
-        memory._begin_peak(CPU)
+        autobatch._begin_peak(CPU)
 
 
 def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config, train_set, monkeypatch):
@@ -111,47 +115,49 @@ def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config
     fitted, reasons = fit_to_data(config, train_set)
     assert fitted.run.batch_size == 6
     assert reasons[0].startswith("batches of 6 images, which take ")
-    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images, model: 100 * images)
-    monkeypatch.setattr(memory, "_free", lambda device: 500)  # of which 300 may be used
+    monkeypatch.setattr(autobatch, "step_memory", lambda config, train, device, images, model: 100 * images)
+    monkeypatch.setattr(autobatch, "_free", lambda device: 500)  # of which 300 may be used
     assert fitting_batch(config, train_set, CPU).batch_size == 3
-    monkeypatch.setattr(memory, "_free", lambda device: 50)
+    monkeypatch.setattr(autobatch, "_free", lambda device: 50)
     with pytest.raises(TrainingError, match=r"not even one image fits.*activation_checkpointing"):
         fitting_batch(config, train_set, CPU)
 
 
 def test_a_gpu_takes_more_but_leaves_steps_in_an_epoch(tiny_config, train_set, monkeypatch):
-    monkeypatch.setattr(memory, "step_memory", lambda config, train, device, images, model: 10 * images)
-    monkeypatch.setattr(memory, "_free", lambda device: 1000)
+    monkeypatch.setattr(autobatch, "step_memory", lambda config, train, device, images, model: 10 * images)
+    monkeypatch.setattr(autobatch, "_free", lambda device: 1000)
     cuda = torch.device("cuda")
     many = replace(train_set, samples=train_set.samples * 1000)
     assert fitting_batch(tiny_config, many, cuda).batch_size == 64
     assert fitting_batch(tiny_config, replace(train_set, samples=train_set.samples[:4] * 20), cuda).batch_size == 5
-    monkeypatch.setattr(memory, "_free", lambda device: 200)
+    monkeypatch.setattr(autobatch, "_free", lambda device: 200)
     assert fitting_batch(tiny_config, many, cuda).batch_size == 17
 
 
 def test_a_system_that_does_not_tell(tiny_config, train_set, monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "nothing")
+    monkeypatch.setattr(autobatch, "_STATUS", tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"memory cannot be measured .* --batch-size"):
         fitting_batch(tiny_config, train_set, CPU)
 
 
+def convolve_sizes_and_the_first_again():
+    autobatch.bound_primitive_cache()
+    conv = torch.nn.Conv2d(16, 16, 3)
+    for side in [*range(40, 80), 40]:
+        conv(torch.zeros(1, 16, side, side))
+
+
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("own", [None, "1000"])
-def test_convolutions_of_sizes_long_gone_are_forgotten(own):
-    code = """
-import torch
-from deformable_detr.training.autobatch import bound_primitive_cache
-bound_primitive_cache()
-conv = torch.nn.Conv2d(16, 16, 3)
-for side in [*range(40, 80), 40]:
-    conv(torch.zeros(1, 16, side, side))
-"""
-    environment = os.environ | {"ONEDNN_VERBOSE": "2"}
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+def test_convolutions_of_sizes_long_gone_are_forgotten(tmp_path, monkeypatch, own):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    environment = {"ONEDNN_VERBOSE": "2"}
     if own is not None:
         environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    prepared = [line for line in done.stdout.splitlines() if "create:cache_miss,cpu,convolution" in line]
+    said = tmp_path / "said.txt"
+    with processes.start(convolve_sizes_and_the_first_again, said=said, environment=environment) as process:
+        assert process.wait() == 0, process.said
+    prepared = [line for line in process.printed.splitlines() if "create:cache_miss,cpu,convolution" in line]
     if not prepared:
         pytest.skip("convolutions are not oneDNN's here")
     assert len(prepared) == (41 if own is None else 40)

@@ -1,72 +1,72 @@
 """What each process keeps and what all of them gather: two processes on this machine, talking by gloo."""
 
 import json
-import os
-import subprocess
-import sys
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from deformable_detr.core.config import to_dict
-from deformable_detr.core.distributed import ALONE
+from deformable_detr.core.distributed import ALONE, joined
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.batch import stand_in
-from deformable_detr.training.sharding import cut_like, cut_like_those_of, equally_many, gathered, local_shard, shard
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.inference.detector import Detector
+from deformable_detr.models import DeformableDETR, build
+from deformable_detr.training.ema import EMA, averaging_copy
+from deformable_detr.training.freezing import freeze, to_training_mode
+from deformable_detr.training.optimizer import clip_gradients
+from deformable_detr.training.setup import RunState
+from deformable_detr.training.sharding import (
+    cut_like,
+    cut_like_those_of,
+    equally_many,
+    gather_into,
+    gathered,
+    local_shard,
+    shard,
+)
+from tests.processes import Group
 
-# Shapes are checked at every call here, too.
-SCRIPT = """
-import json, sys
-from copy import deepcopy
-from dataclasses import replace
-from types import SimpleNamespace
-import torch
-from jaxtyping import install_import_hook
-with install_import_hook("deformable_detr", "beartype.beartype"):
-    from deformable_detr.training.ema import EMA, averaging_copy
-    from deformable_detr.core.config import from_dict
-    from deformable_detr.data.batch import stand_in
-    from deformable_detr.data.augmentation.pipeline import Preprocessing
-    from deformable_detr.inference.detector import Detector
-    from deformable_detr.training.freezing import freeze, to_training_mode
-    from deformable_detr.models import DeformableDETR, DeformableDETRConfig, build
-    from deformable_detr.training.optimizer import clip_gradients
-    from deformable_detr.core.distributed import joined
-    from deformable_detr.training.setup import RunState
-    from deformable_detr.training.sharding import *
-
+# One worker has the server that forks.
+pytestmark = pytest.mark.xdist_group("processes")
 CPU = torch.device("cpu")
-torch.set_num_threads(1)
-tiny = from_dict(DeformableDETRConfig, json.loads(sys.argv[1]))
+
 
 def share(rank):
-    "Three images for the first process and two for the other, each padded differently."
+    """Three images for the first process and two for the other, each padded differently."""
     count = 3 - rank
     padding = torch.zeros(count, 48, 80, dtype=torch.bool)
     for number, mask in enumerate(padding):
-        mask[40 - 8 * number:] = True
-        mask[:, 64 + 3 * number:] = True
+        mask[40 - 8 * number :] = True
+        mask[:, 64 + 3 * number :] = True
     images = torch.randn(count, 3, 48, 80, generator=torch.Generator().manual_seed(rank))
     return images * ~padding[:, None], padding
 
+
 def backward(model):
-    "From one process' images on the model as it is."
+    """From one process' images on the model as it is."""
+
     def of(rank):
         output = model(*share(rank))
         sum(one.logits.square().sum() + one.boxes.sum() for one in output.layers).backward()
+
     return of
+
 
 def grads_of(model):
     return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
 
 def far(some, others):
     assert some.keys() == others.keys()
     return max(float((some[n] - others[n]).abs().max() / (1 + others[n].abs().max())) for n in some)
 
+
 def compare(config, frozen, ranks):
-    "With networks that are whole on every process."
+    """With networks that are whole on every process."""
     torch.manual_seed(1)
     model = build(config, load_backbone_weights=False)
     freeze(model, frozen)
@@ -74,7 +74,8 @@ def compare(config, frozen, ranks):
     names = set(dict(model.named_parameters()))
     shard([model, copy], ranks, CPU)
     average, truth = EMA(model, 0.5, copy), EMA(plain, 0.5)
-    assert isinstance(model, DeformableDETR) and not any(one.requires_grad for one in copy.parameters())
+    assert isinstance(model, DeformableDETR)
+    assert not any(one.requires_grad for one in copy.parameters())
     wholes = gathered(model.state_dict(), keep=True)
     assert all(torch.equal(wholes[name], tensor) for name, tensor in plain.state_dict().items())
     assert gathered(model.state_dict(), keep=False) == {}
@@ -120,8 +121,9 @@ def compare(config, frozen, ranks):
     report["kept"], report["all"] = kept, sum(parameter.numel() for parameter in plain.parameters())
     return report
 
-def judged_statistics(ranks):
-    "Of what is evaluated without shards, each process having seen images of its own."
+
+def judged_statistics(tiny, ranks):
+    """Of what is evaluated without shards, each process having seen images of its own."""
     model = build(tiny, load_backbone_weights=False)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
@@ -132,29 +134,25 @@ def judged_statistics(ranks):
     means = [one for name, one in RunState.judged(whole).model.named_buffers() if name.endswith("running_mean")]
     return sorted({float(value) for mean in means for value in mean})
 
-with joined("cpu") as ranks:
-    told = {
-        "judged": judged_statistics(ranks),
-        "padded": compare(replace(tiny, dropout=0.0), (), ranks),
-        "per_image": compare(replace(tiny, dropout=0.0, features="per_image"), ("backbone",), ranks),
-        "parts": len(equally_many([stand_in()] * (1 + 2 * ranks.rank), ranks)),
-    }
-    open(f"{sys.argv[2]}/{ranks.rank}.json", "w").write(json.dumps(told))
-"""
+
+def tell(tiny, folder):
+    """Write down what this process finds."""
+    with joined("cpu") as ranks:
+        told = {
+            "judged": judged_statistics(tiny, ranks),
+            "padded": compare(replace(tiny, dropout=0.0), (), ranks),
+            "per_image": compare(replace(tiny, dropout=0.0, features="per_image"), ("backbone",), ranks),
+            "parts": len(equally_many([stand_in()] * (1 + 2 * ranks.rank), ranks)),
+        }
+        (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
 def told(tiny_config, tmp_path_factory):
-    """What each of two processes reports."""
+    """What each of two processes reports; shapes are checked at every call there, too."""
     folder = tmp_path_factory.mktemp("told")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    config = json.dumps(to_dict(replace(tiny_config.model, num_classes=3)))
-    done = subprocess.run(
-        [*start, sys.executable, "-c", SCRIPT, config, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with Group(2, tell, replace(tiny_config.model, num_classes=3), folder, folder=folder / "group") as processes:
+        assert processes.wait() == 0, processes.said
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

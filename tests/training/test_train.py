@@ -40,11 +40,11 @@ def interrupt_after(monkeypatch, steps):
     """Ctrl-C arrives inside this step."""
     take, taken = loop.gradient_step, []
 
-    def step(session, batch):
+    def step(learner, batch):
         taken.append(1)
         if len(taken) == steps:
             os.kill(os.getpid(), signal.SIGINT)
-        return take(session, batch)
+        return take(learner, batch)
 
     monkeypatch.setattr(loop, "gradient_step", step)
 
@@ -109,7 +109,7 @@ def test_ctrl_c_finishes_the_step_and_resuming_gives_the_uninterrupted_run(
     whole = train(tiny_config, data=scenes, output=tmp_path / "whole", device="cpu")
     with monkeypatch.context() as patched:
         interrupt_after(patched, steps)
-        part = train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu")
+        part = train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu", on_interrupt="return")
     assert part.interrupted
     assert load(tmp_path / "part" / "last.safetensors", training=True).training.progress["progress"]["step"] == steps
     deformable_detr.load(tmp_path / "part" / "last.safetensors", device="cpu")  # usable as it is
@@ -131,7 +131,7 @@ def test_ctrl_c_in_the_evaluation_costs_only_the_evaluation(tiny_config, scenes,
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "evaluate", stop)
-        part = train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu")
+        part = train(tiny_config, data=scenes, output=tmp_path / "run", device="cpu", on_interrupt="return")
     assert (part.interrupted, part.epochs_completed, part.best_epoch) == (True, 0, None)
     rest = resume(tmp_path / "run", device="cpu")
     assert rest.epochs_completed == 2
@@ -329,7 +329,7 @@ def test_a_run_on_a_gpu_can_be_resumed_and_used_on_the_cpu(tiny_config, scenes, 
     config = tiny_config.with_settings(num_workers=1)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
-        assert train(config, data=scenes, output=tmp_path / "run", device="cuda").interrupted
+        assert train(config, data=scenes, output=tmp_path / "run", device="cuda", on_interrupt="return").interrupted
     run = resume(tmp_path / "run", device="auto")
     assert run.epochs_completed == 2
     assert all(record["memory_bytes"] > 0 for record in read(run.folder) if record["kind"] == "step")
@@ -371,7 +371,8 @@ def test_a_run_that_starts_from_weights_says_so_everywhere_and_resumes_to_the_bi
     assert record["classes"] == {"disc": "Disc", "square": None, "star": "star"}
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
-        assert train(config, data=scenes, weights=weights, output=tmp_path / "part", device="cpu").interrupted
+        with pytest.raises(KeyboardInterrupt):
+            train(config, data=scenes, weights=weights, output=tmp_path / "part", device="cpu")
     weights.rename(tmp_path / "elsewhere.safetensors")  # not needed any more
     resume(tmp_path / "part", device="cpu")
     for name in ("last", "best"):
@@ -454,7 +455,7 @@ def test_metrics_csv_of_a_resumed_run_is_that_of_the_whole(tiny_config, scenes, 
     whole = train(tiny_config, data=scenes, output=tmp_path / "whole", device="cpu", report=False)
     with monkeypatch.context() as patched:
         interrupt_after(patched, 3)
-        train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu")
+        train(tiny_config, data=scenes, output=tmp_path / "part", device="cpu", on_interrupt="return")
     assert not (tmp_path / "part" / "report.html").exists()  # who pressed Ctrl-C does not want to wait
     rest = resume(tmp_path / "part", device="cpu")
     assert rest.report == tmp_path / "part" / "report.html"

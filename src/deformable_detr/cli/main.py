@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -17,6 +18,9 @@ from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
 from deformable_detr.core.errors import DeformableDetrError
 from deformable_detr.core.version import __version__
+
+_FIRST_SPEAKS_S = 5.0
+"""How long an error of another process than the first waits, so that all of them do not say the same."""
 
 app = typer.Typer(
     name="ddetr",
@@ -63,6 +67,9 @@ def run() -> None:
         app()
     except DeformableDetrError as error:
         rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            # What is wrong for all of them the first one says, too, and torchrun then stops this one.
+            time.sleep(_FIRST_SPEAKS_S)
         origin = f" (process {rank})" if rank != "0" else ""
         sys.stderr.write(f"Error{origin}: {' '.join(str(error).split())}\n")
         sys.exit(1)
