@@ -330,11 +330,15 @@ def idle_remarks(config: TrainConfig) -> list[str]:
     remarks = []
     for name, why in idle_settings(config).items():
         group, setting = name.split(".")
-        # A recipe's own base_lr is no mistake of who gives lr, and lengths follow the size of the images.
-        if group == "optimizer" or setting in _LENGTHS:
+        if group == "optimizer":  # a recipe's own base_lr is no mistake of who gives lr
             continue
         own = getattr(config, group)
         value, default = getattr(own, setting), type(own).__dataclass_fields__[setting].default
+        if setting in _LENGTHS:  # they follow the size of the images, as in `Augmentation.scaled`
+            ratio = max(own.short_sides) / max(type(own).__dataclass_fields__["short_sides"].default)
+            lengths = default if isinstance(default, tuple) else (default,)
+            scaled = tuple(sorted({max(1, round(length * ratio)) for length in lengths}))
+            default = scaled if isinstance(default, tuple) else scaled[0]
         if value != default:
             remarks.append(f"{name} is {value} and has no effect: {why}")
     return remarks
