@@ -146,7 +146,7 @@ def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:
 def _free_corner(
     rng: np.random.Generator, sprite: Image.Image, placed: Sequence[_Placed], size_wh: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Place for the sprite's left top at which enough of it and of everything below stays visible; None if not found."""
+    """Left top of a place for the sprite at which enough of it and of all below stays visible; None if not found."""
     shape = _solid(sprite)
     for _ in range(_TRIES):
         left, top = (
