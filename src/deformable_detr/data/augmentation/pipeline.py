@@ -35,7 +35,7 @@ Draw = Callable[[torch.Generator], Example]
 
 @runtime_checkable
 class Transform(Protocol):
-    """Transform of an image with its boxes; all random numbers come from the generator, so one seed gives one result."""
+    """Transform of an image and its boxes; all random numbers come from the generator, so a seed gives one result."""
 
     def __call__(self, example: Example, generator: torch.Generator, draw: Draw | None = None) -> Example:
         """Example after the transform; without `draw`, no other example is mixed in."""

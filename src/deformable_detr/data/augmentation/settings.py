@@ -52,7 +52,7 @@ class Augmentation:
     A factor above 1 cuts out a window, but not from a mosaic or an image that was zoomed out.
     """
     zoom_out: float = 0.0
-    """Probability of an image 1 to `zoom_out_most` times smaller on a plain background; a mosaic is never zoomed out."""
+    """Probability of an image up to `zoom_out_most` times smaller on a plain background; not applied to a mosaic."""
     zoom_out_most: float = 4.0
     """Largest factor of the zoom-out, 1..100."""
     iou_crop: float = 0.0

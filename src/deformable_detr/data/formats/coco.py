@@ -163,7 +163,7 @@ def _read_images(
 
 
 def _image_key(value: object, where: str) -> int | str:
-    """What an image id is compared by: its integer if it is one, else its text."""
+    """Key that image ids are compared by: the integer if the id is one, else its text."""
     if type(value) is int and -(2**63) < value < 2**63:
         return value
     if isinstance(value, str) and value.strip():
