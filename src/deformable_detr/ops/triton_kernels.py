@@ -47,7 +47,7 @@ def forward_over_queries(
     UNROLL samples are in flight at a time; it divides the points of every level.
     """
     LEVELS: tl.constexpr = len(POINTS)
-    # Only the number of the image makes offsets larger than 31 bits.
+    # The number of the image is int64, because offsets between images may need it; all others fit int32.
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     query, exists = queries_of(num_queries, sizes, BLOCK_Q, PATCH_W)
@@ -84,7 +84,8 @@ def forward_over_queries(
                 x, y = centre_x + x, centre_y + y
             else:
                 x, y = centre_x + x * step_x, centre_y + y * step_y
-            # Softmax without its division, which follows once for all samples; GPUs compute powers of two only.
+            # Softmax without its division, which follows once for all samples. The GPU has an instruction for powers
+            # of two only, hence the factor 1 / ln 2.
             if FORM != 0:
                 weight = tl.exp2((weight - largest) * 1.4426950408889634)
                 total += weight
@@ -196,7 +197,7 @@ def backward(
     Programs add to `grad_value` in any order. It is float32, or int64 in steps of 1 / `scale` with FIXED_POINT. With
     OF_LOCATION, the gradient written for (x, y) is that of the location, else that of the offset.
     """
-    # The samples of the forward pass, computed again: loading them would take longer.
+    # The samples are located again as in the forward pass, which keeps none of them.
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     query, exists = queries_of(num_queries, sizes, BLOCK_Q, 0)

@@ -105,7 +105,10 @@ def rows_of(
     SAMPLES: tl.constexpr,
     FORM: tl.constexpr,
 ) -> tl.tuple:
-    """First (x, y) and first weight of a query and head, as pointers: to locations and weights, or offsets and logits."""
+    """Pointers to the first (x, y) and the first weight of a query and head.
+
+    In a projection they are offsets and logits.
+    """
     if FORM == 0:
         row = query * HEADS + head
         place = second + batch * num_queries * (HEADS * SAMPLES * 2) + row * (SAMPLES * 2)
