@@ -1,4 +1,4 @@
-"""How long work shows where it is: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import sys
 import time
@@ -15,29 +15,29 @@ _PLAIN_SECONDS = 30.0
 
 @runtime_checkable
 class Reporter(Protocol):
-    """What `train` and `evaluate` tell about themselves."""
+    """Receiver of the progress that `train` and `evaluate` report."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
         ...
 
     def update(self, stage: str, done: int, total: int, details: str = "") -> None:
-        """How far a stage is; calling with another stage ends the one before."""
+        """Show that a stage has done so many of its steps; the first call with another stage ends the one before."""
         ...
 
 
 class Silence:
-    """Says nothing; the default in Python."""
+    """Reporter that shows nothing; the default in Python."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Ignore the line."""
 
     def update(self, stage: str, done: int, total: int, details: str = "") -> None:
-        """Nothing."""
+        """Ignore the progress."""
 
 
 class TerminalReporter:
-    """Writes to standard error: a bar if that is a terminal, else a line every half minute. Use in a `with`."""
+    """Reporter on standard error: a bar if that is a terminal, else a line every half minute. Use it in a `with`."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -67,7 +67,7 @@ class TerminalReporter:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Show a line above the bar."""
         if self._live is not None:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -88,30 +88,34 @@ class TerminalReporter:
         self._details = details
 
     def _picture(self) -> Group:
-        """The bar, and the details below it: beside it they would not fit into 80 columns."""
+        """Bar with the details below it: beside it they would not fit into 80 columns."""
         return Group(self._bar, Text(self._details)) if self._task is not None else Group()
 
     def _plain(self, line: str) -> None:
         self._last_line = time.monotonic()
-        # Whole lines, not wrapped to a width nobody chose.
+        # Past the console, which would wrap the line to a width that nobody chose.
         self._console.file.write(line + "\n")
         self._console.file.flush()
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    """Duration as hours, minutes and seconds: 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def percent(share: float) -> str:
-    """Of a metric, as 43.8, or "-" for -1: no such object in the data."""
+    """Metric in percent, as 43.8; "-" for -1, which says that the data has no such object."""
     return "-" if share < 0 else f"{100 * share:.1f}"
 
 
 def memory_in_use() -> int:
-    """Bytes of main memory this process holds now, or at its peak where the system tells only that."""
+    """Bytes of main memory that this process holds now, or held at its peak where the system tells only that.
+
+    Returns:
+        The bytes; 0 on Windows, which is not asked.
+    """
     if sys.platform == "linux":
         import resource
 

@@ -1,4 +1,4 @@
-"""Other light and other colours on the same picture; boxes are never touched."""
+"""Colour augmentation: brightness, contrast, saturation and hue; boxes stay as they are."""
 
 import torch
 from torchvision.transforms.v2 import functional as tv
@@ -8,7 +8,7 @@ from deformable_detr.data.rng import happens, uniform
 
 
 def color_jitter(example: Example, strength: float, generator: torch.Generator) -> Example:
-    """Random brightness, contrast, saturation (up to 40 % times `strength`) and hue (up to 5 % of the circle)."""
+    """Random brightness, contrast, saturation (by up to 40 % times `strength`) and hue (by up to 5 % of the circle)."""
     brightness, contrast, saturation, hue = (2 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).tolist()
     spread = 0.4 * strength
     image = tv.adjust_brightness(example.image, 1 + spread * brightness)
@@ -18,10 +18,10 @@ def color_jitter(example: Example, strength: float, generator: torch.Generator) 
 
 
 def distort(example: Example, probability: float, generator: torch.Generator) -> Example:
-    """SSD's distortion (arXiv 1512.02325): brightness, contrast, saturation and hue, each with this probability.
+    """Photometric distortion of SSD (arXiv 1512.02325): four changes of colour, each with the given probability.
 
     Brightness times 0.875 to 1.125, contrast and saturation times 0.5 to 1.5, hue up to 5 % of the circle. Contrast
-    comes before or after the colours, at random. Channels are not exchanged: what is red in blood stays red.
+    comes before or after saturation and hue, at random. Unlike SSD, channels are not exchanged: blood stays red.
     """
     image = example.image
     if happens(probability, generator):
