@@ -181,7 +181,10 @@ def test_a_run_that_patience_ended(run):
     saved = checkpoint.load(run / "last.safetensors", training=True)
     checkpoint.save(replace(saved, training=replace_in(saved.training, progress)), run / "last.safetensors")
     text = text_of(write_report(run, device="cpu"))
-    assert f"Patience ended this run after 1 of 2 epochs. To go on all the same: ddetr train --resume {run}" in text
+    assert (
+        f"This run stopped early (patience) after 1 of 2 epochs. To continue it anyway: ddetr train --resume {run}"
+        in text
+    )
     assert "not finished" not in text
 
 
