@@ -120,7 +120,7 @@ def test_what_contradicts_the_weights_is_refused(ddetr, weights, scenes, tmp_pat
         (["--lr", "0"], "optimizer.lr is 0"),
         (["finetune"], "finetune starts from the weights of a whole detector; name them with --weights"),
         (["--weights", "nope.safetensors"], "no such checkpoint file: nope.safetensors"),
-        (["--freeze", "encoder"], "freeze holds encoder, which would keep random values"),
+        (["--freeze", "encoder"], "freeze holds encoder, which would keep random weights"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_code_1(ddetr, scenes, tmp_path, monkeypatch, arguments, message):

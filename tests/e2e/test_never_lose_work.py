@@ -210,7 +210,7 @@ def test_a_cut_checkpoint_is_replaced_by_the_one_before(config, scenes, tmp_path
     notes = Notes()
     resume(whole, device="cpu", reporter=notes)
     assert any("last.safetensors is not a whole safetensors file" in line for line in notes.lines)
-    assert "going on from last-1.safetensors, the checkpoint before" in notes.lines
+    assert "continuing from last-1.safetensors, an older checkpoint" in notes.lines
     again = load_file(last)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert len((whole / "metrics.jsonl").read_text().splitlines()) == len(reference["metrics.jsonl"].splitlines())
