@@ -168,7 +168,7 @@ def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeyp
     result = ddetr(*start, "--log", "visdom")
     assert (result.code, "cannot log to 'visdom'" in result.err) == (1, True)
     result = ddetr(*start, "--log", "none", "--log", "mlflow")
-    assert (result.code, "--log none leaves no room" in result.err) == (2, True)
+    assert (result.code, "--log none cannot be combined" in result.err) == (2, True)
     assert not (tmp_path / "run").exists()
 
 

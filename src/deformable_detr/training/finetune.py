@@ -93,7 +93,7 @@ class Transfer(NamedTuple):
         return by_class, [name for name in names if name.startswith(rows.by_channel)]
 
     def describe(self) -> str:
-        """Line for people: the numbers of tensors that are taken over, and the classes that are kept, new or dropped."""
+        """Line for people: how many tensors are taken over, and which classes are kept, fresh or not needed."""
         by_class, by_channel = self.heads()
         total = len(self.source.checkpoint.weights)
         renamed = [name if name == old else f"{name} <- {old}" for name, old in self.kept.items()]
