@@ -30,7 +30,7 @@ def convert(
         done = convert_weights(source, output, to=to, force=force, sha256=sha256, reporter=reporter)
     record = _record(done)
     typer.echo(
-        f"{done.output}: {record['variant']}, {done.num_parameters:,} parameters, {record['classes']} classes, "
+        f"{done.output}: {record['model']}, {done.num_parameters:,} parameters, {record['classes']} classes, "
         f"licence {done.checkpoint.licence or 'not said'}; all {record['tensors']} tensors read back the same",
         err=True,
     )
