@@ -23,7 +23,7 @@ def test_the_summary_is_for_people_and_the_numbers_for_machines(ddetr, tmp_path)
     assert (record["folder"], len(record["metrics"])) == (str(tmp_path / "demo"), 12)
     assert "# Demonstration" in result.err
     config = json.loads((tmp_path / "demo" / "run" / "config.json").read_text())
-    assert (config["seed"], config["epochs"]) == (5, 1)
+    assert (config["run"]["seed"], config["schedule"]["epochs"]) == (5, 1)
 
 
 def test_ctrl_c_is_code_130(ddetr, tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def test_a_run_that_was_interrupted(run):
     (run / "best.safetensors").unlink()
     (run / "metrics.jsonl").write_text("".join(lines[:first_epoch]))
     path = write_report(run, device="cpu")
-    assert "this is about last.safetensors" in text_of(path)
+    assert "this page is about last.safetensors" in text_of(path)
     assert titles(path) == [*EVERYTHING, "configuration"]
 
 
@@ -261,7 +261,7 @@ def test_no_objects_to_judge_by_and_a_class_without_any(run, scenes, tmp_path):
     assert titles(write_report(run, data=here, device="cpu"))[:4] == EVERYTHING[:4]
     annotations.write_text(json.dumps(document | {"annotations": []}))
     path = write_report(run, data=here, device="cpu")
-    assert "There are no objects on the validation images" in text_of(path)
+    assert "There are no objects in the validation images" in text_of(path)
     assert "thresholds" not in titles(path)
 
 
