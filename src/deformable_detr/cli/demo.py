@@ -29,7 +29,7 @@ def demo(
     with TerminalReporter() as reporter:
         result = demonstration.demo(output, config=config, device=device, reporter=reporter)
     if result is None:
-        typer.echo(f"stopped; what is there is in {output}", err=True)
+        typer.echo(f"stopped; the files so far are in {output}", err=True)
         raise typer.Exit(130)
     typer.echo(result.summary, err=True)
     record = {"folder": str(result.folder), "metrics": result.metrics.twelve()}

@@ -30,7 +30,7 @@ class Surroundings(NamedTuple):
     """Surroundings of a run, a new or a resumed one."""
 
     ranks: Ranks
-    """The processes that train together."""
+    """Processes that train together."""
     device: str
     """Device of this process."""
     services: tuple[ServiceName, ...]

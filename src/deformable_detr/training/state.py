@@ -45,7 +45,7 @@ class Learner(NamedTuple):
     model: nn.Module
     """Network that is trained."""
     network: nn.Module
-    """The model, or a wrapper (DistributedDataParallel) that averages its gradients over several processes."""
+    """Model, or a wrapper (DistributedDataParallel) that averages its gradients over several processes."""
     criterion: CriterionLike
     """Loss."""
     optimizer: torch.optim.AdamW
@@ -61,7 +61,7 @@ class Learner(NamedTuple):
     ema: EMA | None = None
     """Averaged weights, if the run has them."""
     ranks: Ranks = ALONE
-    """The processes that train together."""
+    """Processes that train together."""
     sharded: bool = False
     """Whether each process has only a part of every weight."""
 
@@ -88,7 +88,7 @@ class RunState(NamedTuple):
     origin: Origin = Origin()
     """Origin of the weights that the run started from."""
     ranks: Ranks = ALONE
-    """The processes that train together; the first of them writes."""
+    """Processes that train together; the first of them writes."""
     whole: nn.Module | None = None
     """Unsharded copy of a network of one's own, for evaluation if the weights are sharded."""
 
