@@ -100,7 +100,7 @@ def test_a_state_of_another_shape_is_refused(start):
     with pytest.raises(CheckpointError, match=r"state of pyramid\.level_embed is missing or of another shape"):
         other.restore(saved)
     saved.training.progress["progress"]["place"] = 3
-    with pytest.raises(CheckpointError, match="does not say where the run was"):
+    with pytest.raises(CheckpointError, match="does not say how far the run was"):
         other.restore(saved)
 
 

@@ -1,4 +1,4 @@
-"""Messages of a run: what it says before it begins, its lines and records, and errors in a user's words."""
+"""Messages of a run: its introduction, its progress lines and records, and errors explained to users."""
 
 import signal
 import time
@@ -22,7 +22,7 @@ _NAMED_IMAGES = 8
 
 
 class Pace:
-    """Steps and images of an epoch since it began or was resumed, and how long they took."""
+    """Pace of an epoch: steps and images since it began or was resumed, and their duration."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -30,23 +30,23 @@ class Pace:
         self._started = time.monotonic()
 
     def add(self, num_images: int) -> None:
-        """One step more."""
+        """Count one step, and its images in this process."""
         self.num_steps += 1
         self.num_images += num_images
 
     @property
     def seconds(self) -> float:
-        """Time since the beginning."""
+        """Time since the epoch began or was resumed."""
         return time.monotonic() - self._started
 
     @property
     def seconds_per_step(self) -> float:
-        """Time of a step, reading its images included."""
+        """Mean duration of a step, with the reading of its images."""
         return self.seconds / max(1, self.num_steps)
 
 
 def introduce(run: RunState, reporter: Reporter) -> None:
-    """Say what will be done, before it is done."""
+    """Introduce a run before its first step: data, model, schedule, and remarks on its settings."""
     config, data, precision, compute = run.config, run.data, run.learner.precision, run.config.compute
     device, classes = run.detector.device, run.data.train.classes
     reporter.say(f"data: {data.train.source}")
@@ -80,7 +80,7 @@ def introduce(run: RunState, reporter: Reporter) -> None:
             if run.learner.sharded
             else "compute.sharded is true and has no effect: there is one process, and it keeps everything"
         )
-    # A shell that starts a job in the background has it ignore Ctrl-C, and Python then leaves it so.
+    # Jobs that a shell starts in the background ignore Ctrl-C, and Python does not change that.
     is_off = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     stops = "Ctrl-C is off here, SIGTERM stops" if is_off else "Ctrl-C stops"
     reporter.say(f"run folder: {run.folder.path}; {stops}, and what is there can be resumed")
@@ -98,7 +98,7 @@ def _schedule_line(run: RunState) -> str:
 
 
 def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float], pace: Pace) -> dict[str, Any]:
-    """Line of metrics.jsonl for a step that has been taken."""
+    """Record of a step for metrics.jsonl."""
     device = run.learner.device
     return {
         "epoch": run.progress.epoch + 1,
@@ -114,7 +114,7 @@ def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float
 
 
 def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
-    """Loss terms of the last layer, learning rate, speed, memory, and time left of the epoch and the run."""
+    """Details of a step for the progress line: loss, learning rate, speed, memory, and time left."""
     progress = run.progress
     stages = [name.rsplit("/", 1)[0] for name in record["terms"]]
     last = next((stage for stage in reversed(stages) if stage != "proposals"), "")
@@ -130,7 +130,7 @@ def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
 
 
 def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> dict[str, Any]:
-    """Line of metrics.jsonl for an epoch that is complete."""
+    """Record of a complete epoch for metrics.jsonl."""
     record: dict[str, Any] = {
         "epoch": run.progress.epoch,
         "step": run.progress.step,
@@ -146,7 +146,7 @@ def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> 
 
 
 def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_best: bool) -> str:
-    """Line for people about an epoch that is complete."""
+    """Line for people about a complete epoch."""
     line = f"epoch {run.progress.epoch}/{run.plan.epochs}"
     if run.progress.num_summed:
         line += f"  loss {run.progress.averages()['loss']:.2f}"
@@ -166,10 +166,11 @@ def early_stop_line(run: RunState) -> str:
 
 @contextmanager
 def explained_step(run: RunState, batch: Batch) -> Iterator[None]:
-    """Errors of a step in a user's words: where it was, which images, and what to do.
+    """Context of a step that explains its errors to users: where they occurred, with which images, and a way out.
 
     Raises:
-        TrainingError: of the same class where the step itself raised one; or memory or batch norm were at fault.
+        TrainingError: the step raised one itself (its class stays), there is not enough memory, or batch norm has too
+            few values.
     """
     height, width = batch.images.shape[2:]
     try:
@@ -196,10 +197,10 @@ def explained_step(run: RunState, batch: Batch) -> Iterator[None]:
 
 @contextmanager
 def explained_evaluation(run: RunState, batch_size: int) -> Iterator[None]:
-    """Errors of an evaluation in a user's words.
+    """Context of an evaluation that explains its errors to users.
 
     Raises:
-        TrainingError: memory does not suffice.
+        TrainingError: there is not enough memory.
     """
     try:
         yield
