@@ -9,7 +9,7 @@ from deformable_detr.core.errors import DataError, TrainingError
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
-from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.runs.config import OptimizerConfig, plan_of
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.autoconfig import fit_to_data
@@ -78,7 +78,7 @@ def test_an_epoch_is_taken_evaluated_and_written(session):
 
 
 def test_evaluation_waits_for_its_turn_but_the_last_epoch_always_has_one(session):
-    session = session._replace(config=session.config.with_settings(eval_every=5))
+    session = session._replace(plan=session.plan._replace(eval_every=5))
     assert "val" not in run(session)[-1]
     assert not session.folder.best.exists()
     assert "val" in run(session)[-1]
@@ -143,7 +143,7 @@ def test_an_evaluation_holds_no_more_images_than_a_part_of_a_step(session, monke
     monkeypatch.setattr(loop, "evaluate", note)
     for images, parts in ((3, 1), (8, 1), (8, 4), (7, 3), (8, 8)):
         config = session.config.with_settings(batch_size=images, accumulate=parts)
-        evaluate_if_due(session._replace(config=config), Notes())
+        evaluate_if_due(session._replace(config=config, plan=plan_of(config)), Notes())
     assert sizes == [3, 4, 2, 3, 1]
 
     def full(*_, **__):

@@ -149,7 +149,7 @@ def test_a_finished_run_can_be_trained_for_longer(tiny_config, scenes, tmp_path)
     assert (tmp_path / "run" / "config.json").read_text() == settings
     run = resume(tmp_path / "run", epochs=2, device="cpu")
     assert (run.epochs_completed, run.config.schedule.epochs) == (2, 2)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]["epochs"] == 2
 
 
 def test_moved_data_can_be_named_and_other_classes_are_refused(tiny_config, scenes, tmp_path):
@@ -216,7 +216,7 @@ def test_of_two_runs_that_found_a_folder_empty_one_has_it_and_the_other_leaves_i
     monkeypatch.setattr(training, "set_up", begin_another_meanwhile)
     with pytest.raises(OutputError, match=r"another run has begun in .*run in the meantime; name another folder"):
         train(config.with_settings(seed=5), data=scenes, output=folder, device="cpu")
-    assert json.loads((folder / "config.json").read_text())["seed"] == config.run.seed
+    assert json.loads((folder / "config.json").read_text())["run"]["seed"] == config.run.seed
     assert resume(folder, epochs=2, device="cpu").epochs_completed == 2
 
 
@@ -227,8 +227,18 @@ def test_data_given_in_python_must_be_given_again(tiny_config, scenes, tmp_path)
     with pytest.raises(ConfigError, match="trained on data given in Python"):
         resume(run.folder, epochs=2, device="cpu")
     assert resume(run.folder, epochs=2, data=data, val_data=val, device="cpu").epochs_completed == 2
-    with pytest.raises(ConfigError, match="brings its own validation split"):
-        train(config, data=scenes, val_data=val, output=tmp_path / "other", device="cpu")
+
+
+def test_images_to_evaluate_on_may_come_from_elsewhere_and_are_found_again(tiny_config, scenes, tmp_path):
+    """A path for one, an open data set for the other, or two paths; `resume` remembers the paths."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(scenes, elsewhere)
+    config, val = tiny_config.with_settings(epochs=1), open_dataset(elsewhere, split="val")
+    one = train(config, data=scenes, val_data=val, output=tmp_path / "a", device="cpu", report=False)
+    two = train(config, data=scenes, val_data=elsewhere, output=tmp_path / "b", device="cpu", report=False)
+    assert one.best == two.best
+    assert json.loads((two.folder / "data.json").read_text())["val_path"] == str(elsewhere)
+    assert resume(two.folder, epochs=2, device="cpu", report=False).epochs_completed == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
