@@ -85,6 +85,7 @@ class Detector:
             BackendError: the device does not exist here.
         """
         loaded = read(source, sha256=sha256, reporter=reporter)
+        device = str(choose_device(device))  # to build the network takes seconds
         return cls(
             build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
         )

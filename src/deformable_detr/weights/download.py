@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -156,6 +154,8 @@ def shown(address: str) -> str:
 @contextmanager
 def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
     """Only one process writes an entry; the lock ends with the process that has it."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(entry.lock)
     with _writing(entry.folder):
         try:

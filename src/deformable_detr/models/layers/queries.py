@@ -5,7 +5,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
@@ -119,6 +118,8 @@ def _pick(values: Float[Tensor, "batch positions 4"], index: Tensor) -> Float[Te
 
 def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
     """Places of boxes that fall in score: those that overlap no better one first, then the others, then the invalid."""
+    from torchvision.ops import nms  # takes seconds to import
+
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[nms(boxes_xyxy, scores, _SAME_OBJECT_IOU)] = True
     # Invalid ones all have the same box, of which one would be chosen.
