@@ -36,19 +36,17 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a checkpoint on a data set: AP and the rest of COCO's twelve numbers, and the AP of each class."""
-    from rich.console import Console
-
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
     with TerminalReporter() as reporter:
+        # Before the network, which takes seconds to build.
+        dataset = evaluation.opened(data, split, format, skip_bad_images, reporter)
         detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
         report = evaluation.evaluate(
             detector,
-            data,
-            split=split,
-            format=format,
+            dataset,
             batch_size=batch_size,
             num_workers=workers,
             skip_bad_images=skip_bad_images,
@@ -59,6 +57,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(_record(report, weights)))
         return
+    from rich.console import Console
+
     console = Console(stderr=True)
     skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""
     objects = report.dataset.num_objects

@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.geometry import (
@@ -41,7 +39,7 @@ class Preprocessing:
 
 def normalise(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "3 height width"]:
     """Image as numbers at its present size: 0..1, minus the mean, divided by the standard deviation."""
-    pixels = tv.pil_to_tensor(image).to(torch.float32).div_(255)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(255)
     mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(preprocessing.std).view(3, 1, 1)
     return pixels.sub_(mean).div_(std)
@@ -51,7 +49,7 @@ def to_model_input(image: Image.Image, preprocessing: Preprocessing) -> Float[Te
     """Network input of an RGB image of any size: resized as for evaluation and normalised."""
     width, height = resized_wh(image.size, preprocessing.short_side, preprocessing.max_side)
     if (width, height) != image.size:
-        image = tv.resize(image, [height, width], interpolation=InterpolationMode.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return normalise(image, preprocessing)
 
 

@@ -75,7 +75,7 @@ def evaluate(
     # Open the data, in the detector's class ids.
     reporter = reporter or Silence()
     started = time.monotonic()
-    dataset = match_classes(detector, _opened(data, split, format, skip_bad_images, reporter))
+    dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
     # Detect in this process' share of the images. The network may come from the middle of a training.
     detector.model.eval()
     loader = make_loader(
@@ -111,13 +111,19 @@ def evaluate(
     )
 
 
-def _opened(
+def opened(
     data: str | Path | DetectionDataset,
     split: str | None,
     format: FormatName | None,
     skip_bad_images: bool,
     reporter: Reporter,
 ) -> DetectionDataset:
+    """Data set to judge by, opened if `data` is a path; the arguments are those of `evaluate`.
+
+    Raises:
+        ConfigError: `split` or `format` is given for a data set that is already open.
+        DataError: the data set cannot be used or has no such split.
+    """
     if not isinstance(data, DetectionDataset):
         dataset = open_for_evaluation(data, split, format, skip_bad_images)
         reporter.say(f"data: {dataset.source}, {len(dataset)} images")

@@ -89,6 +89,7 @@ class Detector:
             BackendError: this machine does not have the device.
         """
         loaded = read(source, sha256=sha256, reporter=reporter)
+        device = str(choose_device(device))  # to build the network takes seconds
         return cls(
             build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
         )

@@ -1,6 +1,7 @@
 """Drawing: boxes with class names and scores on an image, and contact sheets of several images."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -206,9 +207,15 @@ def _font(size: int, *, is_plain: bool) -> ImageFont.FreeTypeFont | ImageFont.Im
     """Font of a size in pixels: Pillow's for ASCII; else matplotlib's, with accents, Greek, Cyrillic and more."""
     if is_plain:
         return ImageFont.load_default(size)
-    import matplotlib
+    spec = find_spec("matplotlib")  # where it lies is known without importing it
+    assert spec is not None
+    assert spec.origin is not None
+    data = Path(spec.origin).with_name("mpl-data")
+    if not data.exists():  # some Linux distributions keep it elsewhere
+        import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+        data = Path(matplotlib.get_data_path())
+    return ImageFont.truetype(data / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) -> _Rectangle | None:

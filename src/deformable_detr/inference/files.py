@@ -15,7 +15,6 @@ from deformable_detr.core.files import write_json
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
-from deformable_detr.inference.drawing import draw_detections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +150,9 @@ class _PictureFolder:
 
     def add(self, result: ImageResult, image: Image.Image) -> None:
         assert result.detections is not None
+        # Only who asks for pictures needs what draws them.
+        from deformable_detr.inference.drawing import draw_detections
+
         name = self._free_name(result.path.stem)
         drawn = draw_detections(image, result.detections, self._detector.classes, threshold=self._threshold)
         try:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from deformable_detr.models import interface_of
 from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig
 from deformable_detr.training.freezing import part_of
+from deformable_detr.training.sharding import is_cut
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -114,4 +114,4 @@ def clip_gradients(model: nn.Module, clip_norm: float) -> float:
     limit = clip_norm if clip_norm > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(parameters, limit)
     # With sharded weights each process has a part of every gradient, and so a part of the norm.
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(norm.full_tensor() if is_cut(norm) else norm)

@@ -5,13 +5,11 @@ in its forward or backward pass are gathered by all processes together just befo
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deformable_detr.core.distributed import Ranks
@@ -19,6 +17,9 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import Batch
 from deformable_detr.data.batch import stand_in
 from deformable_detr.models import interface_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> None:
@@ -35,6 +36,9 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
     Raises:
         ConfigError: a parameter is a single number without an axis, which cannot be sharded.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for model in models:
         scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
         if scalars:
@@ -51,16 +55,25 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
             model.register_forward_pre_hook(_before_forward)
 
 
+def is_cut(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether this process keeps only a part of a tensor."""
+    from torch.distributed.tensor import DTensor  # takes seconds to import
+
+    return isinstance(tensor, DTensor)
+
+
 def local_shard(tensor: Tensor) -> Tensor:
     """Part of a tensor that this process keeps, in the same memory; the whole tensor if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_cut(tensor) else tensor
 
 
 def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Copy of a whole tensor on the device of `like`, sharded as `like` is; every process has the whole tensor."""
-    if not isinstance(like, DTensor):
-        return tensor.to(like.device, copy=True)
     whole = tensor.to(like.device, copy=True)
+    if not is_cut(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -68,7 +81,7 @@ def cut_like_those_of(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[s
     """Weights by name, each sharded as the network's tensor of that name; unknown names stay as they are."""
     own = model.state_dict()
     return {
-        name: cut_like(tensor, own[name]) if isinstance(own.get(name), DTensor) else tensor
+        name: cut_like(tensor, own[name]) if name in own and is_cut(own[name]) else tensor
         for name, tensor in weights.items()
     }
 
@@ -88,7 +101,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         whole = tensor.detach()
-        if isinstance(whole, DTensor):
+        if is_cut(whole):
             whole = whole.full_tensor().cpu() if keep else whole.full_tensor()
         if keep:
             found[name] = whole
@@ -103,7 +116,7 @@ def gather_into(whole: nn.Module, sharded: nn.Module) -> None:
     """
     into = whole.state_dict()
     for name, tensor in sharded.state_dict().items():
-        if isinstance(tensor, DTensor):
+        if is_cut(tensor):
             into[name].copy_(tensor.full_tensor())
         else:
             # Statistics of batch norm differ between processes; all evaluate those that the first process saves.

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -159,6 +157,8 @@ def shown(address: str) -> str:
 @contextmanager
 def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
     """Lock of a cache entry, for one process at a time; it ends with the process that holds it."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(entry.lock)
     with _writing(entry.folder):
         try:

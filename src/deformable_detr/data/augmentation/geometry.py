@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.core.boxes import area
 from deformable_detr.data.rng import uniform, uniform_integer
@@ -56,7 +54,7 @@ def resize(example: Example, size_wh: tuple[int, int]) -> Example:
     width, height = size_wh
     if (width, height) == (old_width, old_height):
         return example
-    image = tv.resize(example.image, [height, width], interpolation=InterpolationMode.BILINEAR)
+    image = example.image.resize((width, height), Image.Resampling.BILINEAR)
     return example._replace(image=image, boxes_xyxy=scaled(example.boxes_xyxy, width / old_width, height / old_height))
 
 
@@ -70,7 +68,7 @@ def hflip(example: Example) -> Example:
     width = example.image.width
     left, top, right, bottom = example.boxes_xyxy.unbind(-1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
-    return example._replace(image=tv.horizontal_flip(example.image), boxes_xyxy=boxes)
+    return example._replace(image=example.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes_xyxy=boxes)
 
 
 def vflip(example: Example) -> Example:
@@ -78,7 +76,7 @@ def vflip(example: Example) -> Example:
     height = example.image.height
     left, top, right, bottom = example.boxes_xyxy.unbind(-1)
     boxes = torch.stack([left, height - bottom, right, height - top], dim=-1)
-    return example._replace(image=tv.vertical_flip(example.image), boxes_xyxy=boxes)
+    return example._replace(image=example.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes_xyxy=boxes)
 
 
 def rotate90(example: Example, quarter_turns: int) -> Example:
@@ -92,7 +90,7 @@ def rotate90(example: Example, quarter_turns: int) -> Example:
         left, top, right, bottom = boxes.unbind(-1)
         boxes = torch.stack([top, width - right, bottom, width - left], dim=-1)
         width, height = height, width
-    return example._replace(image=tv.rotate(example.image, 90.0 * turns, expand=True), boxes_xyxy=boxes)
+    return example._replace(image=example.image.rotate(90 * turns, expand=True), boxes_xyxy=boxes)
 
 
 def keep_visible(
@@ -117,7 +115,8 @@ def crop(example: Example, left: int, top: int, size_wh: tuple[int, int], min_vi
     limit = torch.tensor([width, height, width, height], dtype=example.boxes_xyxy.dtype)
     boxes = (example.boxes_xyxy - shift).clamp(min=0).minimum(limit)
     visible = keep_visible(example.boxes_xyxy, boxes, min_visible)
-    return Example(tv.crop(example.image, top, left, height, width), boxes[visible], example.labels[visible])
+    image = example.image.crop((left, top, left + width, top + height))
+    return Example(image, boxes[visible], example.labels[visible])
 
 
 def random_crop(

@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
-from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import CheckpointError, ConfigError, first_line
@@ -35,6 +33,9 @@ class Backbone(nn.Module):
     def __init__(
         self, name: str, *, num_maps: int, dilation: bool, frozen_stages: int, frozen_batch_norm: bool
     ) -> None:
+        # timm takes seconds to import: here, when settings and weights have been found to be good.
+        from timm.layers.norm_act import freeze_batch_norm_2d
+
         super().__init__()
         full: Any = _create(name, dilation, None)
         strides = full.feature_info.reduction()
@@ -88,6 +89,8 @@ class Backbone(nn.Module):
 
 
 def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> nn.Module:
+    import timm
+
     options: dict[str, Any] = {"features_only": True, "pretrained": False}
     if dilation:
         options["output_stride"] = 16
@@ -145,6 +148,8 @@ def _freeze_up_to(body: nn.Module, stages: list[str], count: int, name: str) -> 
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
+    import timm
+
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:

@@ -5,7 +5,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
@@ -133,6 +132,8 @@ def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, 
     Returns:
         Positions in `boxes_xyxy`, the first to be taken first.
     """
+    from torchvision.ops import nms  # takes seconds to import
+
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[nms(boxes_xyxy, scores, _SAME_OBJECT_IOU)] = True
     # Invalid proposals all have the same box, so that NMS would choose one of them.

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from deformable_detr.core.errors import TrainingError
@@ -55,6 +54,8 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
     Raises:
         NotFinitePredictionsError: a cost is not finite, because a prediction is not.
     """
+    from scipy.optimize import linear_sum_assignment  # prediction does without SciPy
+
     # One cost matrix per stage and image: pairs across images are never computed.
     names, blocks = [], []
     for name, (predictions, targets) in stages.items():

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from deformable_detr.core.config import from_dict
@@ -297,6 +296,8 @@ def _maps(body: Any) -> list[int]:
 
 def _is_plain(body: nn.Module) -> bool:
     """Whether their models can replace every batch norm by their own without changing a result."""
+    from timm.layers.norm_act import BatchNormAct2d
+
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     return all(norm.eps == _BATCH_NORM_EPS and not isinstance(norm, BatchNormAct2d) for norm in norms)
 
