@@ -40,24 +40,24 @@ class Cells(nn.Module):
         for dilation in (1, 2, 1):  # cells look at their neighbours, to agree on who answers for an object
             stages += [nn.Conv2d(dim, dim, 3, padding=dilation, dilation=dilation), nn.GroupNorm(4, dim), nn.ReLU()]
         self.backbone = nn.Sequential(*stages)
-        self.class_head = nn.Conv2d(dim, num_classes, 1)
-        self.box_head = nn.Conv2d(dim, 4, 1)
+        self.class_head = nn.Linear(dim, num_classes)
+        self.box_head = nn.Linear(dim, 4)
         # Nearly every cell is background: begin with a probability of 0.02 for every class.
         nn.init.constant_(self.class_head.bias, -4.0)
 
     def forward(self, images: Tensor, padding_mask: Tensor, targets: list[Target] | None = None) -> DetectorOutput:
         """Class scores before the sigmoid, and boxes cxcywh as shares of each image without its padding."""
         features = self.backbone(images)
-        logits = self.class_head(features).flatten(2).transpose(1, 2)  # (batch, cells, classes)
-        shift, size = self.box_head(features).flatten(2).transpose(1, 2).chunk(2, dim=-1)
         rows, columns = features.shape[2:]
+        cells = features.flatten(2).transpose(1, 2)  # (batch, cells, dim), row by row
+        shift, size = self.box_head(cells).chunk(2, dim=-1)
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         centres = STRIDE * (torch.stack([x, y], dim=-1).flatten(0, 1).to(shift) + 0.5)  # in pixels
         # Images of a batch are padded at the right and bottom to the largest; True in the mask is padding.
         image_wh = torch.stack([(~padding_mask[:, 0]).sum(1), (~padding_mask[:, :, 0]).sum(1)], dim=-1)[:, None]
         boxes = torch.cat([(centres + 2 * STRIDE * shift.tanh()) / image_wh, (size - 1).sigmoid()], dim=-1)
         # One entry for each layer that is to learn from the objects; the last one is the answer. No first stage.
-        return DetectorOutput([Predictions(logits, boxes)], None)
+        return DetectorOutput([Predictions(self.class_head(cells), boxes)], None)
 
     def layers(self) -> list[nn.Module]:
         """What may be compiled, or computed twice to save memory: nothing that would be worth it."""
