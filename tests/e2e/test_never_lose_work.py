@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch
         saves[:] = [True]
         with pytest.raises(OutputError, match="No space left on device"):
             train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
-    assert any("what was saved last is whole; go on with: ddetr train --resume" in line for line in notes.lines)
+    assert any("the last checkpoint is complete; to continue: ddetr train --resume" in line for line in notes.lines)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings | {"num_workers": workers}))
     resume(tmp_path / "run", device="cpu")

@@ -40,7 +40,7 @@ def test_what_will_be_done(said, tiny_config):
     data, images, model, plan, folder = said(tiny_config)
     assert data.startswith("data: COCO ")
     assert images.startswith("8 images with ")
-    assert images.endswith(" objects of 3 classes (disc, square, star); judged by the validation split, 3 images")
+    assert images.endswith(" objects of 3 classes (disc, square, star); evaluated on the validation split, 3 images")
     assert model.startswith("model: two_stage, backbone test_resnet (weights: none), ")
     assert model.endswith(" million frozen, on cpu in float32")
     assert plan == "2 epochs of 2 steps of 3 images, learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))"

@@ -163,7 +163,7 @@ def pair(
             what = "none" if not out else "all"
             raise DataError(
                 f"{source}: of its {_images(len(train))} {what} were held out by this run, which began with "
-                f"{_images(len(held_out))} to judge by; is it another data set?"
+                f"{_images(len(held_out))} for validation; is it another data set?"
             )
         gone = f" ({len(held_out) - len(out)} more are gone)" if len(out) < len(held_out) else ""
     else:

@@ -118,7 +118,7 @@ def opened(
     skip_bad_images: bool,
     reporter: Reporter,
 ) -> DetectionDataset:
-    """Data set to judge by, opened if `data` is a path; the arguments are those of `evaluate`.
+    """Data set to evaluate on, opened if `data` is a path; the arguments are those of `evaluate`.
 
     Raises:
         ConfigError: `split` or `format` is given for a data set that is already open.

@@ -52,7 +52,7 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     reporter.say(f"data: {data.train.source}")
     reporter.say(
         f"{len(data.train.samples)} images with {data.train.num_objects} objects of {len(classes)} classes "
-        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
+        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); evaluated on {data.origin}"
     )
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
@@ -153,7 +153,7 @@ def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_be
     if report is not None:
         line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"
         line += "  best so far" if is_best else ""
-        line += f"  {len(report.skipped)} of the images to judge by skipped" if report.skipped else ""
+        line += f"  {len(report.skipped)} validation images skipped" if report.skipped else ""
     return f"{line}  ({duration(pace.seconds)})"
 
 
@@ -161,7 +161,7 @@ def early_stop_line(run: RunState) -> str:
     """Line for people about a run that `patience` has ended."""
     waited = run.progress.evaluations_without_gain
     best_by = run.config.checkpoints.best_by
-    return f"stopped early: no better {best_by} in the last {waited} evaluations; --epochs goes on"
+    return f"stopped early: no better {best_by} in the last {waited} evaluations; to continue: --resume with more --epochs"
 
 
 @contextmanager

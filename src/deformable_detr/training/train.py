@@ -280,13 +280,13 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
                 run.save_last()
         except DeformableDetrError:
             if progress.step > 0:
-                reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {run.folder.path}")
+                reporter.say(f"the last checkpoint is complete; to continue: ddetr train --resume {run.folder.path}")
             raise
     skipped = {path: why for part in run.ranks.gathered(run.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     if interrupt is not None and on_interrupt == "raise":
-        reporter.say(f"stopped and saved; go on with: ddetr train --resume {run.folder.path}")
+        reporter.say(f"stopped and saved; to continue: ddetr train --resume {run.folder.path}")
         raise interrupt
     page = None
     if report and interrupt is None and run.ranks.is_first:
