@@ -161,7 +161,9 @@ def early_stop_line(run: RunState) -> str:
     """Line for people about a run that `patience` has ended."""
     waited = run.progress.evaluations_without_gain
     best_by = run.config.checkpoints.best_by
-    return f"stopped early: no better {best_by} in the last {waited} evaluations; to continue: --resume with more --epochs"
+    return (
+        f"stopped early: no better {best_by} in the last {waited} evaluations; to continue: --resume with more --epochs"
+    )
 
 
 @contextmanager
