@@ -1,1 +1,1 @@
-"""How long things take: named cases, several interleaved runs, a named baseline in the same run. `make bench`."""
+"""Benchmarks (`make bench`): named cases, several interleaved runs, and a baseline that is measured in the same run."""

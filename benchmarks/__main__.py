@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: without --ref, backends against each other; with it, this code against that of a git ref.
+"""Command `python -m benchmarks`: compare backends, or, with --ref, this code with that of a git ref.
 
-Contenders take turns, so that a machine that slows down slows all of them. Each is checked before it is timed. The
-table goes to standard error; one line of JSON goes to standard output, last.
+Contenders take turns, so that a machine that becomes slower affects all of them. The results of each are checked before
+it is timed. A table is written to standard error, and at the end one line of JSON to standard output.
 """
 
 import argparse
@@ -22,11 +22,11 @@ _SAME = 1e-3
 
 
 class Failure(Exception):
-    """A worker could not do what it was asked; the message is its own."""
+    """Error of a worker that could not do what it was asked, with the worker's own message."""
 
 
 class Process:
-    """A worker of its own, measuring the code in `source`."""
+    """Worker process that measures the code in `source`."""
 
     def __init__(self, source: Path, device: str, threads: int) -> None:
         # The benchmarks are always this checkout's; only the code they measure differs.
@@ -49,10 +49,10 @@ class Process:
         self._process.wait()
 
     def ask(self, **request: Any) -> Any:
-        """The worker's answer.
+        """Ask the worker, and return its answer.
 
         Raises:
-            Failure: it has none.
+            Failure: the worker cannot answer, or has ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -68,15 +68,28 @@ class Process:
 
 
 class Contender(NamedTuple):
-    """Who runs: a label for the table, a worker, and what the worker calls it."""
+    """Contender of a measurement."""
 
     label: str
+    """Label in the table."""
     process: Process
+    """Worker that runs it."""
     name: str
+    """Name by which the worker knows it."""
 
 
 def measure(name: str, contenders: list[Contender], rounds: int) -> dict[str, Spread]:
-    """Times of all contenders that give the same answer; the others are named on standard error and left out."""
+    """Measure the contenders in turns.
+
+    A contender that cannot run is named on standard error and left out.
+
+    Returns:
+        Spread of the times, by the label of the contender.
+
+    Raises:
+        SystemExit: contenders give different results.
+    """
+    # Check every contender against the first one that can run.
     able: list[Contender] = []
     expected: list[float] | None = None
     for contender in contenders:
@@ -91,6 +104,7 @@ def measure(name: str, contenders: list[Contender], rounds: int) -> dict[str, Sp
             say(f"{name}: {contender.label} gives {figures}, {able[0].label} gives {expected}")
             raise SystemExit(1)
         able.append(contender)
+    # Time them in turns, every second round in the opposite order.
     seconds: dict[str, list[float]] = {contender.label: [] for contender in able}
     for number in range(rounds):
         for contender in able if number % 2 == 0 else reversed(able):
@@ -110,7 +124,7 @@ def _close(one: float, other: float) -> bool:
 
 @contextlib.contextmanager
 def source_of(ref: str) -> Iterator[tuple[Path, str]]:
-    """The `src` of a git ref in a worktree that is gone afterwards, and the commit's short name.
+    """Path of the `src` folder of a git ref, in a temporary worktree, and the short name of the commit.
 
     Raises:
         SystemExit: there is no such ref.

@@ -1,4 +1,4 @@
-"""Named cases: sizes that occur in real runs. A figure without the name of its case means nothing."""
+"""Named cases of the benchmarks: sizes that occur in real runs."""
 
 from typing import NamedTuple
 
@@ -9,49 +9,63 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 class OperatorCase(NamedTuple):
-    """One call of the operator for each image; `queries` None means every position asks, as in the encoder."""
+    """Case of the operator on one image."""
 
     spatial_shapes: Sizes
+    """Height and width of each level, in positions."""
     queries: int | None
+    """Number of queries; None for one query at every position, as in the encoder."""
     heads: int
+    """Number of heads."""
     head_dim: int
+    """Channels of each head."""
     points: int
+    """Points for each query, head and level."""
 
     @property
     def num_positions(self) -> int:
-        """Over all levels."""
+        """Number of positions over all levels."""
         return sum(height * width for height, width in self.spatial_shapes)
 
     @property
     def num_queries(self) -> int:
-        """Of each image."""
+        """Number of queries of each image."""
         return self.num_positions if self.queries is None else self.queries
 
     @property
     def num_samples(self) -> int:
-        """Of each image, over all queries and heads."""
+        """Number of samples of each image, over all queries, heads, levels and points."""
         return self.num_queries * self.heads * len(self.spatial_shapes) * self.points
 
 
 class StepCase(NamedTuple):
-    """One training step of a recipe: images of one size, so many objects in each."""
+    """Case of a training step with the settings of a recipe, on images of one size."""
 
     recipe: str
+    """Name of the recipe."""
     batch: int
+    """Images per step."""
     size_hw: tuple[int, int]
+    """Height and width of the images, in pixels."""
     objects: int
+    """Objects in each image."""
     classes: int
+    """Number of classes."""
 
 
 class ModelCase(NamedTuple):
-    """A whole model: one image to look at, and a batch with so many objects in each image to learn from."""
+    """Case of a whole model: inference on one image, and training on a batch."""
 
     inference_hw: tuple[int, int]
+    """Height and width of the image for inference, in pixels."""
     training_hw: tuple[int, int]
+    """Height and width of the training images, in pixels."""
     batch: int
+    """Training images per step."""
     objects: int
+    """Objects in each training image."""
     settings: dict[str, str | int]
-    """What differs from the paper's base model."""
+    """Settings that differ from the paper's base model, by name."""
 
 
 # Levels of an image of 800 x 1333 at strides 8, 16, 32 and 64, of one of 640 x 640, and of one of 256 x 341.
@@ -89,10 +103,10 @@ MODEL_CASES = {
 }
 
 ONLY_WHEN_NAMED = ("tiny", "tiny_encoder", "tiny_decoder")
-"""Cases that check the benchmarks themselves; they run only if they are asked for."""
+"""Cases that test the benchmarks themselves; they run only if they are named."""
 
 
 def deformable(config: TrainConfig) -> DeformableDETRConfig:
-    """Settings of the network of a recipe of ours, all of which are of one class."""
+    """Settings of the network of one of our recipes, which is always a Deformable DETR."""
     assert isinstance(config.model, DeformableDETRConfig)
     return config.model

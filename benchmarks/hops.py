@@ -1,10 +1,10 @@
-"""Files, functions and changes of folder on the way from `train()` to the first step, counted as they are called.
+"""Count of the files, functions and changes of folder from the call of `train()` to the first training step.
 
 python -m benchmarks.hops [--list]
 
-A tiny data set is trained on in this process until the optimizer takes its first step, and every call from one
-function of the package to another is noted. A folder is an entry at the root of the package: a folder, or a module
-that lies there alone. Run it in a checkout of another commit, by its path, to compare.
+A training on a tiny data set runs in this process until the optimizer takes its first step, and every call from one
+function of the package to another is counted. A folder is an entry at the root of the package: a folder, or a single
+module. To compare with another commit, run this file by its path in a checkout of that commit.
 """
 
 import json
@@ -25,11 +25,11 @@ PACKAGE = Path(deformable_detr.__file__).parent
 
 
 class _FirstStep(Exception):
-    """Ends the training."""
+    """Exception that ends the training."""
 
 
 class Calls:
-    """Calls between functions of the package, from the moment it is entered."""
+    """Record of the calls between functions of the package, within a `with` block."""
 
     def __init__(self) -> None:
         self.functions: set[tuple[str, str]] = set()
@@ -61,14 +61,14 @@ class Calls:
         if code not in self._known:
             path = Path(code.co_filename)
             named = code.co_name == "<lambda>" or not code.co_name.startswith("<")
-            # What runs when a module or a class is made is no call of a function; NEWLOCALS alone marks a class.
+            # Code that runs when a module or class is defined is no call. Only functions have the flag CO_OPTIMIZED.
             is_function = named and bool(code.co_flags & 0x1)
             inside = is_function and path.is_relative_to(PACKAGE)
             self._known[code] = (str(path.relative_to(PACKAGE)), code.co_qualname) if inside else None
         return self._known[code]
 
     def figures(self) -> dict[str, int]:
-        """Distinct files, functions, calls between two functions, and of these the ones from folder to folder."""
+        """Numbers of distinct files, functions, and calls between two functions, and of changes of folder."""
         across = [edge for edge in self.edges if folder(edge[0][0]) != folder(edge[1][0])]
         changes = sum(a != b for a, b in zip(self.sequence, self.sequence[1:], strict=False))
         return {
@@ -81,12 +81,12 @@ class Calls:
 
 
 def folder(file: str) -> str:
-    """The entry at the root of the package that a file lies in, or is."""
+    """Entry at the root of the package that a file is in."""
     return file.split("/")[0]
 
 
 def tiny(folder: Path) -> Path:
-    """Six grey pictures with a box each, in COCO's layout, in the two usual splits."""
+    """Data set of six plain images with one box each, in COCO format, with splits train and val."""
     from PIL import Image
 
     for split, count in (("train", 4), ("val", 2)):
@@ -104,19 +104,15 @@ def tiny(folder: Path) -> Path:
 
 
 def counted() -> Calls:
-    """The calls of a training up to its first step, with a network of timm's own tests."""
+    """Calls of a training up to its first step, with a tiny network from timm's tests."""
     recipes: Any = getattr(deformable_detr, "recipes", deformable_detr)
     config = recipes.small()
     model = replace(
         config.model, backbone="test_resnet", backbone_weights="none", frozen_stages=0, frozen_batch_norm=False
     )
-    settings = {"model": model, "epochs": 1, "num_workers": 0}
-    if hasattr(config, "data"):  # settings in groups
-        settings = {
-            "model": model,
-            "schedule": config.schedule.with_settings(epochs=1),
-            "data": config.data.with_settings(num_workers=0),
-        }
+    settings: dict[str, Any] = {"model": model, "epochs": 1, "num_workers": 0}
+    # Commits before settings were in groups have them side by side.
+    config = config.with_settings(settings) if hasattr(config, "with_settings") else replace(config, **settings)
     calls = Calls()
 
     def end(*inputs: object) -> None:
@@ -128,7 +124,7 @@ def counted() -> Calls:
         for name in deformable_detr.__all__:  # names load when they are first used; that is no step of the way
             getattr(deformable_detr, name)
         with calls, suppress(_FirstStep):
-            deformable_detr.train(replace(config, **settings), data=data, output=Path(place) / "run", device="cpu")
+            deformable_detr.train(config, data=data, output=Path(place) / "run", device="cpu")
     return calls
 
 

@@ -1,4 +1,4 @@
-"""The most memory that a call holds beyond what was held before it."""
+"""Peak memory of a call, beyond the memory that was in use before it."""
 
 import gc
 import resource
@@ -14,11 +14,11 @@ _RESET_PEAK = "5"
 
 
 def peak_extra(call: Callable[[], object], device: str) -> tuple[int, str]:
-    """Bytes, and how they were found.
+    """Peak memory of a call in bytes, and the name of the method that measured it.
 
-    On the CPU this means something in a fresh process only: what an earlier call has freed and the allocator has kept
-    is not counted again. On Linux the kernel's own high-water mark of resident memory is reset before the call and
-    read after it, so nothing is missed between two looks. Elsewhere, the growth of the process's maximum is taken.
+    On the CPU the result is valid only in a new process, because memory that an earlier call has freed may still belong
+    to the process and is not counted again. On Linux, the kernel's peak of resident memory is reset before the call and
+    read after it, so that no short peak is missed. On other systems, it is the growth of the peak of the process.
     """
     gc.collect()
     if device.startswith("cuda"):
@@ -38,7 +38,7 @@ def peak_extra(call: Callable[[], object], device: str) -> tuple[int, str]:
 
 
 def peak_resident() -> int:
-    """Bytes that this process has held at most since the last `peak_extra` on the CPU began, or since its start."""
+    """Peak resident memory of this process in bytes, since the last `peak_extra` on the CPU or since its start."""
     return _status("VmHWM") if _STATUS.exists() else _largest_resident()
 
 

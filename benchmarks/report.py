@@ -1,4 +1,4 @@
-"""Figures for people and for machines: medians with quantiles, a table, the machine they were measured on."""
+"""Results of benchmarks for people and for programs: medians with quantiles, a table, facts about the machine."""
 
 import json
 import os
@@ -14,23 +14,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Measurement(NamedTuple):
-    """`check` proves that `run` computes the right thing and returns figures that every contender must share."""
+    """Measurement: a check of the result, and the call to time."""
 
     check: Callable[[], list[float]]
+    """Check that `run` computes the right result; returns figures that must be equal for all contenders."""
     run: Callable[[], object]
+    """Call to time."""
 
 
 class Spread(NamedTuple):
-    """The middle of several runs, in seconds, and where the lower and upper fifth begin."""
+    """Spread of the times of several runs."""
 
     q20: float
+    """20 % quantile, in seconds."""
     median: float
+    """Median, in seconds."""
     q80: float
+    """80 % quantile, in seconds."""
     runs: int
+    """Number of runs."""
 
 
 def spread(seconds: Sequence[float]) -> Spread:
-    """Median and the 20 and 80 % quantiles; with one run all three are that run."""
+    """Spread of these times; with one run, the median and both quantiles are its time."""
     if len(seconds) == 1:
         return Spread(seconds[0], seconds[0], seconds[0], 1)
     fifths = statistics.quantiles(seconds, n=5, method="inclusive")
@@ -38,7 +44,7 @@ def spread(seconds: Sequence[float]) -> Spread:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on: processor or GPU, threads, versions."""
+    """Facts about the machine that the results depend on: CPU or GPU, threads, versions."""
     import torch
 
     facts: dict[str, Any] = {
@@ -58,7 +64,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The commit's short name, with "+changes" where files differ from it; "unknown" outside of git."""
+    """Short name of the commit, with "+changes" if files differ from it; "unknown" outside of git."""
     try:
         commit = _git("rev-parse", "--short", "HEAD")
         return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -79,13 +85,13 @@ def _processor() -> str:
 
 
 def say(line: str) -> None:
-    """For people, while it goes on."""
+    """Write a line for people to standard error."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def table(results: Mapping[str, Mapping[str, Spread]], baseline: str) -> str:
-    """One line for each measurement and contender; the last column is the baseline's median divided by its own."""
+    """Table with a row for each measurement and contender; "speed" is the baseline's median divided by its own."""
     rows = []
     for name, by_contender in results.items():
         for contender, own in by_contender.items():
@@ -97,7 +103,7 @@ def table(results: Mapping[str, Mapping[str, Spread]], baseline: str) -> str:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, a line under the head."""
+    """Text of a table: columns as wide as their widest cell, and a line under the head."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -106,7 +112,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def json_line(results: Mapping[str, Mapping[str, Spread]], baseline: str, facts: Mapping[str, Any]) -> str:
-    """Everything, on one line, for benchmarks/results."""
+    """Line of JSON with all results, for benchmarks/results."""
     measured = {
         name: {contender: own._asdict() for contender, own in by_contender.items()}
         for name, by_contender in results.items()

@@ -1,4 +1,4 @@
-"""Contenders take turns in one process, so that a machine that slows down slows all of them."""
+"""Timing of contenders in turns in one process, so that a machine that becomes slower affects all of them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from benchmarks.report import Spread, spread
 
 Call = Callable[[], object]
 
-# A timing shorter than this says more about the pause before it; short calls are repeated within one timing.
+# A shorter timing depends too much on the pause before it, so short calls are repeated within one timing.
 SHORTEST_TIMING_S = 0.05
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 60
 _WARM_UP_RUNS = 2
@@ -17,7 +17,7 @@ _CALLS_IN_GRAPH = 10
 
 
 class Wall:
-    """Seconds by the clock of the process; the call is over when it returns."""
+    """Clock for calls that are complete when they return: wall time."""
 
     name = "wall"
 
@@ -25,7 +25,7 @@ class Wall:
         self.call = call
 
     def time(self, repeats: int) -> float:
-        """Seconds for one call, as the mean of so many in a row."""
+        """Seconds for one call, as the mean of `repeats` in a row."""
         started = time.perf_counter()
         for _ in range(repeats):
             self.call()
@@ -33,9 +33,10 @@ class Wall:
 
 
 class Queue:
-    """Seconds by the GPU's events around many launches that nothing waits for: kernels, or launches if they are slower.
+    """Clock for calls on a GPU: CUDA events before and after many calls in a row.
 
-    To wait after every launch would time the waiting.
+    Nothing waits between the calls, because that would time the waiting. The result is the time of the kernels, or of
+    their launches if these take longer.
     """
 
     name = "queue"
@@ -45,7 +46,7 @@ class Queue:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def time(self, repeats: int) -> float:
-        """Seconds for one call, as the mean of so many in a row."""
+        """Seconds for one call, as the mean of `repeats` in a row."""
         torch.cuda.synchronize()
         self._start.record()
         for _ in range(repeats):
@@ -56,7 +57,7 @@ class Queue:
 
 
 class Graph:
-    """Seconds of the kernels alone: calls are recorded once as a CUDA graph, which is replayed.
+    """Clock for the kernels of a call alone: calls are recorded as a CUDA graph, and the graph is replayed.
 
     Raises:
         RuntimeError: the call cannot be recorded, because it waits for the device.
@@ -65,7 +66,7 @@ class Graph:
     name = "graph"
 
     def __init__(self, call: Call) -> None:
-        # The backward pass runs on the stream its forward pass ran on: the warm-up makes both on this one.
+        # A backward pass runs on the stream of its forward pass, so the warm-up runs on the stream of the recording.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -80,7 +81,7 @@ class Graph:
         self._replay = Queue(self.graph.replay)
 
     def time(self, repeats: int) -> float:
-        """Seconds for one call, as the mean of that many replays."""
+        """Seconds for one call, as the mean over `repeats` replays."""
         return self._replay.time(repeats) / _CALLS_IN_GRAPH
 
 
@@ -88,7 +89,12 @@ Clock = Wall | Queue | Graph
 
 
 def interleaved(clocks: Mapping[str, Clock], seconds: float) -> dict[str, Spread]:
-    """Spread of each, from as many rounds as fit in `seconds` for each of them, 5 at least and 60 at most."""
+    """Spread of the times of each contender, timed in turns.
+
+    Args:
+        clocks: clocks of the contenders, by label.
+        seconds: time for each contender; it decides the number of rounds, at least 5 and at most 60.
+    """
     once = {label: min(clock.time(1) for _ in range(_WARM_UP_RUNS)) for label, clock in clocks.items()}
     repeats = {label: max(1, round(SHORTEST_TIMING_S / one)) for label, one in once.items()}
     one_round = sum(one * repeats[label] for label, one in once.items())

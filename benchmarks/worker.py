@@ -1,4 +1,4 @@
-"""A process that holds one version of the code and measures what it is told: a line of JSON in, a line of JSON out."""
+"""Worker process that measures one version of the code: it reads requests and writes answers, each a line of JSON."""
 
 import json
 import sys
@@ -16,9 +16,9 @@ from deformable_detr.core.errors import DeformableDetrError
 
 _MODULES = {"msda": "benchmarks.ops.bench_msda", "training_step": "benchmarks.model.bench_training_step"}
 _WARM_UP_RUNS = 2
-# What takes less is repeated within one timing: a single short call after a pause says more about the pause.
+# Shorter calls are repeated within one timing, because a single one depends too much on the pause before it.
 _SHORTEST_TIMING_S = 0.1
-# What an older version of the code answers where it lacks something; the parent says so and goes on with the rest.
+# Errors of an older version of the code that lacks something; the parent reports them and continues with the rest.
 _CANNOT = (
     DeformableDetrError,
     ImportError,
@@ -32,14 +32,14 @@ _CANNOT = (
 
 
 class Worker:
-    """Answers requests: names, contenders, prepare (checks, warms up), run (one timed run), machine."""
+    """Worker that answers requests: names, contenders, prepare (check and warm up), run (one timed run), machine."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.prepared: dict[tuple[str, str], tuple[Measurement, int]] = {}
 
     def answer(self, request: dict[str, Any]) -> Any:
-        """What the request asks for, as JSON can hold it."""
+        """Answer to a request, as JSON can hold it."""
         what = request["do"]
         if what == "machine":
             return machine(self.device)
@@ -66,7 +66,7 @@ class Worker:
         return self._time(*self.prepared[name, contender])
 
     def _time(self, measurement: Measurement, repeats: int) -> float:
-        """Seconds for one run, as the mean of so many in a row."""
+        """Seconds for one run, as the mean of `repeats` in a row."""
         self._wait()
         started = time.perf_counter()
         for _ in range(repeats):
@@ -84,18 +84,18 @@ def _usual(module: ModuleType, name: str) -> bool:
 
 
 def _module_of(name: str) -> ModuleType:
-    # One at a time: a version of the code that lacks what one of them needs can still run the others.
+    # Only the module that is needed is imported: an older version of the code may lack something that another needs.
     return import_module(_MODULES[name.split("/")[0]])
 
 
 def main() -> None:
-    """Serve until the input ends. Arguments: folder of the source to measure, device, number of threads."""
+    """Answer requests until the input ends. Arguments: folder of the source to measure, device, number of threads."""
     source, device, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if threads:
         torch.set_num_threads(threads)
     worker = Worker(device)
     answers = sys.stdout
-    sys.stdout = sys.stderr  # nothing but answers may go where answers go
+    sys.stdout = sys.stderr  # only answers may be written to standard output
     for line in sys.stdin:
         try:
             assert Path(deformable_detr.__file__).is_relative_to(source), f"measuring {deformable_detr.__file__}"

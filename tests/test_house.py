@@ -41,6 +41,7 @@ SHARED_NAMES = {
     # A recipe, the function that trains it, and its command, which is named after its function.
     "demo": {"cli/demo.py", "runs/recipes.py", "training/demo.py"},
 }
+NEEDS_A_LINE_ABOVE = re.compile(r"(Of|The same|What|And|Likewise)\b")
 FORBIDDEN_ROOMS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "lib"}
 # A path of somebody's machine. Written so that it does not find itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:work|root|home|Users|mnt|opt)/[\w.-]+")
@@ -111,6 +112,39 @@ def test_what_is_public_is_documented_and_annotated(module):
         bare = [a.arg for a in every if a is not None and a.annotation is None and a.arg not in ("self", "cls")]
         assert not bare, f"{place}: {bare} without annotation"
         assert node.returns is not None, f"{place} does not say what it returns"
+
+
+def docstrings(tree):
+    """Line and text of every docstring of a module, of its classes and functions, and of every string below a field."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            string = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(string, ast.Constant) and isinstance(string.value, str):
+                yield statement.lineno, string.value
+
+
+def unreadable_alone(source):
+    """Line number of every docstring that begins with a word which needs the lines above it."""
+    return sorted(line for line, text in docstrings(ast.parse(source)) if NEEDS_A_LINE_ABOVE.match(text.strip()))
+
+
+def test_words_that_need_a_line_above_are_found():
+    source = (
+        '"""Of all."""\nclass A:\n    """What is it."""\n    a: int\n    """\n    The same, longer."""\n    b: int\n'
+    )
+    source += (
+        '    """Of"""\n    def f():\n        """And more.\n        """\n        def g():\n            "Likewise"\n'
+    )
+    assert unreadable_alone(source) == [1, 3, 5, 8, 10, 13]
+    fine = '"""Offsets, and of what."""\nname = "What"\ndef f():\n    """The samples."""\n    return "Of"\n'
+    assert unreadable_alone(fine) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_first_lines_can_be_read_alone(module):
+    """As a hover shows them: the first line names the thing, whatever stands above or below it in the file."""
+    assert unreadable_alone((SOURCE / module).read_text(encoding="utf-8")) == []
 
 
 def homes(kinds):

@@ -1,1 +1,1 @@
-"""How much is learnt: runs that differ in one thing, judged by the same evaluation."""
+"""Benchmarks of accuracy: runs that differ in one thing, compared by equal evaluations."""

@@ -106,7 +106,6 @@ def make_learner(name: str, config: DeformableDETRConfig, seed: int) -> Learner:
     return Theirs(theirs)
 
 
-@torch.no_grad()
 def make_optimizer(learner: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.AdamW:
     """Ours, in the same groups for any layout: backbone, offsets and reference points by their names, and the rest."""
     names = [name for name, _ in learner.named_parameters()]
@@ -115,6 +114,7 @@ def make_optimizer(learner: nn.Module, config: OptimizerConfig, lr: float) -> to
     return optimizer.make_optimizer(learner, config, lr, parts=parts, offsets=("sampling_offsets", "reference_points"))
 
 
+@torch.no_grad()
 def difference(config: DeformableDETRConfig, name: str, seed: int, batch: Batch) -> float:
     """Largest difference between an arm's and our answer to a batch before the first step, logits and boxes alike.
 

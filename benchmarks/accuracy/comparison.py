@@ -1,4 +1,4 @@
-"""What came of the arms of a comparison: a table, the curves, and one record of everything."""
+"""Results of the arms of a comparison: a table, the curves, and one record of everything."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a recipe reaches, and how much chance has to do with it: finished runs that differ in their seed alone.
+"""Accuracy of a recipe and its spread over seeds, from finished runs that differ only in their seed.
 
     ddetr train --data bccd --backbone-weights mobilenetv2_100.safetensors --seed 0 --output RUN0
     python -m benchmarks.accuracy.seeds RUN0 RUN1 RUN2 --data bccd --output benchmarks/results/FOLDER

@@ -1,4 +1,4 @@
-"""What it is worth to start from a detector of nearly the same classes: one epoch on a changed data set, three ways.
+"""Gain of starting from a detector of nearly the same classes: one epoch on a changed data set, in three ways.
 
     python -m benchmarks.accuracy.transfer --data bccd --backbone-weights mobilenetv2_100.safetensors
 

@@ -1,4 +1,4 @@
-"""How much a model learns from our loss, and from that of the library transformers.
+"""Accuracy of a model trained with our loss, against one trained with that of the library transformers.
 
 `python -m benchmarks.accuracy.vs_transformers --data FOLDER --backbone-weights FILE --epochs 20 --output FOLDER`
 

@@ -1,1 +1,1 @@
-"""How fast images are read and varied, and what memory that takes."""
+"""Benchmarks of reading and augmenting images: speed and memory."""

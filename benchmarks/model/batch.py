@@ -1,4 +1,4 @@
-"""Images and objects that never change, to look at and to learn from."""
+"""Fixed images and objects for inference and training."""
 
 from typing import NamedTuple
 

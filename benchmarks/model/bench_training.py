@@ -1,4 +1,4 @@
-"""Ways to take the same training step, against float32 and nothing else: `python -m benchmarks.model.bench_training D`.
+"""Ways to accelerate a training step, against plain float32: `python -m benchmarks.model.bench_training D`.
 
 Half precision, the operator written as one `grid_sample` for each level, torch.compile, activations computed twice, and
 images one after the other. Every way learns from the same batches of the data set D, made as a training of the recipe

@@ -1,4 +1,4 @@
-"""What the operator is measured against: one `grid_sample` for each level, as projects without a kernel write it.
+"""Baseline of the operator: one `grid_sample` for each level, as projects without a kernel write it.
 
 Nothing of the library is used here, so that its own grid_sample backend is a contender like the others.
 """

@@ -1,4 +1,4 @@
-"""Is it right? Every contender is held against the definition in float64 before it is timed."""
+"""Check of the results of every contender against the definition in float64, before it is timed."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Who computes the operator: the baseline, the baseline compiled, and every backend of the library."""
+"""Contenders that compute the operator: the baseline, the compiled baseline, and every backend of the library."""
 
 from collections.abc import Callable
 

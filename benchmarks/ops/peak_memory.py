@@ -1,4 +1,4 @@
-"""A process that makes one call of the operator and says how much memory it held at most."""
+"""Process that calls the operator once and reports its peak memory."""
 
 import json
 import subprocess

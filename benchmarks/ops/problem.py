@@ -1,4 +1,4 @@
-"""The tensors of a case, in both forms of the operator: locations and weights, or a reference and a projection."""
+"""Tensors of a case, in both forms of the operator: locations and weights, or a reference and a projection."""
 
 from typing import Literal, NamedTuple
 

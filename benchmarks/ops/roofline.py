@@ -1,4 +1,4 @@
-"""What a case must move at least, what it gathers, and how fast the machine can copy."""
+"""Roofline of a case: bytes that it must move at least, bytes that it gathers, and copy speed of the machine."""
 
 import time
 from typing import NamedTuple

@@ -79,7 +79,7 @@ def test_pictures_as_the_model_sees_them(folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "seen.png"
     result = call(folder, "--augmented", 3, "--output", picture)
     assert result.exit_code == 0
-    assert "3 training images as the model sees them" in result.stderr
+    assert "3 training images after augmentation" in result.stderr
     with Image.open(picture) as sheet:
         first = sheet.convert("RGB").tobytes()
     assert call(folder, "--augmented", 3, "--augment", "strong", "--output", picture).exit_code == 0

@@ -25,7 +25,7 @@ def test_what_was_written_is_said_to_people_and_as_json(ddetr, weights, output, 
 def test_what_is_lost_is_said(ddetr, weights, tmp_path):
     result = ddetr("convert", weights, tmp_path / "theirs", "--to", "transformers")
     assert result.code == 0, result.err
-    assert "without a place there: " in result.err
+    assert "lost, because the layout has no place for it: " in result.err
     assert "provenance" in json.loads(result.out)["lost"]
 
 

@@ -125,7 +125,7 @@ def test_a_kernel_without_threads_and_with_copies_for_others_says_so():
         uses_threads=False,
     )
     text = render(replace(report, cpu_kernel=kernel))
-    assert "uses avx2; also holds avx512 (not for this processor), baseline; works on one thread" in text
+    assert "uses avx2; also holds avx512 (not for this CPU), baseline; works on one thread" in text
 
 
 def test_gpus_and_packages_that_are_missing():

@@ -120,7 +120,7 @@ def test_what_contradicts_the_weights_is_refused(ddetr, weights, scenes, tmp_pat
         (["--lr", "0"], "optimizer.lr is 0"),
         (["finetune"], "finetune starts from the weights of a whole detector; name them with --weights"),
         (["--weights", "nope.safetensors"], "no such checkpoint file: nope.safetensors"),
-        (["--freeze", "encoder"], "freeze holds encoder, which would keep random values"),
+        (["--freeze", "encoder"], "freeze holds encoder, which would keep random weights"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_code_1(ddetr, scenes, tmp_path, monkeypatch, arguments, message):
@@ -168,7 +168,7 @@ def test_services_are_named_at_the_door(ddetr, recipe, scenes, tmp_path, monkeyp
     result = ddetr(*start, "--log", "visdom")
     assert (result.code, "cannot log to 'visdom'" in result.err) == (1, True)
     result = ddetr(*start, "--log", "none", "--log", "mlflow")
-    assert (result.code, "--log none leaves no room" in result.err) == (2, True)
+    assert (result.code, "--log none cannot be combined" in result.err) == (2, True)
     assert not (tmp_path / "run").exists()
 
 

@@ -17,6 +17,7 @@ import torch
 import typer
 
 from deformable_detr.cli.main import app
+from deformable_detr.core.config import parsed_overrides
 from deformable_detr.data.synthetic import SHAPES, draw_scenes
 from deformable_detr.models import build
 from deformable_detr.runs import recipes
@@ -110,6 +111,20 @@ def test_commands_exist(page, words):
         command.make_context(name, [word for word in arguments if word != "..."], parent=click.Context(group))
     except click.exceptions.Exit:
         assert {"--help", "-h"} & set(arguments)
+
+
+SETTING = re.compile(r"--set\s+(\w[\w.]*)=(\"[^\"]*\"|[^\s`|]+)")
+SETTINGS = sorted(
+    {(page, name, value) for page in PAGES for name, value in SETTING.findall(page.read_text(encoding="utf-8"))}
+)
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "value"), SETTINGS, ids=lambda value: value if isinstance(value, str) else label(value)
+)
+def test_settings_that_are_mentioned_exist(page, name, value):
+    if not (name.isupper() or value.isupper() or value == "..."):  # NAME=VALUE stands for any
+        parsed_overrides(recipes.with_augmentation(DEMO(), "strong"), [f"{name}={value}"])
 
 
 def test_the_commands_are_all_documented():

@@ -14,6 +14,7 @@ import pytest
 
 import deformable_detr
 from deformable_detr import ops
+from deformable_detr.models import MODELS
 from deformable_detr.runs.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -58,17 +59,19 @@ def test_every_public_name_is_there(site, page, package):
 
 
 def settings(config_class):
-    """The full name of every setting of a config and of those nested in it."""
+    """The full name of every setting of a config and of those nested in it, of every model that has a name."""
     hints = typing.get_type_hints(config_class)
     for field in fields(config_class):
         yield f"{config_class.__module__}.{config_class.__qualname__}.{field.name}"
-        if is_dataclass(hints[field.name]):
-            yield from settings(hints[field.name])
+        inside = [kind.config_class for kind in MODELS.values()] if "kinds" in field.metadata else []
+        for group in (hints[field.name], *typing.get_args(hints[field.name]), *inside):
+            if is_dataclass(group):
+                yield from settings(group)
 
 
 def test_every_setting_is_there(site):
     expected = set(settings(TrainConfig))
-    assert len(expected) > 60
+    assert len(expected) > 90
     assert expected - names(site, "settings") == set()
 
 

@@ -59,20 +59,8 @@ def pictures(tmp_path: Path) -> Path:
 def test_four_pictures_are_learnt_by_heart(ddetr: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     run = tmp_path / "run"
-    options = [
-        "--backbone-weights",
-        "none",
-        "--image-size",
-        64,
-        "--augment",
-        "paper",
-        "--batch-size",
-        1,
-        "--workers",
-        0,
-        "--device",
-        "cpu",
-    ]
+    options = ["--backbone-weights", "none", "--image-size", 64, "--batch-size", 1, "--workers", 0, "--device", "cpu"]
+    options += ["--augment", "paper"]
     ddetr("train", "small", "--data", pictures, "--output", run, "--epochs", 60, "--lr", 1e-3, *options, *settings)
     weights = run / "best.safetensors"
     report = json.loads(ddetr("eval", weights, "--data", pictures, "--workers", 0, "--json"))

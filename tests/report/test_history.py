@@ -22,7 +22,7 @@ def rows(num_epochs=4):
 
 def test_lines_of_a_run():
     history = history_of(rows())
-    assert (len(history.steps), len(history.epochs), len(history.judged)) == (20, 4, 2)
+    assert (len(history.steps), len(history.epochs), len(history.evaluated)) == (20, 4, 2)
     assert history.seconds == 44
     assert history.best()["epoch"] == 4  # of equals the latest
     assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 4

@@ -171,7 +171,7 @@ def test_a_run_that_was_interrupted(run):
     (run / "best.safetensors").unlink()
     (run / "metrics.jsonl").write_text("".join(lines[:first_epoch]))
     path = write_report(run, device="cpu")
-    assert "this is about last.safetensors" in text_of(path)
+    assert "this page is about last.safetensors" in text_of(path)
     assert titles(path) == [*EVERYTHING, "configuration"]
 
 
@@ -181,7 +181,10 @@ def test_a_run_that_patience_ended(run):
     saved = checkpoint.load(run / "last.safetensors", training=True)
     checkpoint.save(replace(saved, training=replace_in(saved.training, progress)), run / "last.safetensors")
     text = text_of(write_report(run, device="cpu"))
-    assert f"Patience ended this run after 1 of 2 epochs. To go on all the same: ddetr train --resume {run}" in text
+    assert (
+        f"This run stopped early (patience) after 1 of 2 epochs. To continue it anyway: ddetr train --resume {run}"
+        in text
+    )
     assert "not finished" not in text
 
 
@@ -258,7 +261,7 @@ def test_no_objects_to_judge_by_and_a_class_without_any(run, scenes, tmp_path):
     assert titles(write_report(run, data=here, device="cpu"))[:4] == EVERYTHING[:4]
     annotations.write_text(json.dumps(document | {"annotations": []}))
     path = write_report(run, data=here, device="cpu")
-    assert "There are no objects on the validation images" in text_of(path)
+    assert "There are no objects in the validation images" in text_of(path)
     assert "thresholds" not in titles(path)
 
 

@@ -62,7 +62,7 @@ def test_only_a_run_can_be_resumed(tmp_path):
     with pytest.raises(OutputError, match=r"it has no last\.safetensors"):
         open_run_folder(tmp_path)
     (tmp_path / "last.safetensors").touch()
-    assert open_run_folder(tmp_path) == RunFolder(tmp_path)
+    assert open_run_folder(tmp_path).path == tmp_path
 
 
 def test_a_run_without_anything_to_show_is_taken_back_and_no_other(tmp_path):

@@ -37,5 +37,5 @@ def test_checkpoints_of_earlier_versions_have_a_position():
 
 @pytest.mark.parametrize("saved", [{}, {"progress": None}, {"progress": {"place": 3}}])
 def test_a_checkpoint_without_counters_is_refused(saved):
-    with pytest.raises(CheckpointError, match=r"last\.safetensors does not say where the run was"):
+    with pytest.raises(CheckpointError, match=r"last\.safetensors does not say how far the run was"):
         saved_run_progress(saved, PATH, TrainConfig())

@@ -22,7 +22,14 @@ def test_it_leaves_pictures_a_report_and_a_summary_and_may_be_repeated(config, t
     assert "<svg" in (result.folder / "run" / "report.html").read_text()
     assert len(list((result.folder / "pictures").iterdir())) == 3
     assert (result.folder / "summary.md").read_text() == result.summary
-    for word in ("5 scenes to train on", "AP50", "| disc |", "ddetr train --data", "kept epoch 1", "`run/report.html`"):
+    for word in (
+        "Drew 5 training scenes",
+        "AP50",
+        "| disc |",
+        "ddetr train --data",
+        "those of epoch 1",
+        "`run/report.html`",
+    ):
         assert word in result.summary
 
 

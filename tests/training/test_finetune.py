@@ -232,9 +232,9 @@ def test_another_recipe_keeps_its_schedule_and_its_image_size(source_of):
 def test_without_weights_nothing_may_need_them(tiny_config):
     with pytest.raises(ConfigError, match="finetune starts from the weights of a whole detector; name them with"):
         start_from(finetune(), None)
-    with pytest.raises(ConfigError, match="freeze holds encoder, which would keep random values"):
+    with pytest.raises(ConfigError, match="freeze holds encoder, which would keep random weights"):
         start_from(small().with_settings(freeze=("backbone", "encoder")), None)
-    with pytest.raises(ConfigError, match="freeze holds backbone, which would keep random values"):
+    with pytest.raises(ConfigError, match="freeze holds backbone, which would keep random weights"):
         start_from(tiny_config.with_settings(freeze=("backbone",)), None)
     assert start_from(small().with_settings(freeze=("backbone",)), None).run.freeze == ("backbone",)
 

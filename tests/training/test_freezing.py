@@ -116,7 +116,7 @@ def test_dropout_of_a_frozen_part_draws_nothing(tiny_config):
 
 
 def test_something_must_be_left(model):
-    with pytest.raises(ConfigError, match=r"freeze holds .*backbone.*; nothing is left to train"):
+    with pytest.raises(ConfigError, match="freeze holds all_but_heads, heads; nothing is left to train"):
         freeze(model, ("all_but_heads", "heads"))
 
 

@@ -148,7 +148,7 @@ def test_a_service_that_fails_is_said_once_and_left_alone(wandb, tmp_path, monke
     service.close(failed=False)
     assert len(calls) == 1
     (line,) = said
-    assert line.startswith("Weights & Biases failed and gets no more figures (RuntimeError: no network)")
+    assert line.startswith("Weights & Biases failed and gets no more metrics (RuntimeError: no network)")
 
 
 def test_ctrl_c_in_a_service_is_still_ctrl_c(wandb, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from deformable_detr.core.errors import DataError, TrainingError
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
-from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.runs.config import OptimizerConfig, plan_of
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training import loop
 from deformable_detr.training.autoconfig import fit_to_data
@@ -43,7 +43,7 @@ class Notes:
 def session(tiny_config, scenes, tmp_path):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(tiny_config, data.train)
-    return set_up(config, create_run_folder(tmp_path / "run"), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(tmp_path / "run"), data, "scenes", device=torch.device("cpu"), weights=True)
 
 
 def run(session, reporter=None):
@@ -78,7 +78,7 @@ def test_an_epoch_is_taken_evaluated_and_written(session):
 
 
 def test_evaluation_waits_for_its_turn_but_the_last_epoch_always_has_one(session):
-    session = session._replace(config=session.config.with_settings(eval_every=5))
+    session = session._replace(plan=session.plan._replace(eval_every=5))
     assert "val" not in run(session)[-1]
     assert not session.folder.best.exists()
     assert "val" in run(session)[-1]
@@ -143,7 +143,7 @@ def test_an_evaluation_holds_no_more_images_than_a_part_of_a_step(session, monke
     monkeypatch.setattr(loop, "evaluate", note)
     for images, parts in ((3, 1), (8, 1), (8, 4), (7, 3), (8, 8)):
         config = session.config.with_settings(batch_size=images, accumulate=parts)
-        evaluate_if_due(session._replace(config=config), Notes())
+        evaluate_if_due(session._replace(config=config, plan=plan_of(config)), Notes())
     assert sizes == [3, 4, 2, 3, 1]
 
     def full(*_, **__):
@@ -173,7 +173,7 @@ def test_images_that_cannot_be_read_are_counted_or_stop_it(session, tmp_path, sc
         data = session.data._replace(train=replace(session.data.train, samples=samples))
         config = session.config.with_settings(skip_bad_images=skip)
         folder = create_run_folder(tmp_path / f"bad-{skip}")
-        broken = set_up(config, folder, data, "scenes", device="cpu", weights=True)
+        broken = set_up(config, folder, data, "scenes", device=torch.device("cpu"), weights=True)
         with pytest.raises(DataError, match=message):
             run(broken)
     assert list(broken.skipped) == [str(bad)]
@@ -207,7 +207,7 @@ def test_steps_taken_before_an_interruption_are_not_taken_again(session, monkeyp
 def start(config, scenes, folder):
     data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(config, data.train)
-    return set_up(config, create_run_folder(folder), data, "scenes", device="cpu", weights=True)
+    return set_up(config, create_run_folder(folder), data, "scenes", device=torch.device("cpu"), weights=True)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

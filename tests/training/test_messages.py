@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
@@ -29,7 +30,7 @@ def said(scenes, tmp_path):
         config, _ = fit_to_data(config, data.train)
         folder = create_run_folder(tmp_path / "run")
         notes = Lines()
-        introduce(set_up(config, folder, data, "scenes", device="cpu", weights=True), notes)
+        introduce(set_up(config, folder, data, "scenes", device=torch.device("cpu"), weights=True), notes)
         return notes.lines
 
     return say
@@ -39,7 +40,7 @@ def test_what_will_be_done(said, tiny_config):
     data, images, model, plan, folder = said(tiny_config)
     assert data.startswith("data: COCO ")
     assert images.startswith("8 images with ")
-    assert images.endswith(" objects of 3 classes (disc, square, star); judged by the validation split, 3 images")
+    assert images.endswith(" objects of 3 classes (disc, square, star); evaluated on the validation split, 3 images")
     assert model.startswith("model: two_stage, backbone test_resnet (weights: none), ")
     assert model.endswith(" million frozen, on cpu in float32")
     assert plan == "2 epochs of 2 steps of 3 images, learning rate 6.12e-05 (0.0002 x sqrt(3 / 32))"
@@ -68,5 +69,5 @@ def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):
     data = data._replace(num_problems=7, num_bad_images=2)
     config, _ = fit_to_data(tiny_config, data.train)
     notes = Lines()
-    introduce(set_up(config, create_run_folder(tmp_path), data, "x", device="cpu", weights=True), notes)
+    introduce(set_up(config, create_run_folder(tmp_path), data, "x", device=torch.device("cpu"), weights=True), notes)
     assert "problems in the annotations: 7, 2 images left out; `ddetr check-data` lists them" in notes.lines

@@ -20,7 +20,7 @@ def test_what_is_around_a_run_is_known_before_any_work():
     lines = []
     reporter = type("Lines", (), {"say": lambda _, line: lines.append(line), "update": lambda *_: None})()
     with surroundings("cpu", [], reporter) as around:
-        assert (around.ranks, around.device, around.services, around.reporter) == (ALONE, "cpu", (), reporter)
+        assert (around.ranks, str(around.device), around.services, around.reporter) == (ALONE, "cpu", (), reporter)
     with pytest.raises(BackendError, match="no such device"), surroundings("abacus", [], None):
         pass
     with pytest.raises(ConfigError, match="cannot log to 'visdom'"), surroundings("cpu", ["visdom"], None):

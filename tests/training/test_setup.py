@@ -21,7 +21,7 @@ def start(tiny_config, scenes, tmp_path):
         data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
         config, _ = fit_to_data(tiny_config.with_settings(changes), data.train)
         folder = create_run_folder(tmp_path / str(next(folders)))
-        return set_up(config, folder, data, "scenes", device="cpu", weights=True)
+        return set_up(config, folder, data, "scenes", device=torch.device("cpu"), weights=True)
 
     return make
 
@@ -100,7 +100,7 @@ def test_a_state_of_another_shape_is_refused(start):
     with pytest.raises(CheckpointError, match=r"state of pyramid\.level_embed is missing or of another shape"):
         other.restore(saved)
     saved.training.progress["progress"]["place"] = 3
-    with pytest.raises(CheckpointError, match="does not say where the run was"):
+    with pytest.raises(CheckpointError, match="does not say how far the run was"):
         other.restore(saved)
 
 

@@ -194,7 +194,7 @@ def test_with_fewer_images_a_run_keeps_its_images_to_judge_by_and_its_figures(ti
     notes = Lines()
     run = resume(run.folder, epochs=3, device="cpu", reporter=notes)
     assert "an epoch now has 3 steps instead of 6: epoch 3 begins anew" in "\n".join(notes.lines)
-    assert "judged by 2 images held out" in "\n".join(notes.lines)
+    assert "evaluated on 2 images held out" in "\n".join(notes.lines)
     assert json.loads((run.folder / "data.json").read_text())["held_out"] == held_out
     assert read(run.folder)[: len(before)] == before
     assert [line["epoch"] for line in read(run.folder) if line["kind"] == "epoch"] == [1, 2, 3]
@@ -227,6 +227,18 @@ def test_data_given_in_python_must_be_given_again(tiny_config, scenes, tmp_path)
     with pytest.raises(ConfigError, match="trained on data given in Python"):
         resume(run.folder, epochs=2, device="cpu")
     assert resume(run.folder, epochs=2, data=data, val_data=val, device="cpu").epochs_completed == 2
+
+
+def test_images_to_evaluate_on_may_come_from_elsewhere_and_are_found_again(tiny_config, scenes, tmp_path):
+    """A path for one, an open data set for the other, or two paths; `resume` remembers the paths."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(scenes, elsewhere)
+    config, val = tiny_config.with_settings(epochs=1), open_dataset(elsewhere, split="val")
+    one = train(config, data=scenes, val_data=val, output=tmp_path / "a", device="cpu", report=False)
+    two = train(config, data=scenes, val_data=elsewhere, output=tmp_path / "b", device="cpu", report=False)
+    assert one.best == two.best
+    assert json.loads((two.folder / "data.json").read_text())["val_path"] == str(elsewhere)
+    assert resume(two.folder, epochs=2, device="cpu", report=False).epochs_completed == 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -319,7 +331,7 @@ def test_skipped_images_are_counted_and_listed(tiny_config, scenes, tmp_path):
     assert list(run.skipped) == [str(cut)]
     assert any("problems in the annotations: 1, 1 images left out; `ddetr check-data`" in line for line in notes.lines)
     assert sum(line.startswith(f"skipped: {cut}: ") for line in notes.lines) == 1
-    assert any("1 of the images to judge by skipped" in line for line in notes.lines)
+    assert any("1 validation images skipped" in line for line in notes.lines)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.weights import download as downloads
@@ -252,7 +253,7 @@ def test_two_processes_fetch_it_once(server, address):
 def test_who_waits_for_another_says_so(server, address, cache):
     entry = downloads._Entry(address, HASH)
     entry.folder.mkdir(parents=True)
-    lock = downloads.FileLock(entry.lock)
+    lock = FileLock(entry.lock)
     lock.acquire()
     notes, result = Notes(), []
     waiting = threading.Thread(target=lambda: result.append(download(address, sha256=HASH, reporter=notes)))

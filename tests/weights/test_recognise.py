@@ -17,7 +17,7 @@ from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, save
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 from deformable_detr.weights.official.keys import to_official_keys
-from deformable_detr.weights.recognise import Recognised, recognise, whose
+from deformable_detr.weights.recognise import Recognised, foreign_model, recognise
 
 
 @pytest.fixture
@@ -207,13 +207,13 @@ NAMES = {
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_relatives_are_known(kind):
-    assert kind in whose(NAMES[kind])
+    assert kind in foreign_model(NAMES[kind])
 
 
 def test_a_resnet_alone_is_what_torchvision_has():
     with torch.device("meta"):
         names = torchvision.models.resnet50(weights=None).state_dict()
-    assert whose(names) == "a ResNet alone; train with --backbone-weights FILE to start from it"
+    assert foreign_model(names) == "a ResNet alone; train with --backbone-weights FILE to start from it"
 
 
 def test_this_model_is_nobody_elses():
@@ -221,7 +221,7 @@ def test_this_model_is_nobody_elses():
         config = DeformableDETRConfig(variant=variant)
         with torch.device("meta"):
             own = build(config, load_backbone_weights=False).state_dict()
-        assert whose(to_official_keys(own, config)) is None
-        assert "a model of transformers" in whose(to_transformers_keys(own, config))
-    assert whose([]) is None
-    assert whose(["fc.weight"]) is None
+        assert foreign_model(to_official_keys(own, config)) is None
+        assert "a model of transformers" in foreign_model(to_transformers_keys(own, config))
+    assert foreign_model([]) is None
+    assert foreign_model(["fc.weight"]) is None

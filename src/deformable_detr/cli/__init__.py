@@ -1,1 +1,1 @@
-"""The command `ddetr`: one file per command; each parses, calls one Python function and prints."""
+"""Command line `ddetr`, one file per command; each parses its options, calls one Python function and prints."""

@@ -1,4 +1,4 @@
-"""`python -m deformable_detr.cli`: the command `ddetr`, for those who start Python themselves, such as torchrun."""
+"""Entry point `python -m deformable_detr.cli`: the command `ddetr`, for launchers such as torchrun."""
 
 from deformable_detr.cli.main import run
 

@@ -1,4 +1,4 @@
-"""`ddetr check-data`: look a data set through before training on it."""
+"""Command `ddetr check-data`: check a data set before training on it."""
 
 import os
 from collections import defaultdict
@@ -25,27 +25,30 @@ def check_data(
     path: Annotated[Path, typer.Argument(help="A folder, a COCO json or a YOLO data.yaml.")],
     format: Annotated[
         Literal["coco", "yolo", "voc"] | None,
-        typer.Option(help="Of the data set; recognised by itself if left out."),
+        typer.Option(help="Format of the data set; recognised automatically if left out."),
     ] = None,
     decode: Annotated[
         bool, typer.Option("--decode/--no-decode", help="Decode every image to find damaged ones.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON to standard output.")] = False,
-    augmented: Annotated[
-        int | None, typer.Option(min=1, help="Also draw so many training images as the model will see them.")
-    ] = None,
+    augmented: Annotated[int | None, typer.Option(min=1, help="Also draw this many augmented training images.")] = None,
     augment: Annotated[
         str | None,
-        typer.Option(help="How those are varied, as for train; the recipe's way if left out.", metavar="NAME"),
+        typer.Option(help="With --augmented: paper, light, strong or aerial.", metavar="NAME"),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="For those: a recipe, or a config.json of a run; small if left out.")
+        str | None, typer.Option(help="With --augmented: a recipe or config.json; small if left out.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to draw those; augmented.png if left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --augmented: file of the sheet; augmented.png if left out.")
+    ] = None,
 ) -> None:
-    """Report what a data set holds and what is wrong with it; exit code 1 if something would stop training."""
+    """Check a data set before training on it: what is in it, and what is wrong with it.
+
+    The exit code is 1 if something would stop training.
+    """
     if augmented is None and (augment or recipe or output):
-        raise typer.BadParameter("--augment, --recipe and --output are for the picture; say how many: --augmented 12")
+        raise typer.BadParameter("--augment, --recipe and --output need --augmented N, such as --augmented 12")
     import json
 
     from rich.console import Console
@@ -67,14 +70,14 @@ def check_data(
         console.print(render(report))
     if not report.ok:
         if augmented is not None:
-            typer.echo("no picture: nothing can be trained on this data set as it is", err=True)
+            typer.echo("no picture: this data set cannot be used for training as it is", err=True)
         raise typer.Exit(1)
     if augmented is not None and config is not None:
         from deformable_detr.training.preview import save_preview
 
         with _progress(console, "drawing images") as on_progress:
             save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
-        typer.echo(f"{augmented} training images as the model sees them: {picture}", err=True)
+        typer.echo(f"{augmented} training images after augmentation: {picture}", err=True)
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":
@@ -86,7 +89,7 @@ def _config(recipe: str, augment: str | None) -> "TrainConfig":
 
 @contextmanager
 def _progress(console: "Console", doing: str = "decoding images") -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears once something has taken longer than a person likes to wait without one."""
+    """Progress bar that appears after two seconds."""
     import time
 
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -111,7 +114,7 @@ def _progress(console: "Console", doing: str = "decoding images") -> Iterator[Ca
 
 
 def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
-    """The report as tables for a terminal, for `rich` to print; at most so many examples of each kind of problem."""
+    """Tables of the report for a terminal, to print with `rich`; `examples` limits those of each kind of problem."""
     from rich.console import Group
     from rich.text import Text
 
@@ -172,7 +175,7 @@ def _class_table(report: "DatasetReport") -> "Table":
 
 
 def _problem_table(report: "DatasetReport", examples: int) -> "Table":
-    """One row for each kind of problem, those that stop training first."""
+    """Table with a row for each kind of problem, those that stop training first."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`ddetr convert`: weights from one layout to another."""
+"""Command `ddetr convert`: convert weights from one layout to another."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="A file or folder, an https address, or OWNER/NAME on huggingface.co.", metavar="IN")
     ],
-    output: Annotated[Path, typer.Argument(help="A file, or a folder for transformers.", metavar="OUT")],
+    output: Annotated[Path, typer.Argument(help="File to write, or folder with --to transformers.", metavar="OUT")],
     to: Annotated[
         Literal["ours", "official", "transformers"],
         typer.Option(help="ours: one .safetensors; official: a .pth for the authors' code; transformers: a folder."),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
-    sha256: Annotated[str | None, typer.Option(help="What the weights file of IN must hash to.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT if it exists.")] = False,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file of IN.")] = None,
 ) -> None:
-    """Write weights in another layout, read them back, and compare every tensor bit for bit."""
+    """Convert weights to another layout, read them back, and compare every tensor bit for bit."""
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.weights.convert import convert as convert_weights
 
@@ -35,7 +35,7 @@ def convert(
         err=True,
     )
     if done.lost:
-        typer.echo(f"without a place there: {', '.join(done.lost)}", err=True)
+        typer.echo(f"lost, because the layout has no place for it: {', '.join(done.lost)}", err=True)
     typer.echo(json.dumps(record))
 
 

@@ -1,4 +1,4 @@
-"""`ddetr demo`: the whole way on drawn scenes, without network or photos."""
+"""Command `ddetr demo`: train and evaluate on drawn scenes, without internet or photos."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,16 @@ import typer
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for pictures, report and summary.")] = Path("demo"),
-    epochs: Annotated[int | None, typer.Option(min=1, help="Fewer are faster and worse.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides scenes and training.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs to train; fewer are faster and less accurate.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Draw scenes, train a small model on them, and see what it finds in scenes it has not seen."""
+    """Draw scenes, train a small model on them, and test it on new scenes.
+
+    It needs no photos and no internet, and takes about ten minutes.
+    """
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.runs.recipes import demo as recipe
     from deformable_detr.training import demo as demonstration
@@ -24,7 +29,7 @@ def demo(
     with TerminalReporter() as reporter:
         result = demonstration.demo(output, config=config, device=device, reporter=reporter)
     if result is None:
-        typer.echo(f"stopped; what is there is in {output}", err=True)
+        typer.echo(f"stopped; the files so far are in {output}", err=True)
         raise typer.Exit(130)
     typer.echo(result.summary, err=True)
     record = {"folder": str(result.folder), "metrics": result.metrics.twelve()}

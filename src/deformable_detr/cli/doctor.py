@@ -1,4 +1,4 @@
-"""`ddetr doctor`: what is installed, what runs on what, and whether it computes the right thing."""
+"""Command `ddetr doctor`: report versions, hardware and backends, and check their results."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 def doctor(
     timing: Annotated[
-        bool, typer.Option("--timing/--no-timing", help="Time the operator; takes a second or two.")
+        bool, typer.Option("--timing/--no-timing", help="Measure the operator's speed; takes a second or two.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Report versions, hardware and backends of the operator, and check it; exit code 1 if it computes nonsense."""
+    """Report versions, hardware and backends, and check their results; exit code 1 if a result is wrong."""
     import json
 
     from deformable_detr.ops.doctor import diagnose
 
     diagnosis = diagnose(timing=timing)
-    # People get theirs on standard output, too: it is made to be redirected into a bug report.
+    # The text goes to standard output, too: it is made to be redirected into a bug report.
     typer.echo(json.dumps(diagnosis.to_json()) if as_json else render(diagnosis))
     if not diagnosis.ok:
         raise typer.Exit(1)
 
 
 def render(diagnosis: "Diagnosis") -> str:
-    """The report as plain text, one screen of it, to be pasted into a bug report."""
+    """Text of the report, about one screen, to be pasted into a bug report."""
     from deformable_detr.ops.selftest import TIMED_DTYPE
 
     sections = [
@@ -58,7 +58,7 @@ def _system(diagnosis: "Diagnosis") -> list[Sequence[str]]:
     return [
         *versions.items(),
         ("platform", diagnosis.platform),
-        ("processor", f"{diagnosis.processor}; {usable} for this process"),
+        ("CPU", f"{diagnosis.processor}; {usable} logical CPUs for this process"),
         ("threads", f"{diagnosis.num_threads} of PyTorch, whose own kernels use {diagnosis.torch_instructions}"),
         ("GPUs", "none that PyTorch can use" if not gpus else gpus[0]),
         *(("", gpu) for gpu in gpus[1:]),
@@ -72,7 +72,7 @@ def _kernel(kernel: "CpuKernel") -> list[Sequence[str]]:
         remedy = f"{cpu.REMEDY}, with --no-cache-dir: pip keeps what it built without a compiler."
         return [("CPU kernel", f"none: {kernel.missing}"), ("", f"So {cpu.COST}."), ("", remedy)]
     others = [
-        name if can_run else f"{name} (not for this processor)"
+        name if can_run else f"{name} (not for this CPU)"
         for name, can_run in kernel.copies.items()
         if name != kernel.instructions
     ]
@@ -107,7 +107,7 @@ def _timed(timings: tuple["Timing", ...]) -> list[Sequence[str]]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Each column as wide as its widest entry; the last is not filled up, so that long paths stay whole."""
+    """Text of a table: each column as wide as its widest entry, and no spaces at the ends of lines."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

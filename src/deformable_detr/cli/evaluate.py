@@ -1,4 +1,4 @@
-"""`ddetr eval`: a checkpoint against a data set."""
+"""Command `ddetr eval`: evaluate a checkpoint on a data set."""
 
 import json
 from pathlib import Path
@@ -18,34 +18,35 @@ def evaluate(
     ],
     data: Annotated[Path, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")],
     split: Annotated[
-        str | None, typer.Option(help="Which part of it; val if left out, or all there is if it has no parts.")
+        str | None, typer.Option(help="Split to evaluate on; if left out, val or, without splits, all.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; no result depends on it.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the result.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    sha256: Annotated[str | None, typer.Option(help="What the weights file must hash to.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; recognised by itself if left out.")
+        Literal["coco", "yolo", "voc"] | None,
+        typer.Option(help="Format of the data set; recognised automatically if left out."),
     ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Numbers as JSON on standard output, 0..1.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the metrics as JSON to standard output, 0..1.")
+    ] = False,
 ) -> None:
-    """Compare what a checkpoint finds with the truth: COCO's twelve numbers, and every class's own."""
-    from rich.console import Console
-
+    """Evaluate a checkpoint on a data set: AP and the rest of COCO's twelve numbers, and the AP of each class."""
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
     with TerminalReporter() as reporter:
+        # Before the network, which takes seconds to build.
+        dataset = evaluation.opened(data, split, format, skip_bad_images, reporter)
         detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
         report = evaluation.evaluate(
             detector,
-            data,
-            split=split,
-            format=format,
+            dataset,
             batch_size=batch_size,
             num_workers=workers,
             skip_bad_images=skip_bad_images,
@@ -56,6 +57,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(_record(report, weights)))
         return
+    from rich.console import Console
+
     console = Console(stderr=True)
     skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""
     objects = report.dataset.num_objects

@@ -1,4 +1,4 @@
-"""The commands of `ddetr`, and what becomes of errors: one line and exit code 1 for those a user can act on."""
+"""Commands of `ddetr` and handling of errors: one line and exit code 1 for an error that a user can act on."""
 
 import logging
 import os
@@ -56,12 +56,12 @@ def _options(
 
 
 def run() -> None:
-    """What the command `ddetr` calls.
+    """Run the command `ddetr`.
 
-    Exit codes: 0 done, 1 an error a user can act on, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+    Exit codes: 0 done, 1 an error that a user can act on, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Where there is no network it reports every attempt, twice; the error at the end says it once.
+    # Without internet, the hub's client reports every attempt twice; the error at the end says it once.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
     try:
         app()
@@ -76,6 +76,6 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain once more while it closes stdout.
+        # The reader of our output, such as `head`, has ended. Python would report that again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

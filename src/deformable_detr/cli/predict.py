@@ -1,4 +1,4 @@
-"""`ddetr predict`: what is in these images."""
+"""Command `ddetr predict`: detect objects in images."""
 
 import json
 from pathlib import Path
@@ -11,24 +11,28 @@ def predict(
     weights: Annotated[
         str, typer.Argument(help="A checkpoint or run folder, an https address, or OWNER/NAME on huggingface.co.")
     ],
-    images: Annotated[list[str], typer.Argument(help="Files, folders (searched to the bottom) and patterns.")],
+    images: Annotated[
+        list[str], typer.Argument(help='Files, folders (with all folders in them) and patterns such as "photos/*.jpg".')
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for annotated pictures and detections.json (COCO).")
+        Path | None, typer.Option(help="Folder for pictures with boxes and detections.json (COCO).")
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Least score to report: higher finds less and errs less.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Lowest score to report; higher: fewer detections."),
     ] = 0.5,
-    max_detections: Annotated[int, typer.Option(min=1, help="Per image.")] = 100,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images of equal size at a time; no result depends on it.")
-    ] = 1,
+    max_detections: Annotated[int, typer.Option(min=1, help="Most detections per image.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the result.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    sha256: Annotated[str | None, typer.Option(help="What the weights file must hash to.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
 ) -> None:
-    """Find objects in images: one JSON line per image on standard output, boxes as x1, y1, x2, y2 in pixels."""
+    """Detect objects in images, with one line of JSON per image on standard output.
+
+    Boxes are x1, y1, x2, y2 in pixels of the image. With --output there are also pictures with the boxes drawn in.
+    """
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.files import find_images, predict_files

@@ -1,4 +1,4 @@
-"""`ddetr report`: a run as one page to look at."""
+"""Command `ddetr report`: write the report of a run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,16 +8,19 @@ import typer
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, as `ddetr train` leaves it.")],
-    data: Annotated[Path | None, typer.Option(help="Where the data set is now; where it was if left out.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The page; RUN/report.html if left out.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="New path of the data set, if it has moved since the training.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the page; RUN/report.html if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None, typer.Option(help="Of the data set; what the run had if left out.")
+        Literal["coco", "yolo", "voc"] | None,
+        typer.Option(help="Format of the data set; as in the training if left out."),
     ] = None,
 ) -> None:
-    """Show a run on one page: curves, accuracy, thresholds, confusion, kinds of errors and the worst mistakes.
+    """Write the report of a run: one page with curves, accuracy, thresholds, confusion and the worst mistakes.
 
-    The page is one file without scripts, needs no network and may be sent to anybody.
+    The page is one file without scripts. It needs no internet and can be sent to anybody.
     """
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.report import write_report

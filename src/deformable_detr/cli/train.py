@@ -1,4 +1,4 @@
-"""`ddetr train`: from command line options to one call of `train` or `resume`."""
+"""Command `ddetr train`: train a detector, or resume a run."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deformable_detr.training.finetune import Source
     from deformable_detr.training.train import Run
 
-# Options that are settings of a run, which config.json and --set call so.
+# Options that are settings of a run, with their full names as in config.json and --set.
 _SETTINGS = {
     "epochs": "schedule.epochs",
     "batch_size": "run.batch_size",
@@ -26,7 +26,7 @@ _SETTINGS = {
     "workers": "data.num_workers",
     "skip_bad_images": "data.skip_bad_images",
 }
-# A run goes on with its own settings; these say how long, where, and what becomes of the figures.
+# Options that may be given with --resume. All other settings of a resumed run are its own.
 _FOR_RESUMING = {"resume", "epochs", "data", "device", "devices", "log", "report"}
 _DATA, _RECIPE, _WEIGHTS = "Data", "Settings of the run", "Weights to start from"
 _MACHINE, _KEPT = "Where it runs", "What is kept and shown"
@@ -36,7 +36,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a recipe, or a config.json of an earlier run; small if left out, with --weights finetune.",
+            help="A recipe, or the config.json of an earlier run; small if left out, or finetune with --weights.",
             metavar="RECIPE",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def train(
     ] = None,
     format: Annotated[
         Literal["coco", "yolo", "voc"] | None,
-        typer.Option(rich_help_panel=_DATA, help="Its format; recognised by itself if left out."),
+        typer.Option(rich_help_panel=_DATA, help="Format of the data set; recognised automatically if left out."),
     ] = None,
     skip_bad_images: Annotated[
         bool,
@@ -57,13 +57,13 @@ def train(
         int | None, typer.Option(min=0, rich_help_panel=_DATA, help="Processes that read images.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=_RECIPE, help="Times every image is seen.")
+        int | None, typer.Option(min=1, rich_help_panel=_RECIPE, help="Number of times that every image is seen.")
     ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=_RECIPE,
-            help="Images per step; the learning rate follows it. auto is as many as memory takes.",
+            help="Images per step, or auto: as many as fit into memory.",
             metavar="N|auto",
         ),
     ] = None,
@@ -75,48 +75,50 @@ def train(
     ] = None,
     augment: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=_RECIPE, help="How images are varied: paper, light, strong or aerial.", metavar="NAME"
-        ),
+        typer.Option(rich_help_panel=_RECIPE, help="Augmentation: paper, light, strong or aerial.", metavar="NAME"),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            min=0, rich_help_panel=_RECIPE, help="End after so many evaluations without a better one; 0 = never."
+            min=0, rich_help_panel=_RECIPE, help="Evaluations in a row without a better AP that end the run; 0 = never."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=_RECIPE, help="Decides everything random.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, rich_help_panel=_RECIPE, help="Seed of all random numbers.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             rich_help_panel=_RECIPE,
             metavar="NAME=VALUE",
-            help="Any other setting, as config.json names them, such as model.num_queries=200; repeatable.",
+            help="Any other setting, such as model.num_queries=200; repeatable.",
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=_WEIGHTS,
-            help="Start from a whole detector, with its structure: a file, an address, or OWNER/NAME.",
+            help="Detector to start from: a file, a run folder, https address or OWNER/NAME.",
         ),
     ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
             rich_help_panel=_WEIGHTS,
-            help="Keep a part as it is: backbone, projections, encoder, queries, decoder, heads or all_but_heads; "
+            help="Part not to train: backbone, projections, encoder, queries, decoder, heads, all_but_heads; "
             "repeatable.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_WEIGHTS, help="Any convolutional network of timm, by timm's name."),
+        typer.Option(rich_help_panel=_WEIGHTS, help="Backbone: any convolutional network of timm, by its name."),
     ] = None,
     backbone_weights: Annotated[
         str | None,
-        typer.Option(rich_help_panel=_WEIGHTS, help="hub (timm's own), a .safetensors or .pth file, or none."),
+        typer.Option(
+            rich_help_panel=_WEIGHTS, help="Its weights: hub (those of timm), a .safetensors or .pth file, or none."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(rich_help_panel=_MACHINE, help="auto, cpu, cuda or cuda:N.")] = "auto",
     devices: Annotated[
@@ -127,21 +129,19 @@ def train(
     ] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
-        typer.Option(
-            rich_help_panel=_MACHINE, help="What the network computes with; auto is half precision on GPUs only."
-        ),
+        typer.Option(rich_help_panel=_MACHINE, help="Number format; auto: half precision on GPUs, float32 on CPUs."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(rich_help_panel=_KEPT, help="Run folder; a new one in runs/ if left out.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=_KEPT, help="Go on with the run in this folder.", metavar="RUN"),
+        typer.Option(rich_help_panel=_KEPT, help="Run folder of the run to continue.", metavar="RUN"),
     ] = None,
     save_every: Annotated[
         float | None,
         typer.Option(
-            min=0, rich_help_panel=_KEPT, help="Minutes between checkpoints within an epoch; 0 = only after it."
+            min=0, rich_help_panel=_KEPT, help="Minutes between checkpoints; 0 = only at the end of an epoch."
         ),
     ] = None,
     log: Annotated[
@@ -149,16 +149,15 @@ def train(
         typer.Option(
             rich_help_panel=_KEPT,
             metavar="NAME",
-            help="Where figures go, too: tensorboard, wandb, mlflow or none; repeatable. "
-            "TensorBoard, where it is installed, if left out.",
+            help="Service to log to: tensorboard (default if installed), wandb, mlflow or none; repeatable.",
         ),
     ] = None,
     report: Annotated[bool, typer.Option(rich_help_panel=_KEPT, help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a detector on your own images.
 
-    `ddetr train --data FOLDER` is enough: classes come from the data, the learning rate follows the batch, the number
-    of epochs the number of images. The best weights end up in RUN/best.safetensors.
+    `ddetr train --data FOLDER` is enough. The classes come from the data, and the number of epochs follows the number
+    of images. The best weights are saved as best.safetensors in the run folder.
     """
     given = {name: value for name, value in locals().items() if not (value is None or value is False or value == [])}
     foreign = [_option(name) for name in given if name not in _FOR_RESUMING]
@@ -169,18 +168,33 @@ def train(
     if resume is None and data is None:
         raise typer.BadParameter("say where the images are: --data FOLDER")
     if log is not None and "none" in log and len(log) > 1:
-        raise typer.BadParameter("--log none leaves no room for another --log")
+        raise typer.BadParameter("--log none cannot be combined with another --log")
     services = None if log is None else [name for name in log if name != "none"]
     settings = {full: given[name] for name, full in _SETTINGS.items() if name in given}
     if batch_size is not None:
         settings["run.batch_size"] = _batch_size(batch_size)
-    if devices is not None:
-        _start(devices, settings)
 
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.training import finetune
     from deformable_detr.training import train as training
 
+    source, config = None, None
+    with TerminalReporter() as reporter:
+        if resume is None:
+            source = None if weights is None else finetune.read_source(weights, reporter=reporter)
+            config = chosen_config(
+                recipe or ("small" if source is None else "finetune"),
+                source=source,
+                image_size=image_size,
+                augment=augment,
+                backbone=backbone,
+                backbone_weights=backbone_weights,
+                settings=settings,
+                overrides=set_ or [],
+            )
+    if devices is not None:
+        # What is wrong with the settings has been said, once.
+        _start(devices, settings)
     with TerminalReporter() as reporter:
         if resume is not None:
             run = training.resume(
@@ -195,17 +209,7 @@ def train(
             )
         else:
             assert data is not None
-            source = None if weights is None else finetune.read_source(weights, reporter=reporter)
-            config = chosen_config(
-                recipe or ("small" if source is None else "finetune"),
-                source=source,
-                image_size=image_size,
-                augment=augment,
-                backbone=backbone,
-                backbone_weights=backbone_weights,
-                settings=settings,
-                overrides=set_ or [],
-            )
+            assert config is not None
             run = training.train(
                 config,
                 data=data,
@@ -232,22 +236,22 @@ def chosen_config(
     settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> "TrainConfig":
-    """Recipe, or the config of an earlier run, with what the command line changes.
+    """Config of a recipe or of an earlier run, with the changes from the command line.
 
-    What weights to start from bring comes first, then what brings several settings at once, then single settings.
+    Weights to start from are applied first, then options that change several settings at once, then single settings.
 
     Args:
-        recipe: its name, or a file.
+        recipe: name of a recipe, or a config.json.
         source: weights to start from.
-        image_size: see `with_image_size`.
-        augment: see `with_augmentation`.
-        backbone: see `with_backbone`.
-        backbone_weights: see `with_backbone`.
-        settings: by their full names.
-        overrides: settings such as "model.num_queries=100".
+        image_size: shorter side of the images in pixels, see `with_image_size`.
+        augment: name of a preset, see `with_augmentation`.
+        backbone: name in timm, see `with_backbone`.
+        backbone_weights: weights of the backbone, see `with_backbone`.
+        settings: new values by full names.
+        overrides: texts such as "model.num_queries=100".
 
     Raises:
-        ConfigError: no such recipe or file, or a setting that does not exist, has the wrong type or no effect.
+        ConfigError: there is no such recipe or file, or a setting does not exist, has the wrong type or no effect.
     """
     from deformable_detr.core.config import parsed_overrides
     from deformable_detr.core.errors import ConfigError
@@ -270,7 +274,7 @@ def chosen_config(
 
 
 def _option(name: str) -> str:
-    """What the command line calls a parameter."""
+    """Name of a parameter on the command line."""
     return "RECIPE" if name == "recipe" else f"--{name.strip('_').replace('_', '-')}"
 
 
@@ -283,7 +287,7 @@ def _batch_size(text: str) -> int | Literal["auto"]:
 
 
 def _start(devices: int, settings: Mapping[str, Any]) -> None:
-    """Start the processes, and end with them; in one of those that torchrun has started, go on."""
+    """Start the training processes and exit with their exit code; return in a process that torchrun has started."""
     from deformable_detr.core import distributed
     from deformable_detr.core.errors import ConfigError
 
@@ -296,7 +300,7 @@ def _start(devices: int, settings: Mapping[str, Any]) -> None:
 
 
 def _conclude(run: "Run") -> None:
-    """Where it is and what to do next for people; the same as one JSON line for machines."""
+    """Print the result of a run: for people with the next commands, and for programs as one line of JSON."""
     from deformable_detr.core.distributed import is_first
     from deformable_detr.core.progress import percent
     from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
@@ -310,11 +314,11 @@ def _conclude(run: "Run") -> None:
         typer.echo(f"best: AP {ap}, AP50 {ap50} in epoch {run.best_epoch}: {best}", err=True)
     if run.interrupted:
         typer.echo(f"stopped; the weights so far are in {last}", err=True)
-        typer.echo(f"go on with: ddetr train --resume {run.folder}", err=True)
+        typer.echo(f"to continue: ddetr train --resume {run.folder}", err=True)
     else:
         if run.report is not None:
-            typer.echo(f"look at it: {run.report}", err=True)
-        typer.echo(f"try it: ddetr predict {best} IMAGES --output pictures", err=True)
+            typer.echo(f"report: {run.report}", err=True)
+        typer.echo(f"to use it: ddetr predict {best} IMAGES --output pictures", err=True)
     record = {
         "folder": str(run.folder),
         "epochs_completed": run.epochs_completed,

@@ -6,19 +6,19 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes 4"]:
-    """Centre and size to left, top, right, bottom; the unit stays."""
+    """Boxes given by centre and size as left, top, right, bottom; the unit stays."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes 4"]:
-    """Left, top, right, bottom to centre and size; the unit stays."""
+    """Boxes given by left, top, right, bottom as centre and size; the unit stays."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(top_left + bottom_right) / 2, bottom_right - top_left], dim=-1)
 
 
 def area(boxes_xyxy: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes"]:
-    """Width times height; negative for a box turned inside out."""
+    """Area of each box, width times height; negative if one side is negative."""
     size = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
     return size[..., 0] * size[..., 1]
 
@@ -26,7 +26,7 @@ def area(boxes_xyxy: Float[Tensor, "*axes 4"]) -> Float[Tensor, "*axes"]:
 def generalized_iou(a_xyxy: Float[Tensor, "*a 4"], b_xyxy: Float[Tensor, "*b 4"]) -> Float[Tensor, "..."]:
     """GIoU in -1..1 (Rezatofighi et al. 2019), box by box, with ordinary broadcasting.
 
-    Pairwise is `generalized_iou(a[:, None], b[None])`. Two boxes without any extent have GIoU -1, not NaN.
+    All pairs are `generalized_iou(a[:, None], b[None])`. Two boxes without any extent have GIoU -1, not NaN.
     """
     overlap_size = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
     overlap = overlap_size.clamp(min=0).prod(-1)

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain data and back, strictly; and "a.b=value" settings from the command line."""
+"""Settings as frozen dataclasses, to plain data and back, strictly; and "a.b=value" from the command line."""
 
 import ast
 import dataclasses
@@ -18,7 +18,7 @@ _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 def to_dict(config: object) -> dict[str, Any]:
     """Settings as data that JSON can hold: nested dataclasses become dicts, tuples become lists.
 
-    A field whose metadata has "kinds" may hold one of several classes; which one is said under "name".
+    A field whose metadata has "kinds" may hold one of several classes; the entry "name" says which one.
     """
     assert dataclasses.is_dataclass(config)
     assert not isinstance(config, type)
@@ -26,7 +26,7 @@ def to_dict(config: object) -> dict[str, Any]:
 
 
 def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
-    """Settings that `to_dict` gave; those left out keep their defaults.
+    """Config built from the data that `to_dict` gave; settings left out keep their defaults.
 
     Lists are taken for tuples and integers for numbers; nothing else is converted.
 
@@ -37,7 +37,7 @@ def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
 
 
 def updated(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Copy of `config` with some settings changed, all at once.
+    """Copy of a config with some settings changed, all at once.
 
     Args:
         config: nested dataclasses.
@@ -61,7 +61,7 @@ def updated(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """Copy of `config` with settings such as "model.num_queries=100" replaced, see `updated`.
+    """Copy of a config with settings such as "model.num_queries=100" replaced, see `updated`.
 
     A value is read as JSON or as a Python literal, and as text where the setting takes text.
 
@@ -95,7 +95,7 @@ def parsed_overrides(config: object, overrides: Sequence[str]) -> dict[str, Any]
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by the names that `--set` knows them by: {"model": {"dropout": 0}} is {"model.dropout": 0}."""
+    """Settings by the dotted names that `--set` takes: {"model": {"dropout": 0}} becomes {"model.dropout": 0}."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flat_settings(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -142,7 +142,7 @@ def _field(holder: object, name: str) -> Any:
 
 
 def _group_class(holder: object, name: str) -> object:
-    """Group of settings in a field, itself or, where there is a word in its place, its class; else None."""
+    """Group of settings in a field; its class where the field holds a word instead; None if it is no group."""
     value = None if isinstance(holder, type) else getattr(holder, name)
     if dataclasses.is_dataclass(value):
         return value
@@ -184,7 +184,7 @@ def _unknown(name: str, known: Sequence[str]) -> ConfigError:
 
 
 def _likeness(name: str, known: str) -> float:
-    """Likeness of two names, 0..1. The last part counts, too: people leave out a setting's group, or err in it."""
+    """Likeness of two names, 0..1; the last part alone counts, too, as people leave out a setting's group."""
     pairs = ((name, known), (name.rsplit(".", 1)[-1], known.rsplit(".", 1)[-1]))
     return max(difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
 
@@ -241,7 +241,7 @@ def _dataclass(config_class: type[Config], data: Any, where: str) -> Config:
 
 
 def _kind(field: Any, value: Any, where: str) -> Any:
-    """Dataclass of the class that "name" says, or of the field's default where it does not say."""
+    """Dataclass of the class that "name" says, or of the field's default where there is no "name"."""
     kinds: Mapping[str, type] = field.metadata["kinds"]()
     if not isinstance(value, Mapping):
         raise ConfigError(f"setting {where} is {value!r}; it must be a group of settings")
@@ -255,14 +255,14 @@ def _kind(field: Any, value: Any, where: str) -> Any:
 
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
-    """`value` as the annotation wants it, or a ConfigError that names the setting."""
+    """Value converted to its annotated type, or a ConfigError that names the setting."""
     origin, options = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         assert isinstance(annotation, type)
         return _dataclass(annotation, value, where)
     if origin in (Union, types.UnionType):
         group = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        if group is not None and isinstance(value, Mapping):  # what is wrong inside is said of there
+        if group is not None and isinstance(value, Mapping):  # so that an error inside names the inner setting
             return _convert(value, group, where)
         for option in options:
             if _fits(value, option):

@@ -1,4 +1,4 @@
-"""Detections: what was found in one image, as tensors and as single objects."""
+"""Detections of one image, as tensors and as single objects."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,30 @@ from deformable_detr.core.errors import ConfigError
 _SHOWN = 5
 
 _Selection = slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
-"""Several objects at once: a slice, positions, or a mask with one truth value for each object."""
+"""Choice of several objects: a slice, positions, or a mask with one truth value for each object."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """One object that was found."""
+    """One detected object."""
 
     box_xyxy: tuple[float, float, float, float]
     """Left, top, right, bottom in pixels of the image as it is displayed; may reach past its border."""
     score: float
+    """Confidence, 0..1."""
     class_id: int
+    """Position of the class in the detector's `classes`, from 0."""
     class_name: str
+    """Name of the class; "class 3" and so on where names are not known."""
     query_id: int
-    """The decoder query that it came from; -1 where no decoder was asked."""
+    """Number of the decoder query that found it; -1 where it comes from no decoder."""
 
     def __str__(self) -> str:
         return _line(self, len(self.class_name))
 
 
 class Detections:
-    """What was found in one image, best score first as the detector returns it.
+    """Detections of one image, best score first as the detector returns them.
 
     `len` counts the objects, iteration and a position give one `Detection` each, and a slice, a mask or several
     positions give `Detections` again. The tensors are shared, not copied, where PyTorch shares them.
@@ -43,7 +46,7 @@ class Detections:
         boxes_xyxy: left, top, right, bottom in pixels of the image as it is displayed.
         scores: 0..1.
         class_ids: 0, 1, 2, ..., positions in `classes`.
-        query_ids: which decoder query each object came from; one query may give several. -1 everywhere if left out.
+        query_ids: which decoder query found each object; one query may find several. -1 everywhere if left out.
         classes: names by class id; empty where they are not known.
         category_ids: the training data's own numbers by class id, as COCO files have them; as many as `classes`.
     """
@@ -69,7 +72,7 @@ class Detections:
 
     @property
     def class_names(self) -> list[str]:
-        """The name of each object's class; "class 3" and so on where names are not known."""
+        """Class name of each object; "class 3" and so on where names are not known."""
         return [self._name(class_id) for class_id in self.class_ids.tolist()]
 
     def __len__(self) -> int:
@@ -110,7 +113,7 @@ class Detections:
         return "\n".join(lines)
 
     def with_classes(self, classes: Sequence[str], category_ids: Sequence[int]) -> "Detections":
-        """The same objects with names and category ids, each by class id.
+        """Copy of these detections with class names and category ids, each by class id.
 
         Raises:
             ValueError: there are not as many names as category ids, or fewer than the class ids need.
@@ -132,7 +135,7 @@ class Detections:
         )
 
     def cpu(self) -> "Detections":
-        """The same objects with all tensors on the CPU."""
+        """Copy of these detections with all tensors on the CPU."""
         return Detections(
             self.boxes_xyxy.cpu(),
             self.scores.cpu(),
@@ -148,7 +151,7 @@ class Detections:
         Numbers are the exact values of the tensors, so that a file written and read again gives the same metrics.
 
         Raises:
-            ValueError: the category ids are not known, because these are not a detector's; `with_classes` adds them.
+            ValueError: the category ids are not known, because no detector made these; `with_classes` adds them.
         """
         if len(self) and not self.category_ids:
             raise ValueError(f"the category ids of {len(self)} detections are not known; add them with `with_classes`")
@@ -162,7 +165,7 @@ class Detections:
         ]
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` of these, with the names as `data["class_name"]`, for its drawing and tracking.
+        """Detections as `supervision.Detections`, with the names as `data["class_name"]`, for its drawing and tracking.
 
         Raises:
             ConfigError: supervision is not installed.
@@ -195,7 +198,7 @@ class Detections:
 
 
 def _rows_of(key: Any, count: int, device: torch.device) -> slice | Tensor:
-    """What PyTorch takes as rows: it knows no negative steps, and takes bytes for truth values."""
+    """Rows in a form that PyTorch accepts: it knows no negative steps, and takes bytes for truth values."""
     if isinstance(key, slice):
         start, stop, step = key.indices(count)
         return slice(start, stop, step) if step > 0 else torch.arange(start, stop, step, device=device)

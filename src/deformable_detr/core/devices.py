@@ -1,4 +1,4 @@
-"""Devices: the one a user named, or the best there is."""
+"""Choice of the device: the one that the user names, or the best one that is there."""
 
 import torch
 
@@ -6,10 +6,12 @@ from deformable_detr.core.errors import BackendError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a user named: "auto", "cpu", "cuda" or "cuda:1".
+    """Device that the user names: "auto", "cpu", "cuda", or one GPU such as "cuda:1".
+
+    "auto" is the first GPU if there is one, else the CPU.
 
     Raises:
-        BackendError: it is not one of these or is not there.
+        BackendError: the name is none of these, or the machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

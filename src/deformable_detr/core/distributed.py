@@ -1,4 +1,4 @@
-"""Processes that train together: who this one is, what they tell each other, and how they are started on one machine.
+"""Distributed training: the rank of this process, communication, and the start of several on one machine.
 
 Built on torchrun and torch.distributed: `torchrun` sets the environment that `joined` reads, on one node or on many.
 """
@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,33 +18,35 @@ import torch.distributed as dist
 from deformable_detr.core.errors import ConfigError, TrainingError, first_line
 
 _PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: evaluating and saving takes some of them longer."""
+"""Longest time that a process waits for the others: evaluating and saving takes some of them longer."""
 _LAST_SECONDS = "600"
-"""How long torchrun lets a process that was told to stop finish its step and save; 30 seconds by itself."""
+"""Seconds that torchrun gives a stopped process to finish its step and save; its own default is 30."""
 _WANTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Value = TypeVar("Value")
 
 
-class Ranks(NamedTuple):
-    """This process among those that train together. `ALONE` is the usual case, and then nothing here costs anything."""
+@dataclass(frozen=True)
+class Ranks:
+    """Rank of this process among those that train together; `ALONE` is the usual case and costs nothing."""
 
     rank: int = 0
-    """0 for the one that speaks and writes."""
+    """Number of this process among all, from 0; process 0 writes the files and shows the progress."""
     size: int = 1
-    """How many there are on all nodes."""
+    """Number of processes on all nodes."""
     local_rank: int = 0
-    """This one's number on its node, and that of its GPU."""
+    """Number of this process on its node, from 0, and of its GPU there."""
     together: bool = False
-    """Whether there is a process group; also with one process, where torchrun started it."""
+    """Whether there is a process group; also true for a single process that torchrun started."""
 
-    @property
-    def is_first(self) -> bool:
-        """The one that speaks and writes."""
-        return self.rank == 0
+    is_first: bool = field(init=False, repr=False, compare=False)
+    """Whether this process is the one that writes the files and shows the progress."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_first", self.rank == 0)
 
     def device(self, name: str) -> str:
-        """What "auto" and "cuda" mean for this process: a GPU of its own."""
+        """Device of this process: "auto" and "cuda" stand for a GPU of its own."""
         if not self.together or name not in ("auto", "cuda"):
             return name
         if name == "auto" and not torch.cuda.is_available():
@@ -51,13 +54,13 @@ class Ranks(NamedTuple):
         return f"cuda:{self.local_rank}"
 
     def share_of(self, batch: Sequence[Value]) -> Sequence[Value]:
-        """This process' part of a batch: equal parts, the first ones one larger where it does not divide."""
+        """Part of a batch for this process: equal parts, the first ones larger by one where it does not divide."""
         part, rest = divmod(len(batch), self.size)
         start = self.rank * part + min(self.rank, rest)
         return batch[start : start + part + (self.rank < rest)]
 
     def total(self, *numbers: float | int) -> list[float]:
-        """Each number summed over all processes, exactly the same on each."""
+        """Sum of each number over all processes, exactly the same on each."""
         if not self.together:
             return [float(number) for number in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
@@ -65,7 +68,7 @@ class Ranks(NamedTuple):
         return sums.tolist()
 
     def gathered(self, mine: Value) -> list[Value]:
-        """What each process has, by rank, on all of them. Any value that can be pickled."""
+        """Values of all processes, by rank, on each of them; any value that can be pickled."""
         if not self.together:
             return [mine]
         values: list[Value | None] = [None] * self.size
@@ -73,7 +76,7 @@ class Ranks(NamedTuple):
         return values  # type: ignore[return-value]
 
     def from_first(self, value: Value) -> Value:
-        """What the first process has, on all of them."""
+        """Value of the first process, on each of them."""
         if not self.together:
             return value
         values = [value]
@@ -82,7 +85,7 @@ class Ranks(NamedTuple):
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Let the first process through the block before the others: what is wrong with it is then said once."""
+        """Context that the first process passes before the others, so that an error in it is shown once."""
         if self.together and not self.is_first:
             try:
                 dist.barrier()
@@ -102,10 +105,10 @@ def started_by_torchrun() -> bool:
 
 
 def check_started(devices: int) -> None:
-    """Refuse another number of processes than this one is told that it is one of.
+    """Check that `--devices` agrees with the number of processes that the environment names.
 
     Raises:
-        ConfigError: both numbers.
+        ConfigError: the two differ; the message has both numbers.
     """
     if os.environ["WORLD_SIZE"] != str(devices):
         raise ConfigError(
@@ -115,19 +118,19 @@ def check_started(devices: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks; known before `joined` and after it."""
+    """Whether this process is the one that shows the progress; known before `joined` and after it."""
     return not started_by_torchrun() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Join the other processes if torchrun started this one, and part from them at the end; else `ALONE`.
+    """Context in which this process belongs to a process group, if torchrun started it; else `ALONE`.
 
     Args:
-        device: as for `train`; GPUs talk through NCCL, processors through gloo.
+        device: as for `train`; GPUs communicate through NCCL, CPUs through gloo.
 
     Raises:
-        ConfigError: the environment is torchrun's only in part.
+        ConfigError: the environment lacks some of torchrun's variables, or this process has no GPU.
         TrainingError: the others cannot be reached.
     """
     if not started_by_torchrun():
@@ -149,7 +152,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
             "start as many processes as there are GPUs, or use --device cpu"
         )
     try:
-        # Small messages go between processors either way: only gradients are large.
+        # Small messages go through gloo in any case: only gradients are large.
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"process {rank} of {size} cannot reach the others: {first_line(error)}") from error
@@ -162,15 +165,22 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 
 def start(devices: int, arguments: Sequence[str]) -> int:
-    """Run `ddetr` with these arguments in so many processes on this machine, by torchrun; returns the exit code.
+    """Run `ddetr` with these arguments in several processes on this machine, by torchrun.
 
-    Each gets its share of the processor's cores. When one fails the others are stopped, and its exit code is returned.
+    Each process gets its share of the CPU cores. When one fails, the others are stopped.
+
+    Args:
+        devices: number of processes.
+        arguments: of the command line, without `ddetr`.
+
+    Returns:
+        The exit code: of the process that failed first, else 0.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The failing process has said what is wrong, in one line.
+    # Silenced, because the failing process has already said in one line what is wrong.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // devices)))

@@ -1,4 +1,4 @@
-"""Kinds of files that are given as weights, told apart by their first bytes; names say little."""
+"""Kinds of files that users give as weights, told apart by their first bytes; names say little."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple
 from deformable_detr.core.errors import CheckpointError
 
 FileFormat = Literal["torch archive", "torch pickle", "safetensors", "other"]
-"""What `torch.save` writes now and wrote before PyTorch 1.6, a file of safetensors, and all that is not read here."""
+"""File format: of `torch.save` now, of `torch.save` before PyTorch 1.6, of safetensors, or one that is not read."""
 
 _START = 1024
-# Of an archive with files in it, and of an empty one. Four bytes: a safetensors file starts with the length of its
-# header, and one of 19280 bytes reads PK.
+# First bytes of a zip archive with files in it, and of an empty one. Two bytes would not do: a safetensors file starts
+# with the length of its header, and the length 19280 reads PK.
 _ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
-# A pickled number that torch.save wrote first of all before 1.6, the default then.
+# The pickled number that starts every file of torch.save before PyTorch 1.6.
 _BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _OTHERS = (
     (rb"\Z", "is empty; the download or copy that made it did not finish"),
@@ -26,25 +26,25 @@ _OTHERS = (
     (rb"\s*<", "is a web page, not weights; Google Drive sends one in place of a large file until you confirm there"),
     (rb"\s*\{\s*\"", "is JSON, not weights"),
 )
-# The version of the format as a number, then who made it as a text, or the graph.
+# An ONNX file starts with the version of the format; the name of its producer or the graph follows.
 _ONNX = re.compile(rb"\x08[\x03-\x20](\x12|\x3a|\x42)", re.DOTALL)
 
 
 class FileKind(NamedTuple):
-    """Format of a file, and in words what it is."""
+    """Format of a file, with a description in words."""
 
     format: FileFormat
     description: str
-    """To follow the file's name in a sentence; of a file of another format a way out, too, where there is one."""
+    """Words that follow the file's name in a sentence; for a format that is not read they may name a way out."""
 
     @property
     def is_torch(self) -> bool:
-        """Whether `torch.save` wrote it. Every zip archive counts: which of them hold weights, only reading tells."""
+        """Whether `torch.save` wrote it. Every zip archive counts: only reading tells which of them hold weights."""
         return self.format.startswith("torch")
 
 
 def kind_of(path: Path) -> FileKind:
-    """Kind of a file, by its first bytes; where they say nothing, by its name.
+    """Kind of a file by its first bytes; where they say nothing, by its name.
 
     Raises:
         CheckpointError: there is no such file, or it cannot be read.

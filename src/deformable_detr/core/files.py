@@ -1,4 +1,4 @@
-"""Whole files: written beside their place and renamed into it, so that none is ever half there."""
+"""Atomic writes: a file is written beside its place and renamed into it, so that none is ever half there."""
 
 import json
 import os
@@ -12,22 +12,22 @@ from deformable_detr.core.errors import ConfigError, DeformableDetrError, Output
 
 
 def check_folder(path: Path) -> None:
-    """Find out whether files can be made in a folder.
+    """Check that files can be made in a folder.
 
     Only making one shows it: permissions, quotas and read-only mounts all count.
 
     Raises:
-        OSError: they cannot.
+        OSError: no file can be made there.
     """
     with tempfile.NamedTemporaryFile(dir=path):
         pass
 
 
 def check_output_file(path: Path) -> None:
-    """Make the folder of a file that is to be written later, and find out whether it can be: before the long work.
+    """Make the folder of a file to be written later, and check that it can be written, before the long work begins.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it cannot be written.
     """
     _refuse_what_is_no_file(path)
     try:
@@ -40,30 +40,31 @@ def check_output_file(path: Path) -> None:
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # a device, say: whoever may rename over /dev/null has lost it
+    if path.exists() and not path.is_file():  # renaming over a device such as /dev/null would replace the device
         what = "a folder" if path.is_dir() else "a device or a pipe"
         raise OutputError(f"cannot write {path}: it is {what}, and not a file that can be replaced; name a file")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Let `write` fill a temporary file beside `path`, or make a link of it, then put it in place in one go.
+    """Let `write` fill a temporary file beside `path`, or make a link of it, then rename it to `path`.
 
     Args:
         path: the file.
-        write: is given the temporary one, which is there and empty.
-        durable: come back only when it is on the disk, so that a crash of the machine loses nothing. That takes
-            milliseconds; of thousands of files that can be made again there is no need.
+        write: called with the path of the temporary file, which exists and is empty.
+        durable: return only when the file is on the disk, so that a crash of the machine loses nothing. That takes
+            milliseconds; thousands of files that can be made again do not need it.
 
     Raises:
-        OutputError: the disk is full, the folder is gone or cannot be written, or what is at `path` is no file.
+        OutputError: the disk is full, the folder is gone or cannot be written, or something that is no file lies at
+            `path`.
     """
     _refuse_what_is_no_file(path)
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")  # names have 255 bytes at most
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would make it private
+        mode = temporary.stat().st_mode  # from the user's umask; safetensors would make the file private
         write(temporary)
-        if not temporary.is_symlink():  # else it would be done to the file that is linked to
+        if not temporary.is_symlink():  # else the mode of the link's target would change
             temporary.chmod(mode)
             if durable:
                 with temporary.open("rb+") as file:
@@ -79,7 +80,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, durable: bo
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk, where the system can say."""
+    """Wait until a file, or a folder's list of files, is on the disk, where the system can tell."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -91,13 +92,14 @@ def sync(path: Path) -> None:
 def write_text(
     path: Path, text: str, *, durable: bool = True, errors: Literal["strict", "backslashreplace"] = "strict"
 ) -> None:
-    """Write a text file as UTF-8 with lines that end in one byte everywhere, atomically.
+    """Write a text file atomically, as UTF-8 with a line feed after each line on every system.
 
     Args:
         path: the file.
         text: its content.
         durable: see `write_atomically`.
-        errors: what to do with names of files that are no Unicode: refuse them, or write their bytes as escapes.
+        errors: how to treat file names in the text that are not valid Unicode: refuse them, or write their bytes as
+            escapes.
 
     Raises:
         OutputError: it cannot be written.
@@ -110,7 +112,7 @@ def write_text(
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON file for people to read, atomically.
+    """Write a JSON file atomically, indented for people to read.
 
     Raises:
         OutputError: it cannot be written.
@@ -119,10 +121,10 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def read_json(path: Path, *, error_type: type[DeformableDetrError] = ConfigError) -> dict[str, Any]:
-    """The content of a JSON file of settings.
+    """Content of a JSON file of settings.
 
     Raises:
-        ConfigError: it cannot be read or is not a JSON object; or another `error_type`.
+        ConfigError: the file cannot be read or is not a JSON object; `error_type` names another class of error.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

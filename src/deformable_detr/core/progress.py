@@ -1,84 +1,115 @@
-"""How long work shows where it is: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.progress import TaskID
 
 _PLAIN_SECONDS = 30.0
 
 
 @runtime_checkable
 class Reporter(Protocol):
-    """What `train` and `evaluate` tell about themselves."""
+    """Receiver of the progress that `train` and `evaluate` report."""
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Show a line that stays."""
         ...
 
     def update(self, stage: str, done: int, total: int, details: str = "") -> None:
-        """How far a stage is; calling with another stage ends the one before."""
+        """Show that a stage has done so many of its steps; the first call with another stage ends the one before."""
         ...
 
 
 class Silence:
-    """Says nothing; the default in Python."""
+    """Reporter that shows nothing; the default in Python."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Ignore the line."""
 
     def update(self, stage: str, done: int, total: int, details: str = "") -> None:
-        """Nothing."""
+        """Ignore the progress."""
 
 
 class TerminalReporter:
-    """Writes to standard error: a bar if that is a terminal, else a line every half minute. Use in a `with`."""
+    """Reporter on standard error: a bar if that is a terminal, else a line every half minute. Use it in a `with`."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: "Console | None" = None) -> None:
+        self._console = console
         self._last_line = time.monotonic()
+        self._bar: _Bar | None = None
+
+    def __enter__(self) -> "TerminalReporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        console = self._opened()
+        if self._bar is not None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._plain(console, line)
+
+    def update(self, stage: str, done: int, total: int, details: str = "") -> None:
+        """Move the bar, or print a line if the last one is old enough."""
+        console = self._opened()
+        if self._bar is not None:
+            self._bar.update(stage, done, total, details)
+        elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+            self._plain(console, f"{stage} {done}/{total} {details}".rstrip())
+
+    def _opened(self) -> "Console":
+        """Console, with its bar if it is a terminal: from the first word on, so that a wrong path needs no Rich."""
+        from rich.console import Console
+
+        if self._console is None:
+            self._console = Console(stderr=True)
+        if self._bar is None and self._console.is_terminal:
+            self._bar = _Bar(self._console)
+        return self._console
+
+    def _plain(self, console: "Console", line: str) -> None:
+        self._last_line = time.monotonic()
+        # Past the console, which would wrap the line to a width that nobody chose.
+        console.file.write(line + "\n")
+        console.file.flush()
+
+
+class _Bar:
+    """Bar at the foot of a terminal with the details below it; it begins at once."""
+
+    def __init__(self, console: "Console") -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self._stage, self._details = "", ""
         self._task: TaskID | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            console=self._console,
+            console=console,
             expand=True,
         )
-        self._live: Live | None = None
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self._picture, console=self._console, transient=True, refresh_per_second=4)
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=4)
+        self._live.start()
 
-    def __enter__(self) -> "TerminalReporter":
-        if self._live is not None:
-            self._live.start()
-        return self
+    def close(self) -> None:
+        """Take it off the terminal."""
+        self._live.stop()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        if self._live is not None:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._plain(line)
-
-    def update(self, stage: str, done: int, total: int, details: str = "") -> None:
-        """Move the bar, or print a line if the last one is old enough."""
-        if self._live is None:
-            if time.monotonic() - self._last_line >= _PLAIN_SECONDS:
-                self._plain(f"{stage} {done}/{total} {details}".rstrip())
-            return
+    def update(self, stage: str, done: int, total: int, details: str) -> None:
+        """Move the bar; another stage begins another one."""
         if stage != self._stage or self._task is None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -87,31 +118,28 @@ class TerminalReporter:
         self._bar.update(self._task, completed=done, total=total)
         self._details = details
 
-    def _picture(self) -> Group:
-        """The bar, and the details below it: beside it they would not fit into 80 columns."""
-        return Group(self._bar, Text(self._details)) if self._task is not None else Group()
+    def _picture(self) -> "Group":
+        """Bar with the details below it: beside it they would not fit into 80 columns."""
+        from rich.console import Group
+        from rich.text import Text
 
-    def _plain(self, line: str) -> None:
-        self._last_line = time.monotonic()
-        # Whole lines, not wrapped to a width nobody chose.
-        self._console.file.write(line + "\n")
-        self._console.file.flush()
+        return Group(self._bar, Text(self._details)) if self._task is not None else Group()
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    """Duration as hours, minutes and seconds: 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def percent(share: float) -> str:
-    """Of a metric, as 43.8, or "-" for -1: no such object in the data."""
+    """Metric in percent, as 43.8; "-" for -1, which says that the data has no such object."""
     return "-" if share < 0 else f"{100 * share:.1f}"
 
 
 def memory_in_use() -> int:
-    """Bytes of main memory this process holds now, or at its peak where the system tells only that."""
+    """Bytes of main memory that this process holds now, or held at its peak where the system tells only that."""
     if sys.platform == "linux":
         import resource
 

@@ -1,4 +1,4 @@
-"""Files of tensors: those of `torch.save`, read without running anything that is in them, and of safetensors."""
+"""Files of tensors: of `torch.save`, read without running any code that is in them, and of safetensors."""
 
 import argparse
 import re
@@ -19,7 +19,7 @@ from torch import Tensor
 from deformable_detr.core.errors import CheckpointError, first_line
 from deformable_detr.core.file_kinds import kind_of
 
-# All that torch's restricted reader raises on nonsense; none of it has run anything.
+# All that torch's restricted reader raises on a damaged file; it has run no code from the file.
 _BROKEN = (
     UnpicklingError,
     ArithmeticError,
@@ -38,10 +38,10 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_torch_file(path: Path) -> Any:
-    """What the file holds: tensors in dicts, lists and plain values, and an `argparse.Namespace` where it has one.
+    """Content of a file of `torch.save`: tensors, dicts, lists and plain values, and an `argparse.Namespace`.
 
-    Nothing else is made, so nothing in the file runs. Tensors are on the CPU; where the format allows they are views of
-    the file that are read when used, so copy what you keep.
+    No other objects are made, so no code in the file runs. Tensors are on the CPU. Where the format allows, they are
+    views of the file, which is read when they are used: copy what you keep.
 
     Raises:
         CheckpointError: no such file, cut off, of another kind (the message says which, as far as it is known), or
@@ -52,18 +52,18 @@ def read_torch_file(path: Path) -> Any:
         raise CheckpointError(f"{path} {kind.description}, whatever its name says; let it end in .safetensors")
     if not kind.is_torch:
         raise CheckpointError(f"{path} {kind.description}")
-    if path.suffix == ".safetensors":  # torch goes by the name there
+    if path.suffix == ".safetensors":  # torch.load goes by the name and would take it for safetensors
         raise CheckpointError(f"{path} {kind.description}, whatever its name says; let it end in .pth")
     try:
         as_view = kind.format == "torch archive" and _is_stored_plainly(path)
-        # With its name beside it torch keeps this entry apart from one that the calling program made.
+        # The name beside the class keeps this entry apart from one that the calling program may have made.
         allowed: list[Any] = [(argparse.Namespace, "argparse.Namespace")]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=as_view)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _BROKEN as error:
-        # What torch says at length is advice on running code from the file.
+        # PyTorch's own message is not shown: most of it is advice on running code from the file.
         refused = _REFUSED.search(str(error))
         if refused is not None:
             raise CheckpointError(
@@ -76,7 +76,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def inner_table(document: Any) -> Any:
-    """What a file of a training run keeps as its model's tensors; the whole document where there is no such entry."""
+    """Model's tensors in the file of a training run; the whole document where there is no such entry."""
     for entry in ("model", "state_dict"):
         if isinstance(document, dict) and isinstance(document.get(entry), dict):
             return document[entry]
@@ -84,7 +84,7 @@ def inner_table(document: Any) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a .safetensors file or of one of `torch.save`, on the CPU; they do not depend on the file.
+    """Named tensors of a file of safetensors or `torch.save`, on the CPU; they stay when the file goes.
 
     Raises:
         CheckpointError: no such file, damaged, of another kind, or it holds something else.
@@ -96,13 +96,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         table = inner_table(read_torch_file(path))
     if not isinstance(table, dict) or not all(isinstance(n, str) and _is_whole(t) for n, t in table.items()):
         raise CheckpointError(f"{path} holds no table of named tensors")
-    # Copies: both kinds of files are read when a tensor is used, and may be gone by then.
+    # Copied, because both kinds of files are read only when a tensor is used, and may be gone by then.
     return {name: tensor.detach().clone() for name, tensor in table.items()}
 
 
 @contextmanager
 def reading_safetensors(path: Path) -> Iterator[None]:
-    """Turns what safetensors raises while a file is read into a `CheckpointError` that names the file."""
+    """Context in which an error of safetensors becomes a `CheckpointError` that names the file."""
     try:
         yield
     except SafetensorError as error:
@@ -117,7 +117,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """Write a safetensors file.
 
     Raises:
-        OSError: it cannot be written; a full disk, too, for which safetensors has an error of its own.
+        OSError: it cannot be written; also for a full disk, where safetensors raises an error of its own.
     """
     try:
         save_file(dict(tensors), path, dict(metadata))
@@ -126,12 +126,15 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether it is a tensor of floating-point numbers that are all there, as parameters are."""
+    """Whether an object is a dense tensor of floating-point numbers, as parameters are."""
     return isinstance(tensor, Tensor) and _is_whole(tensor) and tensor.is_floating_point()
 
 
 def _is_whole(tensor: object) -> bool:
-    """A file may also describe tensors that are sparse, of no memory at all, or larger than what they are made from."""
+    """Whether an object is a dense tensor with all its numbers in memory.
+
+    A file may also describe tensors that are sparse, have no memory, or are larger than the memory they lie in.
+    """
     return (
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided
@@ -141,7 +144,7 @@ def _is_whole(tensor: object) -> bool:
 
 
 def _is_stored_plainly(path: Path) -> bool:
-    """Whether all in the archive can be used where it lies: nothing is compressed."""
+    """Whether nothing in the archive is compressed, so that tensors can be used where they lie."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     names = [entry.filename.rpartition("/")[2] for entry in entries]

@@ -10,43 +10,51 @@ SpatialShapes = tuple[tuple[int, int], ...]
 
 
 class Memory(NamedTuple):
-    """What the encoder knows: one token per position, levels concatenated, each level row by row."""
+    """Encoder features: one token per position, levels one after another, each level row by row."""
 
     tokens: Float[Tensor, "batch positions dim"]
+    """Features of each position."""
     position: Float[Tensor, "batch positions dim"]
-    """Sine embedding plus level embedding, added to queries and never to values."""
+    """Position embedding: sine plus level embedding (section 4.1), added to queries and never to values."""
     padding_mask: Bool[Tensor, "batch positions"]
-    """True = padding."""
+    """Mask of the positions: True = padding."""
     valid_ratios: Float[Tensor, "batch levels 2"]
     """Share of each map that is image, as (w, h) in 0..1."""
     spatial_shapes: SpatialShapes
+    """(height, width) of each level, finest first."""
 
 
 class Queries(NamedTuple):
-    """Decoder slots: what each one is, where it sits, and where it first looks."""
+    """Decoder queries: content, position embedding, and the reference that each one looks from first."""
 
     content: Float[Tensor, "batch queries dim"]
+    """Features of each query, which the decoder layers update."""
     position: Float[Tensor, "batch queries dim"]
+    """Position embedding of each query, added in every attention."""
     reference: Float[Tensor, "batch queries 2"] | Float[Tensor, "batch queries 4"]
-    """A point (x, y) or a box cxcywh, in 0..1 of the image without its padding."""
+    """Reference point (x, y) or reference box cxcywh, in 0..1 of the image without its padding."""
 
 
 class Predictions(NamedTuple):
-    """Class scores before the sigmoid, no background class; boxes cxcywh in 0..1 of the image without padding."""
+    """Class logits and boxes of one decoder layer, or of the first stage."""
 
     logits: Float[Tensor, "batch predictions classes"]
+    """Class scores before the sigmoid; there is no background class."""
     boxes: Float[Tensor, "batch predictions 4"]
+    """Boxes cxcywh in 0..1 of the image without its padding."""
 
 
 class DetectorOutput(NamedTuple):
-    """One `Predictions` per decoder layer, the last being the answer, and the proposals if there is a first stage."""
+    """Predictions of every decoder layer, and the proposals if there is a first stage."""
 
     layers: list[Predictions]
+    """Predictions of each decoder layer, first layer first; the last ones are the answer."""
     proposals: Predictions | None
+    """Predictions of the first stage, one for each position; None if the model has one stage only."""
 
     @property
     def final(self) -> Predictions:
-        """The last decoder layer's predictions."""
+        """Predictions of the last decoder layer."""
         return self.layers[-1]
 
 
@@ -54,7 +62,9 @@ class Target(NamedTuple):
     """Ground truth of one image: class ids, and boxes cxcywh in 0..1 of the image without padding."""
 
     labels: Int[Tensor, "objects"]
+    """Class ids, from 0."""
     boxes: Float[Tensor, "objects 4"]
+    """Boxes cxcywh in 0..1 of the image without its padding."""
 
 
 class Batch(NamedTuple):
@@ -62,9 +72,10 @@ class Batch(NamedTuple):
 
     images: Float[Tensor, "batch 3 height width"]
     padding_mask: Bool[Tensor, "batch height width"]
-    """True = padding."""
+    """Mask of the pixels: True = padding."""
     targets: list[Target]
+    """Ground truth of each image."""
     sample_indices: list[int]
     """Position of each image in its data set."""
     original_sizes_wh: list[tuple[int, int]]
-    """Size of each image before any transform, in pixels."""
+    """Size (width, height) of each image before any transform, in pixels."""

@@ -1,4 +1,4 @@
-"""From samples on disk to padded batches: reading, transforming, collating, and an order that a seed decides."""
+"""Padded batches: collating images of different sizes, and splitting a batch again."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,10 @@ from deformable_detr.data.torch_dataset import Item
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Pad with zeros at the right and bottom, after normalisation, to the largest height and width."""
+    """Batch of images, each padded with zeros at the right and bottom to the largest height and width.
+
+    Padding follows normalisation, so that it has the mean colour.
+    """
     height = max(item.image.shape[1] for item in items)
     width = max(item.image.shape[2] for item in items)
     images = torch.zeros(len(items), 3, height, width)
@@ -29,7 +32,12 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
-    """The batch in so many parts of consecutive images, or as many as it has images, each padded as on its own."""
+    """Parts of a batch, each of consecutive images and padded as if collated alone.
+
+    Args:
+        batch: the whole.
+        count: number of parts; a batch of fewer images gives as many as it has images.
+    """
     num_images = len(batch.images)
     count = min(count, num_images)
     if count == 1:
@@ -51,6 +59,6 @@ def _cut(batch: Batch, where: slice) -> Batch:
 
 
 def stand_in() -> Batch:
-    """A black image of no sample, for a process that has nothing to learn from while the others have."""
+    """Batch of one image without objects, for a process that has no image left in a step of all processes."""
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     return Batch(torch.zeros(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool), [nothing], [], [])

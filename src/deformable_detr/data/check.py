@@ -1,4 +1,4 @@
-"""Looks a data set through before training: what is in it, and what would stop or spoil a training."""
+"""Check of a data set before training: its content, and all that would stop or spoil a training."""
 
 import hashlib
 import os
@@ -19,27 +19,32 @@ from deformable_detr.data.statistics import SplitStatistics, statistics_of
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
-    """What `check_dataset` found."""
+    """Report of `check_dataset`: the content of a data set and its problems."""
 
     path: str
+    """Folder or file, as it was given."""
     format: FormatName
+    """Format that was recognised, or the one that was asked for."""
     classes: tuple[str, ...]
+    """Class names of the first split."""
     splits: dict[str, SplitStatistics]
+    """Statistics of each split that could be read."""
     problems: tuple[Problem, ...]
+    """Everything found wrong, in all splits."""
     images_decoded: bool
-    """Whether every image was decoded, or only the annotations were looked at."""
+    """Whether every image was decoded; else only the annotations were read."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that would stop training."""
+        """Whether no problem would stop training."""
         return not any(problem.fatal for problem in self.problems)
 
     def problem_counts(self) -> dict[str, int]:
-        """Number of problems of each kind there is, the most frequent first."""
+        """Number of problems of each kind that occurs, the most frequent first."""
         return dict(Counter(problem.kind for problem in self.problems).most_common())
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values for `json.dumps`."""
+        """Report as plain values for `json.dumps`."""
         return {
             "ok": self.ok,
             **asdict(self),
@@ -56,13 +61,16 @@ def check_dataset(
     decode: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DatasetReport:
-    """Reads all splits of a data set and reports what is in them and what is wrong.
+    """Report on all splits of a data set: what is in them and what is wrong.
 
-    With `decode`, every image is decoded, which is the only way to find damaged ones and takes the longest;
-    `on_progress` is then called with the number of images done and their total.
+    Args:
+        path: a folder, a COCO json or a YOLO yaml.
+        format: of the data set; recognised if left out.
+        decode: decode every image, which is the only way to find damaged ones, and takes the longest.
+        on_progress: called after each decoded image with the number of images done and their total.
 
     Raises:
-        DataError: nothing that could be a data set is there.
+        DataError: there is nothing at `path` that could be a data set.
     """
     problems: list[Problem] = []
     datasets: dict[str, DetectionDataset] = {}
@@ -75,7 +83,7 @@ def check_dataset(
             problems.append(Problem("invalid_annotation", f"split {split}", str(error), True))
     problems = list(dict.fromkeys(problems))  # Splits that overlap report the same file.
     problems += _class_problems(datasets)
-    if len(datasets) == len(splits):  # Else the images of a split that cannot be read would all seem forgotten.
+    if len(datasets) == len(splits):  # Else all images of a split that cannot be read would count as orphans.
         problems += _orphan_images(datasets.values(), problems)
     if decode:
         problems += _unreadable_images(datasets.values(), on_progress)
@@ -92,7 +100,7 @@ def check_dataset(
 
 
 def _class_problems(datasets: dict[str, DetectionDataset]) -> list[Problem]:
-    """Classes that the first split has and never shows, and objects of other splits whose class it does not have."""
+    """Problems with classes: without any object in the first split, or of objects in other splits but not in it."""
     if not datasets:
         return []
     (first_name, first), *others = datasets.items()
@@ -114,7 +122,7 @@ def _orphan_images(datasets: Iterable[DetectionDataset], known: Sequence[Problem
     """Image files that lie among those of the data set and that no split mentions."""
     used = {str(sample.path) for dataset in datasets for sample in dataset.samples}
     folders = sorted({os.path.dirname(path) for path in used})
-    # An image that was left out because of its annotation is reported by that; so is one that cannot be read.
+    # An image that was left out because of its annotation, or cannot be read, has been reported already.
     reported = {os.path.splitext(os.path.basename(problem.where))[0] for problem in known if problem.fatal}
     return [
         Problem("orphan_image", path, "no annotation mentions this image: ignored", False)
@@ -151,7 +159,7 @@ def _decode(sample: Sample) -> Problem | None:
 
 
 def _repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
-    """Pictures of the same bytes, in one split or in two; two splits then no longer test one another."""
+    """Images with the same bytes in one split or in two; an image in two splits spoils the evaluation."""
     # A list such as trainval repeats the main splits on purpose.
     compared = [split for split in datasets if split in MAIN_SPLITS] or list(datasets)
     splits_of: dict[str, list[str]] = defaultdict(list)
@@ -172,7 +180,7 @@ def _repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
 
 
 def _same_content(paths: Iterable[str]) -> list[list[str]]:
-    """Paths in groups of equal content. Only files of equal length are read."""
+    """Paths grouped by the content of their files; only files of equal length are read."""
     by_length: dict[int, list[str]] = defaultdict(list)
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""One type for every data set: class names and samples. Files become samples in `formats`; nothing here reads any."""
+"""Data set type for every format: class names and samples. `formats` makes them from files; nothing here reads any."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from deformable_detr.core.errors import DataError, listed
 
 SMALL_AREA = 32**2
-"""Objects of less area, in square pixels, are small to COCO's evaluation."""
+"""Area in square pixels below which an object is small in COCO's evaluation."""
 MEDIUM_AREA = 96**2
-"""Objects of less area that are not small are medium; the others are large."""
+"""Area in square pixels below which an object that is not small is medium; larger ones are large."""
 
 ProblemKind = Literal[
     "missing_image",
@@ -37,58 +37,66 @@ ProblemKind = Literal[
 
 
 class Problem(NamedTuple):
-    """Something wrong with a data set. `fatal` ones stop training; the others were mended as `message` says."""
+    """Problem of a data set; a fatal one stops training, any other was mended as its message says."""
 
     kind: ProblemKind
+    """Kind of problem, by which problems are counted."""
     where: str
     """File, and image or line or annotation within it."""
     message: str
+    """Sentence that says what is wrong and what was done about it."""
     fatal: bool
+    """Whether it stops training."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One image and its objects, in pixels of the image as `size_wh` describes it."""
+    """Image with its objects, in pixels of the image as `size_wh` describes it."""
 
     path: Path
+    """Image file."""
     size_wh: tuple[int, int]
+    """Width and height of the image in pixels, as annotated."""
     boxes_xyxy: Float[np.ndarray, "objects 4"]
+    """Left, top, right, bottom of each object in pixels."""
     class_ids: Int[np.ndarray, "objects"]
+    """Class of each object: position in the data set's `classes`, from 0."""
     is_crowd: Bool[np.ndarray, "objects"]
+    """Whether each object is a region of many, which evaluation ignores and training leaves out."""
     areas: Float[np.ndarray, "objects"]
-    """The source's own area where it gives one (COCO: of the mask), else width x height; decides small/medium/large."""
+    """Area in square pixels: the source's own (COCO: of the mask), else width x height; makes small/medium/large."""
     image_id: int
-    """The source's id where it has one, else the position of the sample, from 1."""
+    """Id of the image in the source where it has one, else the position of the sample, from 1."""
     object_ids: tuple[int, ...]
-    """The source's annotation ids where it has them, else numbers unique in the data set, from 1."""
+    """Annotation ids of the source where it has them, else numbers unique in the data set, from 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionDataset:
-    """Class names and samples; class ids are positions in `classes`.
-
-    `category_ids` are the source's own numbers for the classes (COCO's 1..90 with holes), in the same order.
-    `problems` is what the reader found wrong and what it did about it; nothing is dropped without an entry here.
-    """
+    """Data set: class names and samples; class ids are positions in `classes`."""
 
     classes: tuple[str, ...]
+    """Class names, by class id."""
     category_ids: tuple[int, ...]
+    """Numbers that the source has for the classes (COCO's 1..90 with gaps), in the order of `classes`."""
     samples: Sequence[Sample]
+    """Images with their objects, in the source's order."""
     problems: tuple[Problem, ...] = ()
+    """Everything the reader found wrong, and how it was mended; nothing is dropped without an entry here."""
     source: str = ""
-    """The format and the files this came from, for people."""
+    """Format and files that the data set was read from, for people."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @property
     def num_objects(self) -> int:
-        """Objects over all samples, crowd boxes included."""
+        """Number of objects in all samples, crowd boxes included."""
         return sum(len(sample.class_ids) for sample in self.samples)
 
     @property
     def fatal_problems(self) -> tuple[Problem, ...]:
-        """The problems that would stop training."""
+        """Problems that would stop training."""
         return tuple(problem for problem in self.problems if problem.fatal)
 
     def objects_per_class(self) -> dict[str, int]:
@@ -99,15 +107,15 @@ class DetectionDataset:
         return dict(zip(self.classes, totals.tolist(), strict=True))
 
     def subset(self, indices: Iterable[int]) -> "DetectionDataset":
-        """The samples at these positions, in this order, with the same classes; problems stay with the whole."""
+        """Data set of the samples at these positions, in this order, with the same classes and without problems."""
         return replace(self, samples=[self.samples[index] for index in indices], problems=())
 
 
 def align_classes(dataset: DetectionDataset, classes: Sequence[str], category_ids: Sequence[int]) -> DetectionDataset:
-    """The same samples with class ids that are positions in `classes`, matched by name.
+    """Data set with class ids that are positions in `classes`, matched by name.
 
-    For a validation split or an evaluation whose data set lists its classes in another order, or lists fewer. Classes
-    of the data set that are not in `classes` are forgotten if nothing is labelled with them.
+    It is meant for a validation split, or an evaluation, whose data set lists its classes in another order or lists
+    fewer. Classes of the data set that are not in `classes` are left out if no object is labelled with them.
 
     Raises:
         DataError: objects are labelled with classes that are not in `classes`.

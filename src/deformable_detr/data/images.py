@@ -1,8 +1,8 @@
-"""Image files to RGB pictures of eight bits, turned the way they are displayed; every failure names the file.
+"""Reading of image files: RGB of eight bits, in the orientation they are displayed in; every error names the file.
 
-Transparent pixels are laid over white, which is how people saw the picture when they drew its boxes. Sixteen-bit
-gray is scaled by its full range (65535 becomes 255), never stretched to its own darkest and brightest value, so that
-pictures stay comparable.
+Transparent pixels become white, which is how people saw the image when they drew its boxes. Sixteen-bit gray is
+scaled by its full range (65535 becomes 255), never by its own darkest and brightest value, so that images stay
+comparable.
 """
 
 import os
@@ -21,7 +21,7 @@ from deformable_detr.data.dataset import Sample
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".avif"}
 )
-"""Endings, in lower case, of the files taken for images when a folder is searched."""
+"""Endings, in lower case, of files that count as images when a folder is searched."""
 
 _ORIENTATION_TAG = 0x0112
 _TURN_UPRIGHT = {
@@ -33,7 +33,7 @@ _TURN_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's plugins are known to raise on damaged files. Warnings are here for programs that turn them into errors.
+# Errors that Pillow's plugins raise on damaged files. Warnings are here for programs that turn them into errors.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -53,11 +53,11 @@ _DAMAGED = (
 
 
 class SizeMismatchError(DataError):
-    """An image has another size than its annotation says, in every orientation it could be read in."""
+    """Error in an image's size: it is not the annotated one, neither as displayed nor as stored."""
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether the name ends like an image and is not hidden; the file itself is not opened."""
+    """Whether a file's name ends like an image's and is not hidden; the file itself is not opened."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
@@ -83,7 +83,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) as displayed, EXIF orientation applied; only the header is read.
+    """Size of an image as displayed, (width, height), with EXIF orientation applied; only the header is read.
 
     Raises:
         DataError: the file is missing or is not an image.
@@ -93,7 +93,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """The picture in RGB as displayed, whatever its orientation, palette, depth or transparency.
+    """Image of a file in RGB as displayed, whatever its orientation, palette, depth or transparency.
 
     Raises:
         DataError: the file is missing, is not an image, is cut off, or is far too large to be a photo.
@@ -103,21 +103,21 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def displayed(image: Image.Image) -> Image.Image:
-    """A picture that Pillow has opened or made, in RGB exactly as `load_image` reads its file.
+    """Image opened or made by Pillow, in RGB exactly as `load_image` reads its file.
 
-    An EXIF orientation that it still carries is applied, also to a picture that was turned by hand and kept it.
+    An EXIF orientation that the image still has is applied, even if the program has turned the image by itself.
 
     Raises:
-        DataError: Pillow had not decoded it yet, and cannot.
+        DataError: Pillow has not decoded the image yet, and cannot.
     """
     with _explained(getattr(image, "filename", None) or f"a picture of {image.width} x {image.height}"):
         return _displayed(image)
 
 
 def read_image(sample: Sample) -> Image.Image:
-    """The sample's picture in RGB, in the orientation its boxes were drawn in.
+    """Image of a sample in RGB, in the orientation its boxes were drawn in.
 
-    That is the displayed orientation if its size is the annotated one, else the stored orientation if that size is.
+    That is the displayed orientation if the annotated size fits it, else the stored orientation if it fits that.
 
     Raises:
         SizeMismatchError: neither size is the annotated one.
@@ -145,7 +145,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
-    """Whatever Pillow raises becomes one line that names the file."""
+    """Context in which an error of Pillow becomes one line that names the file."""
     try:
         yield
     except DataError:
@@ -169,7 +169,7 @@ def _displayed(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1 where there is none or the EXIF block is damaged."""
     try:
-        # The base method: PNG's own one decodes the whole picture to look behind it.
+        # The base method, because that of PNG decodes the whole image to find EXIF data behind it.
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except _DAMAGED:
         return 1
@@ -201,7 +201,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits by its full range; 32-bit integers as if they were 16 bits; floats 0..1, or 0..255 if above 1."""
+    """RGB of deep gray: integers by the range of 16 bits, floats by 0..1, or by 0..255 if any is above 1."""
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)

@@ -1,4 +1,4 @@
-"""Loader of batches: worker processes that read and transform, and an order that a seed decides."""
+"""Loader of batches: worker processes that read and transform images, in an order that the seed decides."""
 
 import atexit
 import os
@@ -29,10 +29,12 @@ from deformable_detr.data.torch_dataset import BadImage, Item, TransformedDatase
 
 
 class Collated(NamedTuple):
-    """What a worker sends: a batch, if any of its images could be read, and those that could not."""
+    """Result of a worker: a batch, and the images that could not be read."""
 
     batch: Batch | None
+    """Batch of the images that could be read; None if there is none."""
     bad_images: tuple[BadImage, ...]
+    """Images that could not be read."""
 
 
 def _collate_readable(results: Sequence[Item | BadImage]) -> Collated:
@@ -43,15 +45,15 @@ def _collate_readable(results: Sequence[Item | BadImage]) -> Collated:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of the samples that depends on seed and epoch alone."""
+    """Order of the samples in an epoch: a permutation that depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(seed_of(seed, epoch, 0))
     return torch.randperm(num_samples, generator=generator).tolist()
 
 
 def equal_size_batches(sizes_wh: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Positions in batches of equal size, so that nothing needs padding.
+    """Batches of positions whose images have equal sizes, so that nothing needs padding.
 
-    The largest come first: if memory does not suffice, that shows at once.
+    The largest images come first: if memory does not suffice, that shows at once.
     """
     groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for position, size_wh in enumerate(sizes_wh):
@@ -65,7 +67,7 @@ def equal_size_batches(sizes_wh: Sequence[tuple[int, int]], batch_size: int) -> 
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """The batches of the current epoch, from `epoch_order`; of several processes, this one's share of each.
+    """Sampler of the batches of an epoch, in `epoch_order`; with several processes, of this one's share of each.
 
     `drop_last` leaves out an incomplete last batch, unless it is the only one.
     """
@@ -76,7 +78,7 @@ class ShuffledBatches(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.start = 0
-        """The batch of the epoch to begin with."""
+        """First batch of the epoch that is read, counted from 0; a resumed epoch begins later."""
         self.ranks = ranks
         self.drop_last = drop_last and num_samples >= batch_size
 
@@ -92,33 +94,40 @@ class ShuffledBatches(Sampler[list[int]]):
 
 @dataclass(eq=False)
 class BatchLoader:
-    """Iterate for one epoch of batches; `set_epoch` first. A batch of which no image can be read is left out.
+    """Loader of batches: call `set_epoch`, then iterate over the batches of that epoch.
 
-    Several processes step together, so there such a share of a batch comes as `stand_in()` instead.
+    A batch of which no image can be read is left out. Several processes take every step together; there a `stand_in`
+    takes the place of such a batch.
 
-    An unreadable image raises `DataError` with one clear line, from whichever process it comes; with
+    An unreadable image raises `DataError` with one clear line, also if it was read in a worker process. With
     `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
     """
 
-    open_workers: Callable[[], DataLoader[Item | BadImage]]
+    start_workers: Callable[[], DataLoader[Item | BadImage]]
+    """Starts the worker processes."""
     source: TransformedDataset
+    """Transformed samples that the workers read."""
     batches: ShuffledBatches | list[list[int]]
+    """Positions of the samples in each batch."""
     skip_bad_images: bool
+    """Whether unreadable images are left out; else they raise `DataError`."""
     keep_step: bool = False
-    """Whether other processes count on a batch from this one at every step."""
+    """Whether other processes wait for a batch of this one at every step."""
     skipped: dict[int, str] = field(default_factory=dict)
-    """Position in the data set of each image left out so far, and why."""
+    """Reason for each image left out so far, by its position in the data set."""
     consumed: int = 0
-    """Batches of this epoch that have been asked for, also those of which no image could be read."""
+    """Number of batches taken from this epoch, with those of which no image could be read."""
     _workers: DataLoader[Item | BadImage] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the order and the random decisions of this epoch, for the iterations that begin after this.
+        """Set the epoch, which decides the order and all random numbers of the next iterations.
 
-        Training may begin at batch `start`; no image before it is read.
+        Args:
+            epoch: counted from 0.
+            start: first batch to read, from 0; training that resumes inside an epoch reads no image before it.
         """
         self.source.set_epoch(epoch)
         self.consumed = start
@@ -126,12 +135,12 @@ class BatchLoader:
             self.batches.epoch, self.batches.start = epoch, start
 
     def close(self) -> None:
-        """Let the worker processes go; a later iteration starts new ones."""
+        """End the worker processes; a later iteration starts new ones."""
         self._workers = None
 
     def __iter__(self) -> Iterator[Batch]:
         if self._workers is None:
-            self._workers = self.open_workers()
+            self._workers = self.start_workers()
         others = active_children()
         results = iter(self._workers)
         _ends_with_this_process(process for process in active_children() if process not in others)
@@ -165,26 +174,30 @@ def make_loader(
     ranks: Ranks = ALONE,
     epochs: int | None = None,
 ) -> BatchLoader:
-    """Batches for training if there is an `augmentation`, else for evaluation.
+    """Loader of batches, for training if there is an `augmentation`, else for evaluation.
 
     Training shuffles each epoch and drops an incomplete last batch unless it is the only one. Evaluation visits every
     image once, in batches of equal size, so that no result depends on an image's neighbours. Either way the batches
     depend on `seed` and epoch alone, not on `num_workers`.
 
     Args:
-        dataset: At least one sample, else `DataError`.
-        preprocessing: Of the model that will see the batches.
-        batch_size: Images per batch, at least 1.
-        augmentation: How to vary training images.
-        seed: Decides the order and every random variation.
-        num_workers: Processes that read and transform, never more than there are processors; 0 does it in this one.
-        skip_bad_images: Leave out and note what cannot be read, instead of raising `DataError`.
-        cache_bytes: Bound on the decoded images kept in memory, shared out among the workers; 0 keeps none.
-        pin_memory: Page-locked memory, for faster copies to a CUDA device.
-        ranks: Of several processes each gets its share: of every batch in training, every so-many-th batch in
-            evaluation. `batch_size` is that of all in training, and of each in evaluation.
-        epochs: Of the whole training; the last of them, `Augmentation.mixing_off`, are without mosaic and mixup. None
-            mixes in all.
+        dataset: at least one sample, else `DataError`.
+        preprocessing: of the model that gets the batches.
+        batch_size: images per batch, at least 1.
+        augmentation: variation of the training images.
+        seed: decides the order and every random variation.
+        num_workers: processes that read and transform, at most one for each CPU core; with 0 this process does it.
+        skip_bad_images: leave out and note images that cannot be read, instead of raising `DataError`.
+        cache_bytes: largest size of the decoded images kept in main memory, divided among the workers; 0 keeps none.
+        pin_memory: return batches in page-locked memory, for faster copies to a CUDA device.
+        ranks: of this process. With several, each gets its share: in training a part of every batch, in evaluation
+            every n-th batch of n processes. `batch_size` counts all processes in training, and each one in evaluation.
+        epochs: number of epochs of the whole training; the last ones have no mosaic and mixup, by the share
+            `Augmentation.mixing_off`. With None all epochs have them.
+
+    Raises:
+        ValueError: `batch_size` or `num_workers` is too small.
+        DataError: there is no image.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}; they need at least 1 and 0")
@@ -203,7 +216,7 @@ def make_loader(
     else:
         transform = training_transform(augmentation)
         batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True, ranks=ranks)
-    num_workers = min(num_workers, _usable_processors())
+    num_workers = min(num_workers, _usable_cores())
     source = TransformedDataset(
         dataset,
         transform,
@@ -212,7 +225,7 @@ def make_loader(
         cache_bytes=cache_bytes // max(1, num_workers),
         mixing_epochs=epochs - round(epochs * augmentation.mixing_off) if augmentation and epochs else None,
     )
-    open_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
+    start_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
         DataLoader,
         source,
         batch_sampler=batches,
@@ -221,19 +234,19 @@ def make_loader(
         worker_init_fn=_leave_interrupts_to_the_main_process if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        # Its own: else every epoch would take a number from the global one, which decides on dropout.
+        # A random generator of its own: else every epoch would take a number from the global one, which dropout uses.
         generator=torch.Generator().manual_seed(seed),
     )
-    return BatchLoader(open_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
+    return BatchLoader(start_workers, source, batches, skip_bad_images, augmentation is not None and ranks.together)
 
 
-def _usable_processors() -> int:
-    """Those this process may run on, where the system tells."""
+def _usable_cores() -> int:
+    """Number of CPU cores that this process may use, where the system tells; else of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, and so does a cluster's SIGTERM; only the main process should answer.
+    # Ctrl-C reaches all processes of the group, and so does a cluster's SIGTERM; only the main process should answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -242,9 +255,9 @@ _ending: WeakSet[BaseProcess] = WeakSet()
 
 
 def _ends_with_this_process(workers: Iterable[BaseProcess]) -> None:
-    # Those that are still there at the end get SIGTERM, which they leave alone, and would be waited for for ever.
+    # Workers that still run at exit get SIGTERM, ignore it, and would be waited for without end. So they are killed.
     _ending.update(workers)
-    # Registered last it is called first, before torch and multiprocessing begin to wait.
+    # What is registered last is called first: before torch and multiprocessing begin to wait.
     atexit.unregister(_end)
     atexit.register(_end)
 
@@ -256,13 +269,27 @@ def _end() -> None:
 
 
 @contextmanager
-def explained_worker_deaths() -> Iterator[None]:
-    """Turn what torch raises when a process that reads images dies into one clear line.
-
-    It may come at any moment, from a signal handler, and not only while a batch is waited for.
+def open_workers(loader: BatchLoader) -> Iterator[None]:
+    """Block in which a loader's worker processes may live; they end with it, and their deaths are explained.
 
     Raises:
         DataError: such a process died.
+    """
+    with explained_worker_deaths():
+        try:
+            yield
+        finally:
+            loader.close()
+
+
+@contextmanager
+def explained_worker_deaths() -> Iterator[None]:
+    """Context in which the death of a worker process becomes one clear line.
+
+    PyTorch raises its error from a signal handler, so it may come at any moment, not only while a batch is waited for.
+
+    Raises:
+        DataError: a worker process died.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Opens a data set of whatever format: says which it recognised and why, or lists what it looked for."""
+"""Opening of data sets in any known format, which is recognised; an error lists the files that were looked for."""
 
 import os
 from collections.abc import Callable
@@ -30,13 +30,17 @@ _FORMATS: dict[FormatName, _Format] = {
 def open_dataset(
     path: str | Path, *, split: str | None = None, format: FormatName | None = None, strict: bool = True
 ) -> DetectionDataset:
-    """Reads one split of the data set at `path`.
+    """One split of the data set at a path.
 
-    `path` is a folder, a COCO json or a YOLO yaml. Formats are tried in the order COCO, YOLO, VOC; where a folder
-    holds several, the first is read, `source` names the others and `format` selects one of them. Without `split`,
-    train is read if there is one, else the first there is. With `strict`, the first problem that would stop training
-    is raised; without, it is left in `problems`, and what it concerns is left out of the samples. A folder that holds
-    nothing but one folder stands for that one.
+    Formats are tried in the order COCO, YOLO, VOC. Where a folder holds several, the first is read and `source` names
+    the others. A folder with nothing but one folder in it stands for the inner folder.
+
+    Args:
+        path: a folder, a COCO json or a YOLO yaml.
+        split: name of the split; train if left out, else the first split there is.
+        format: one of the formats, where a folder holds several.
+        strict: raise the first problem that would stop training. Otherwise such problems are listed in `problems`, and
+            the images and objects that they concern are left out of the samples.
 
     Raises:
         DataError: no such path, no known format, no such split, a file that cannot be parsed, or a fatal problem.
@@ -61,9 +65,9 @@ def open_dataset(
 
 
 def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[str, ...]:
-    """Names of the splits: train, val, test as far as they are there, then others. Never empty.
+    """Names of the splits: train, val, test as far as they exist, then others; never empty.
 
-    A data set without splits has the one split train.
+    A data set without splits has one split, train.
 
     Raises:
         DataError: no such path or no known format.
@@ -72,7 +76,7 @@ def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[
 
 
 def recognise_format(path: str | Path, *, format: FormatName | None = None) -> FormatName:
-    """The format that `open_dataset` would read.
+    """Format that `open_dataset` would read.
 
     Raises:
         DataError: no such path or no known format.
@@ -81,7 +85,7 @@ def recognise_format(path: str | Path, *, format: FormatName | None = None) -> F
 
 
 def _recognise(path: str | Path, wanted: FormatName | None) -> tuple[FormatName, SplitLoaders, list[FormatName]]:
-    """The format to read, its splits, and the formats that are there as well."""
+    """Format to read, its splits, and the other formats that the folder holds."""
     # Absolute, so that parents exist for ".", and samples stay valid if the working directory changes.
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.exists(place):
@@ -106,7 +110,7 @@ def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, Spli
             splits = reader.find_splits(place)
         except (DataError, OSError) as error:
             if name != wanted and (wanted or found):
-                continue  # A format that will not be read need not be in order.
+                continue  # Errors in a format that will not be read do not matter.
             if isinstance(error, OSError):
                 raise _unreadable(place, error) from error
             raise
@@ -116,7 +120,7 @@ def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, Spli
 
 
 def _only_folder_in(place: Path) -> Path | None:
-    """The one folder within a folder: archives are often unpacked into one more than was meant."""
+    """Only folder within a folder, or None: archives are often unpacked into a folder more than was meant."""
     if not place.is_dir():
         return None
     try:

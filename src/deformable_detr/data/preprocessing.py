@@ -1,4 +1,4 @@
-"""Preprocessing: from a picture to the network's input, the same in training, evaluation and prediction."""
+"""Preprocessing of images to the network's input, the same in training, evaluation and prediction."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.geometry import (
@@ -20,14 +18,16 @@ from deformable_detr.data.augmentation.settings import _check_sides
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the network's input outside training. Checkpoints carry it, so weights and input agree."""
+    """Settings of the preprocessing: size and normalisation. Checkpoints carry them, so weights and input agree."""
 
     short_side: int = 800
+    """Length in pixels that the shorter side is resized to, outside training."""
     max_side: int = 1333
-    """No side becomes longer than this, even if the short side then misses `short_side`."""
+    """Longest side in pixels; it is kept even if the shorter side then stays below `short_side`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue in 0..1."""
+    """Mean of red, green and blue, for values in 0..1; by default that of ImageNet."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue, for values in 0..1; by default that of ImageNet."""
 
     def __post_init__(self) -> None:
         _check_sides("preprocessing", (self.short_side,), self.max_side)
@@ -38,23 +38,23 @@ class Preprocessing:
 
 
 def normalise(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "3 height width"]:
-    """The image at its present size as numbers: 0..1, minus the mean, divided by the standard deviation."""
-    pixels = tv.pil_to_tensor(image).to(torch.float32).div_(255)
+    """Image as numbers at its present size: 0..1, minus the mean, divided by the standard deviation."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(255)
     mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(preprocessing.std).view(3, 1, 1)
     return pixels.sub_(mean).div_(std)
 
 
 def to_model_input(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "3 height width"]:
-    """An RGB image of any size, resized as for evaluation and normalised."""
+    """Network input of an RGB image of any size: resized as for evaluation and normalised."""
     width, height = resized_wh(image.size, preprocessing.short_side, preprocessing.max_side)
     if (width, height) != image.size:
-        image = tv.resize(image, [height, width], interpolation=InterpolationMode.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return normalise(image, preprocessing)
 
 
 def to_picture(image: Float[Tensor, "3 height width"], preprocessing: Preprocessing) -> Image.Image:
-    """What `normalise` was given."""
+    """Image from normalised numbers, the inverse of `normalise`."""
     mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
     std = torch.tensor(preprocessing.std).view(3, 1, 1)
     pixels = (image * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8)

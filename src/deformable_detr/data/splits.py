@@ -1,4 +1,4 @@
-"""Which images a run learns from and which it is judged by, with the same class ids in both."""
+"""Training and validation images of a run, with the same class ids in both."""
 
 import os
 import random
@@ -14,17 +14,20 @@ _IMAGE_PROBLEMS = ("missing_image", "unreadable_image", "size_mismatch")
 
 
 class TrainingData(NamedTuple):
-    """Images to learn from and images to judge by, and in words where the latter came from."""
+    """Training images and validation images of a run."""
 
     train: DetectionDataset
+    """Images to learn from."""
     val: DetectionDataset
+    """Images to validate with."""
     origin: str
+    """Words that say where the validation images come from."""
     num_problems: int
-    """What the readers found wrong and mended or left out, in both."""
+    """Number of problems that the readers mended or left out, in both data sets."""
     num_bad_images: int
-    """Images among those that are missing or have another size."""
+    """Number of images left out because they are missing, cannot be read or have another size, in both data sets."""
     held_out: tuple[str, ...] = ()
-    """Where `val` is a share of the images to learn from: which, by path below the folder that all of them share."""
+    """Validation images that were held out of the training images, by path below the folder that all images share."""
 
 
 def open_training_data(
@@ -37,21 +40,21 @@ def open_training_data(
     skip_bad_images: bool,
     held_out: Sequence[str] | None = None,
 ) -> TrainingData:
-    """Training data of a path or of an open data set, with what they are judged by; classes are those of the former.
+    """Training and validation data from a path or an open data set; the classes are those of the training data.
 
-    Of a path it is the split "train", judged by the split "val" if there is one. Where neither that nor `val_data` is
-    there, a share of the images is held out and not learnt from. The split "test" is never looked at, unless `data` is
-    the very file of it.
+    A path gives its split "train", validated with its split "val" if there is one. Where there is neither that nor
+    `val_data`, a share of the training images is held out for validation. The split "test" is never read, unless
+    `data` is the file of that split.
 
     Args:
         data: a data set in any known format, or one that is already open.
-        val_data: what to judge by instead, of either kind; of a path, its split "val" or the only one there is.
-        format: of what is given as a path; recognised by itself if left out.
-        val_share: how much to hold out where there is nothing else to judge by.
+        val_data: data set to validate with, a path or an open one; a path gives its split "val" or its only split.
+        format: of the data sets given as paths; recognised if left out.
+        val_share: share of the training images to hold out where there are no other validation images, in 0..1.
         seed: decides which images are held out.
-        skip_bad_images: leave out images that the annotations of a path name but that are not there or have another
-            size.
-        held_out: those of an earlier time, which are held out again whatever has become of the others.
+        skip_bad_images: leave out images that the annotations of a path name but that are missing, cannot be read or
+            have another size.
+        held_out: `TrainingData.held_out` of an earlier start of the run; these images are held out again.
 
     Raises:
         DataError: a data set cannot be used, or `val_data` has objects of classes that `data` does not know.
@@ -76,7 +79,14 @@ def open_training_data(
 def open_split(
     path: str | Path, split: str | None, format: FormatName | None, skip_bad_images: bool
 ) -> DetectionDataset:
-    """One split. With `skip_bad_images` every problem but that of an image still stops it.
+    """One split of the data set at a path.
+
+    Args:
+        path: a folder, a COCO json or a YOLO yaml.
+        split: name of the split; train if left out, else the first split there is.
+        format: of the data set; recognised if left out.
+        skip_bad_images: leave out images that are missing, cannot be read or have another size. Any other fatal
+            problem is still raised.
 
     Raises:
         DataError: the data set cannot be used.
@@ -93,7 +103,7 @@ def open_split(
 def open_for_evaluation(
     path: str | Path, split: str | None, format: FormatName | None, skip_bad_images: bool
 ) -> DetectionDataset:
-    """The split named, or "val", or the only one there is.
+    """Split to evaluate on: the one that is named, else "val", else the only one there is.
 
     Raises:
         DataError: the data set cannot be used, or no split is named and several could be meant.
@@ -120,19 +130,21 @@ def pair(
     seed: int,
     held_out: Sequence[str] | None = None,
 ) -> TrainingData:
-    """`train` with `val`, or with a share of itself held out: at least one image, unless there is only one.
+    """Training data with its validation data: a given split, or a share of the training images that is held out.
+
+    At least one image is held out; a data set of one image is validated with that image.
 
     Args:
-        train: all images.
+        train: all images to learn from.
         val: the validation split, if there is one.
-        val_share: how much of `train` to hold out otherwise.
-        seed: decides which.
-        held_out: `TrainingData.held_out` of an earlier time. One image more or less would deal all of them anew, and
-            what was learnt from would be judged by.
+        val_share: share of `train` to hold out otherwise, in 0..1.
+        seed: decides which images are held out.
+        held_out: `TrainingData.held_out` of an earlier start of the run. It is needed because one image more or less
+            changes the whole random choice, and images already learnt from would then be used for validation.
 
     Raises:
-        DataError: no images, no classes, `val` has objects of classes that `train` does not know, or of the images
-            held out before, or of the others, none is left.
+        DataError: there are no images or no classes; `val` has objects of classes that `train` does not know; or none
+            or all of the images are those held out before.
     """
     source = train.source or "the data set"
     if len(train) == 0:
@@ -151,7 +163,7 @@ def pair(
             what = "none" if not out else "all"
             raise DataError(
                 f"{source}: of its {_images(len(train))} {what} were held out by this run, which began with "
-                f"{_images(len(held_out))} to judge by; is it another data set?"
+                f"{_images(len(held_out))} for validation; is it another data set?"
             )
         gone = f" ({len(held_out) - len(out)} more are gone)" if len(out) < len(held_out) else ""
     else:
@@ -167,14 +179,14 @@ def pair(
 
 
 def _below_all(dataset: DetectionDataset) -> list[str]:
-    """Path of each image below the folder that all of them share."""
+    """Path of each image, relative to the folder that all of them share."""
     paths = [Path(os.path.abspath(sample.path)) for sample in dataset.samples]
     root = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(root).as_posix() for path in paths]
 
 
 def _find(names: Sequence[str], dataset: DetectionDataset) -> set[int]:
-    """Indices of these images. If some are not where they were, all whose path ends so, wherever they are by now."""
+    """Indices of the named images; if some have moved, of all images whose path ends with one of the names."""
     wanted = set(names)
     found = {index for index, name in enumerate(_below_all(dataset)) if name in wanted}
     if len(found) == len(wanted):
@@ -206,7 +218,7 @@ def _training_data(
 
 
 def num_bad_images(dataset: DetectionDataset) -> int:
-    """Images the reader left out because they are missing or have another size."""
+    """Number of images that the reader left out: missing, unreadable or of another size."""
     return sum(problem.fatal and problem.kind in _IMAGE_PROBLEMS for problem in dataset.problems)
 
 

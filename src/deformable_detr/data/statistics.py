@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers: images, objects of each class, sizes of boxes."""
+"""Statistics of a data set: images, objects of each class, sizes of boxes."""
 
 from dataclasses import dataclass
 
@@ -9,39 +9,48 @@ from deformable_detr.data.dataset import MEDIUM_AREA, SMALL_AREA, DetectionDatas
 # Sides of squares, in pixels; each bin is twice as long as the one before.
 _SIDES = (8, 16, 32, 64, 128, 256, 512)
 SIDE_NAMES = (f"<{_SIDES[0]}", *(str(side) for side in _SIDES[:-1]), f"{_SIDES[-1]}+")
-"""The bins of `SplitStatistics.sides`, each by the side it begins with."""
+"""Names of the bins of `SplitStatistics.sides`, each by the side that it begins with, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStatistics:
-    """One split, after what cannot be used was left out. Crowd regions are counted apart from boxes of objects."""
+    """Statistics of one split, without what cannot be used; crowd regions are counted apart from boxes of objects."""
 
     source: str
+    """Format and files of the split, for people."""
     images: int
+    """Number of images."""
     boxes: int
+    """Number of boxes of single objects."""
     crowd_boxes: int
+    """Number of crowd regions."""
     images_without_objects: int
+    """Number of images without a box of a single object."""
     boxes_per_image: tuple[int, float, int]
-    """Fewest, median, most."""
+    """Fewest, median and most boxes of an image."""
     small: int
-    """By the area that the annotations give; COCO's sizes."""
+    """Number of boxes with an annotated area below `SMALL_AREA`."""
     medium: int
+    """Number of boxes with an annotated area from `SMALL_AREA` to below `MEDIUM_AREA`."""
     large: int
+    """Number of boxes with an annotated area from `MEDIUM_AREA` on."""
     sides: tuple[int, ...]
-    """Boxes by the square root of width x height; see `SIDE_NAMES`."""
+    """Number of boxes in each bin of the square root of width x height; `SIDE_NAMES` has the bins."""
     smallest_wh: tuple[int, int]
-    """Least width and least height of an image, in pixels, not necessarily of the same one."""
+    """Least width and least height of an image, in pixels, not necessarily of the same image."""
     largest_wh: tuple[int, int]
+    """Greatest width and greatest height of an image, in pixels, not necessarily of the same image."""
     boxes_per_class: dict[str, int]
+    """Number of boxes of each class, in the order of the classes."""
 
     @property
     def by_size(self) -> dict[str, int]:
-        """Boxes that are small, medium and large."""
+        """Number of small, medium and large boxes, by name."""
         return {"small": self.small, "medium": self.medium, "large": self.large}
 
 
 def statistics_of(dataset: DetectionDataset) -> SplitStatistics:
-    """Count what is there."""
+    """Statistics of a data set, counted over all its samples."""
     counts = np.array([int((~sample.is_crowd).sum()) for sample in dataset.samples] or [0])
     areas = np.concatenate([np.zeros(0), *(sample.areas[~sample.is_crowd] for sample in dataset.samples)])
     classes = np.concatenate([np.zeros(0, dtype=np.int64), *(s.class_ids[~s.is_crowd] for s in dataset.samples)])

@@ -1,4 +1,4 @@
-"""Drawn pictures with known boxes: a data set that needs no network, for the demonstration and for tests."""
+"""Synthetic data sets of drawn shapes with known boxes, for the demonstration and for tests; no download."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from deformable_detr.core.files import write_text
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 
 SHAPES = ("disc", "square", "triangle", "ring", "star", "cross")
-"""Every kind of object that can be drawn, in the order of their hues."""
+"""Names of all shapes that can be drawn, in the order of their hues."""
 
 _SUPERSAMPLING = 4
 _TRIES = 12
@@ -25,31 +25,37 @@ _RING_HOLE = 0.55
 
 
 class Scene(NamedTuple):
-    """One picture and what is in it. A box is tight around the part of its object inside the picture.
+    """Drawn image with its objects; each box is tight around the part of its object inside the image.
 
-    Where another object covers it the box goes on: at least 55 % of every object can be seen.
+    Parts that another object covers belong to the box. At least 55 % of every object can be seen.
     """
 
     image: Image.Image
+    """Image in RGB."""
     boxes_xyxy: Float[np.ndarray, "objects 4"]
+    """Left, top, right, bottom of each object in pixels."""
     class_ids: Int64[np.ndarray, "objects"]
+    """Class of each object: position in `SceneStyle.classes`."""
     areas: Float[np.ndarray, "objects"]
-    """Pixels of the shape inside the picture, covered or not; less than its box."""
+    """Pixels of each shape inside the image, covered or not; less than the area of its box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneStyle:
-    """What scenes look like. The defaults are easy enough for a small detector and a few minutes."""
+    """Settings of drawn images. The defaults are easy enough for a small detector and a few minutes."""
 
     size_wh: tuple[int, int] = (192, 144)
-    """The largest; pictures are up to a fifth smaller on each side, and one in three is turned to portrait."""
+    """Largest size in pixels; images are up to a fifth smaller on each side, and one in three is turned to portrait."""
     classes: tuple[str, ...] = SHAPES
+    """Shapes to draw, each a class."""
     most_objects: int = 6
+    """Largest number of objects in an image; the smallest is 1."""
     smallest: float = 0.14
-    """Diameter of the smallest object, as a share of the picture's shorter side."""
+    """Diameter of the smallest object, as a share of the image's shorter side."""
     largest: float = 0.62
+    """Diameter of the largest object, as a share of the image's shorter side."""
     own_colors: bool = True
-    """Each class keeps to its own range of hues, besides its shape; else any object has any colour, which is harder."""
+    """Whether each class has its own range of hues; else any object has any colour, which is harder."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.classes if name not in SHAPES]
@@ -65,7 +71,7 @@ class SceneStyle:
 class _Placed(NamedTuple):
     mask: Bool[np.ndarray, "height width"]
     num_pixels: float
-    """Of the whole shape, what lies outside the picture included."""
+    """Pixels of the whole shape, including those outside the image."""
     class_id: int
 
 
@@ -74,7 +80,10 @@ def draw_scenes(
 ) -> Path:
     """Write `train` and `val`, each with JPEG images and `_annotations.coco.json`; one seed gives one data set.
 
-    Returns the folder. The two splits share no picture, and a larger data set begins with the same pictures.
+    The two splits share no image, and a larger data set begins with the images of a smaller one.
+
+    Returns:
+        The folder, as a path.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -106,11 +115,12 @@ def _write_split(folder: Path, num_images: int, seed: tuple[int, int], style: Sc
 
 
 def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:
-    """One picture: a soft background, then the objects, large ones first."""
+    """One scene: a soft background, then the objects, large ones first."""
     width, height = (round(side * rng.uniform(0.8, 1.0)) for side in style.size_wh)
     if rng.random() < 1 / 3:
         width, height = height, width
     image = _background(rng, width, height)
+    # Sizes are uniform in the logarithm. Large objects come first, so that small ones are not hidden.
     num_objects = int(rng.integers(1, style.most_objects + 1))
     diameters = min(width, height) * np.exp(rng.uniform(np.log(style.smallest), np.log(style.largest), num_objects))
     placed: list[_Placed] = []
@@ -123,6 +133,7 @@ def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:
             canvas.paste(sprite, corner)
             _paint(rng, image, canvas, _hue(rng, style, class_id), diameter)
             placed.append(_Placed(_solid(canvas), float(_solid(sprite).sum()), class_id))
+    # Boxes follow from the masks: neither the cut at the border nor what covers an object needs a rule of its own.
     boxes = [_tight_box(one.mask) for one in placed]
     return Scene(
         image,
@@ -135,7 +146,7 @@ def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:
 def _free_corner(
     rng: np.random.Generator, sprite: Image.Image, placed: Sequence[_Placed], size_wh: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Where the sprite's left top may go so that enough of it and of everything below it stays visible."""
+    """Left top of a place for the sprite at which enough of it and of all below stays visible; None if not found."""
     shape = _solid(sprite)
     for _ in range(_TRIES):
         left, top = (
@@ -158,7 +169,7 @@ def _free_corner(
 
 
 def _sprite(rng: np.random.Generator, shape: str, diameter: float) -> Image.Image:
-    """The shape's coverage, 0..255, turned and a little stretched, in the smallest picture that holds it."""
+    """Coverage of a shape, 0..255, turned and a little stretched, in the smallest image that holds it."""
     angle = rng.uniform(0, 2 * pi)
     stretch = rng.uniform(0.82, 1.0)
     radius = diameter / 2 * _SUPERSAMPLING
@@ -182,7 +193,7 @@ def _sprite(rng: np.random.Generator, shape: str, diameter: float) -> Image.Imag
 
 
 def _corners(shape: str) -> list[tuple[float, float]]:
-    """On or within the unit circle."""
+    """Corners of a shape, on or within the unit circle."""
     if shape == "square":
         return _regular(4)
     if shape == "triangle":
@@ -212,17 +223,20 @@ def _hue(rng: np.random.Generator, style: SceneStyle, class_id: int) -> float:
 
 
 def _paint(rng: np.random.Generator, image: Image.Image, coverage: Image.Image, hue: float, diameter: float) -> None:
-    """A soft shadow, the texture through the coverage, and a darker rim."""
+    """Paint an object: a soft shadow, the texture where the shape covers the image, and a darker rim."""
+    # A shadow to the right and below, blurred in proportion to the object.
     blur = max(1.0, diameter / 18)
     shadow = Image.new("L", image.size)
     shadow.paste(coverage, (round(blur), round(1.5 * blur)))
     shadow = shadow.filter(ImageFilter.GaussianBlur(blur)).point(lambda value: value * 0.45)
     image.paste((12, 14, 22), mask=shadow)
+    # The texture mixes a light and a dark colour of one hue.
     light = _color(hue, rng.uniform(0.65, 0.95), rng.uniform(0.85, 1.0))
     dark = _color(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.8, 1.0), rng.uniform(0.4, 0.6))
     mix = _texture(rng, image.size, diameter)[..., None]
     pixels = (mix * light + (1 - mix) * dark).round().astype(np.uint8)
     image.paste(Image.fromarray(pixels), mask=coverage)
+    # The rim is what a minimum filter takes off the coverage.
     width = 2 * max(1, round(diameter / 40)) + 1
     inside = np.asarray(coverage.filter(ImageFilter.MinFilter(width)), dtype=np.int16)
     rim = np.asarray(coverage, dtype=np.int16) - inside
@@ -230,7 +244,7 @@ def _paint(rng: np.random.Generator, image: Image.Image, coverage: Image.Image, 
 
 
 def _texture(rng: np.random.Generator, size_wh: tuple[int, int], diameter: float) -> Float[np.ndarray, "height width"]:
-    """Share of the light colour, 0..1: stripes, dots, a chequerboard, a gradient or plain."""
+    """Share of the light colour at each pixel, 0..1: stripes, dots, a chequerboard, a gradient or plain."""
     angle = rng.uniform(0, 2 * pi)
     y, x = np.mgrid[: size_wh[1], : size_wh[0]].astype(np.float64)
     along, across = x * cos(angle) + y * sin(angle), y * cos(angle) - x * sin(angle)
@@ -251,7 +265,7 @@ def _texture(rng: np.random.Generator, size_wh: tuple[int, int], diameter: float
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Two muted colours in a gradient, clouds, and fine grain."""
+    """Background image: two muted colours in a gradient, clouds, and fine grain."""
     angle = rng.uniform(0, 2 * pi)
     y, x = np.mgrid[:height, :width]
     slope = (x / width - 0.5) * cos(angle) + (y / height - 0.5) * sin(angle) + 0.5
@@ -265,7 +279,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
 
 
 def _color(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
-    """Red, green, blue in 0..255; hue, saturation and value in 0..1."""
+    """Red, green and blue in 0..255 of a colour with hue, saturation and value in 0..1."""
     sector = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
     return 255 * value * (1 - saturation * np.minimum(sector, 4 - sector).clip(0, 1))
 

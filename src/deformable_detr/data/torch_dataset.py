@@ -1,4 +1,4 @@
-"""Samples of a data set as the network gets them: read, varied, normalised; the same from whichever process."""
+"""Samples of a data set as the network gets them: read, augmented and normalised, with equal results in any process."""
 
 from functools import partial
 from typing import NamedTuple
@@ -21,33 +21,38 @@ from deformable_detr.data.rng import uniform_integer
 
 
 class BadImage(NamedTuple):
-    """An image that could not be read, as a value: an exception loses its one clear line between processes."""
+    """Image that could not be read, as a value: an exception would lose its one clear line between processes."""
 
     sample_index: int
+    """Position in the data set."""
     message: str
+    """Sentence that names the file and says what is wrong."""
 
 
 class Item(NamedTuple):
-    """One image ready for the network, with what is needed to find its way back."""
+    """Image ready for the network, with its target, its position and its original size."""
 
     image: Float[Tensor, "3 height width"]
+    """Normalised image."""
     target: Target
+    """Ground truth, in 0..1 of the image as it is now."""
     sample_index: int
-    """Position in the data set; of an image made of several, that of the first."""
+    """Position in the data set; for an image made of several, position of the first."""
     original_wh: tuple[int, int]
+    """Width and height in pixels before any transform."""
     bad_images: tuple[BadImage, ...] = ()
-    """Those that should have been mixed in and could not be read; others took their place."""
+    """Images that should have been mixed in and could not be read; others took their place."""
 
 
 def seed_of(*numbers: int) -> int:
-    """A well mixed 64-bit seed that depends on every number and on their order."""
+    """Seed of 64 well mixed bits that depends on every number and on their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class TransformedDataset(Dataset[Item | BadImage]):
-    """Samples read, transformed and normalised; crowd regions are left out of the targets.
+    """Data set of samples read, transformed and normalised; crowd regions are left out of the targets.
 
-    Random decisions depend on seed, epoch and position alone: not on the number of workers or the order of access.
+    Random numbers depend on seed, epoch and position alone: not on the number of workers or the order of access.
     An image that cannot be read comes back as a `BadImage`; the caller decides whether that is an error.
     """
 
@@ -61,15 +66,15 @@ class TransformedDataset(Dataset[Item | BadImage]):
         cache_bytes: int = 0,
         mixing_epochs: int | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Data set that has read nothing yet.
 
         Args:
-            dataset: What to read.
-            transform: What to make of it.
-            preprocessing: Its mean and standard deviation.
-            seed: Decides, with epoch and position, everything random.
-            cache_bytes: Bound on the decoded images kept in memory, in each process separately; 0 keeps none.
-            mixing_epochs: How many epochs, from the first, may mix images; None is all.
+            dataset: samples to read.
+            transform: transform of each image and its boxes.
+            preprocessing: mean and standard deviation to normalise with.
+            seed: decides all random numbers, together with epoch and position.
+            cache_bytes: largest size of the decoded images kept in main memory, by each process; 0 keeps none.
+            mixing_epochs: number of epochs, from the first, that may mix images; None is all.
         """
         self.dataset = dataset
         self.transform = transform
@@ -82,7 +87,7 @@ class TransformedDataset(Dataset[Item | BadImage]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on, the random decisions of this epoch; running workers included."""
+        """Set the epoch, which decides the random numbers from now on, also in workers that run already."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -113,7 +118,7 @@ class TransformedDataset(Dataset[Item | BadImage]):
         )
 
     def _draw(self, bad_images: list[BadImage], index: int, generator: torch.Generator) -> Example:
-        """Any sample, or the next that can be read; `index` is known to be readable."""
+        """Random sample, or the next one that can be read; `index` is known to be readable."""
         position = uniform_integer(0, len(self) - 1, generator)
         while position != index:
             try:

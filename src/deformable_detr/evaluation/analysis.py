@@ -1,4 +1,4 @@
-"""What the detections on a data set say beyond their AP: thresholds, confusion, kinds of errors, calibration, sizes."""
+"""Analysis of the detections on a data set beyond AP: thresholds, confusion, kinds of errors, calibration, sizes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,91 +12,109 @@ from deformable_detr.evaluation.box_outcomes import FAR, OVERLAP, FoundBoxes, Tr
 from deformable_detr.evaluation.coco_metrics import category_ranks, coco_ground_truth, evaluated, to_coco_results
 from deformable_detr.evaluation.evaluate import EvaluationReport
 
-# Rounded as scores are: 0.3 as a float32 is not below 0.3 to `predict`, and must not be here.
+# Rounded to float32 as scores are. `predict` keeps a score of 0.3 at a threshold of 0.3; here it has to count, too.
 THRESHOLDS = (np.arange(1, 100) / 100).astype(np.float32).astype(np.float64)
-"""Scores that are tried; two digits, as people write them after --threshold."""
+"""Score thresholds that are tried: 0.01, 0.02 ... 0.99, ascending."""
 _CONFIDENT = 0.1
 _BINS = 10
 
 
 class Curves(NamedTuple):
-    """Of one class, or of all: precision, recall and F1 over the score threshold, and precision over recall."""
+    """Curves of one class, or means of all: precision, recall, F1 over the threshold; precision over recall."""
 
     name: str
+    """Name of the class; "all classes" for the means."""
     num_objects: int
+    """Objects to find; crowd regions do not count."""
     recalls: Float[np.ndarray, "101"]
+    """Recalls 0, 0.01 ... 1, ascending."""
     precision_at: Float[np.ndarray, "101"]
-    """COCO's: the best precision at this recall or a higher one; not a number without objects."""
+    """Precision at each of `recalls`, 0..1, as COCO defines it: the best at this recall or a higher one; NaN without
+    objects."""
     precision: Float[np.ndarray, "thresholds"]
-    """Not a number where nothing has such a score."""
+    """Precision at each of `THRESHOLDS`, 0..1; NaN where no detection has such a score."""
     recall: Float[np.ndarray, "thresholds"]
+    """Recall at each of `THRESHOLDS`, 0..1; NaN without objects."""
     f1: Float[np.ndarray, "thresholds"]
+    """F1 at each of `THRESHOLDS`, 0..1."""
 
     @property
     def best(self) -> int:
-        """Position in `THRESHOLDS` of the highest F1; in the middle where several are equal, away from the brink."""
+        """Position in `THRESHOLDS` of the highest F1; the middle one where several are equally high."""
         equal = np.flatnonzero(self.f1 == self.f1.max())
         return int(equal[len(equal) // 2])
 
     @property
     def threshold(self) -> float:
-        """The score threshold of the highest F1."""
+        """Score threshold of the highest F1."""
         return float(THRESHOLDS[self.best])
 
 
 class Calibration(NamedTuple):
-    """How far scores are from the share of detections that are right."""
+    """Calibration of the scores: mean score and share of right detections in ten bins of the score."""
 
     counts: list[int]
-    """Detections with a score in 0..0.1, 0.1..0.2, ..."""
+    """Number of detections with a score in 0..0.1, 0.1..0.2, ... 0.9..1."""
     scores: list[float]
-    """Their mean score, not a number without any."""
+    """Mean score in each bin, 0..1; NaN in an empty bin."""
     shares: list[float]
-    """The share that found an object."""
+    """Share of the detections in each bin that found an object, 0..1; NaN in an empty bin."""
     error: float
-    """Expected calibration error: the distance of the two, averaged over all detections."""
+    """Expected calibration error, 0..1: distance between mean score and share, averaged over all detections."""
     confident_error: float
-    """The same over detections with a score of at least 0.1: most of the others are rightly near 0 and flatter."""
+    """Expected calibration error over detections with a score of at least 0.1. The many with a score near 0 are
+    rightly so, and make `error` look better."""
 
 
 class Errors(NamedTuple):
-    """One kind of error."""
+    """Errors of one kind."""
 
     name: str
+    """Name of the kind, for people."""
     meaning: str
+    """Explanation of the kind, for people."""
     lost: float | None
-    """AP50 that mending all of them would gain; None without detections."""
+    """AP50, 0..1, that would be gained if all errors of this kind were repaired; None without detections."""
     at_threshold: int
-    """How many there are at the threshold."""
+    """Number of these errors at the threshold."""
 
 
 class SizeGroup(NamedTuple):
-    """Objects of one of COCO's sizes."""
+    """Accuracy on objects of one of COCO's sizes."""
 
     name: str
+    """Name of the size: "small", "medium" or "large"."""
     ap: float
+    """AP, 0..1; -1 without objects of this size."""
     ar: float
+    """AR with 100 detections per class and image, 0..1; -1 without objects of this size."""
     objects: int
+    """Number of objects of this size."""
     found: int
-    """At the threshold."""
+    """Number of these that are found at the threshold."""
 
 
 class Analysis(NamedTuple):
-    """All that a report shows of the detections on a data set."""
+    """Findings about the detections on a data set, all that a report shows."""
 
     found: FoundBoxes
+    """Every detection that counts."""
     truth: TrueBoxes
+    """Every object, and whether it was found."""
     classes: list[Curves]
-    """In the order of the data set's classes."""
+    """Curves of each class, in the order of the data set's classes."""
     overall: Curves
-    """Means over the classes that have objects."""
+    """Curves averaged over the classes that have objects."""
     threshold: float
-    """The score threshold of the highest mean F1; what is counted is counted at it."""
+    """Score threshold of the highest mean F1. Everything that is counted is counted at this threshold."""
     confusion: Int[np.ndarray, "truth found"]
-    """Rows: what is there; columns: what was found there. The last of each is nothing."""
+    """Number of pairs of true class (row) and found class (column). The last row and column stand for nothing."""
     errors: list[Errors]
+    """Errors of each kind; empty without objects."""
     calibration: Calibration
+    """Calibration of the scores."""
     sizes: list[SizeGroup]
+    """Accuracy on small, medium and large objects."""
 
 
 _KINDS = {
@@ -110,7 +128,8 @@ _KINDS = {
 
 
 def analyse(report: EvaluationReport) -> Analysis:
-    """Match detections and objects once, and read everything from that."""
+    """Analyse the detections of an evaluation."""
+    # Every box is matched once, with the detections of all scores: curves, calibration and sizes need them.
     dataset, detections = report.dataset, report.detections
     evaluation = _evaluated(detections, dataset)
     found, truth = match(evaluation, detections, dataset)
@@ -120,10 +139,12 @@ def analyse(report: EvaluationReport) -> Analysis:
         _curves(name, class_id, precision[:, ranks[category_id]], found, truth)
         for class_id, (name, category_id) in enumerate(zip(report.metrics.per_class, dataset.category_ids, strict=True))
     ]
+    # Confusion and the counts of errors are about a detector in use, so only about detections at the threshold.
     overall = _mean_curves([one for one in classes if one.num_objects])
     chosen = _above(detections, dataset, found, overall.threshold)
     strict = _evaluated(chosen, dataset)
     matrix = np.asarray(strict.confusion_matrix(iou_thr=OVERLAP)["matrix"]).astype(np.int64)
+    # From the order of category ids to that of the data set's classes.
     order = [ranks[category_id] for category_id in dataset.category_ids] + [len(ranks)]
     return Analysis(
         found=found,
@@ -145,7 +166,7 @@ def _evaluated(detections: Sequence[Detections], dataset: DetectionDataset) -> A
 def _above(
     detections: Sequence[Detections], dataset: DetectionDataset, found: FoundBoxes, threshold: float
 ) -> list[Detections]:
-    """The detections that count and have such a score. hotcoco's confusion matrix does not know crowd regions."""
+    """Detections at or above the threshold, without those in crowd regions, which hotcoco's confusion matrix counts."""
     kept = found.scores >= threshold
     image, row = found.image[kept], found.row[kept]
     ends = np.searchsorted(image, np.arange(len(detections) + 1))
@@ -175,12 +196,12 @@ def _curves(
 
 
 def _count_from(scores: Float[np.ndarray, "detections"]) -> Float[np.ndarray, "thresholds"]:
-    """How many scores are at or above each threshold."""
+    """Number of scores at or above each threshold."""
     return len(scores) - np.searchsorted(np.sort(scores), THRESHOLDS, side="left").astype(np.float64)
 
 
 def _mean_curves(classes: Sequence[Curves]) -> Curves:
-    """Precision where nothing was found does not count into the mean."""
+    """Curves averaged over classes; a class without detections at a threshold has no part in the mean precision."""
     none = np.full(len(THRESHOLDS), np.nan)
     precision, count = none.copy(), np.zeros(len(THRESHOLDS))
     for one in classes:

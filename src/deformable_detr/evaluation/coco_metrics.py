@@ -1,4 +1,4 @@
-"""How good detections are: COCO's twelve numbers and each class's own, as pycocotools defines them."""
+"""COCO metrics of detections: the twelve numbers and those of each class, as pycocotools defines them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,46 +15,64 @@ from deformable_detr.data.formats.coco_document import to_document
 
 
 class ClassMetrics(NamedTuple):
-    """One class's average precision and recall, 0..1; -1 where the data set has no object of it."""
+    """Average precision and recall of one class, 0..1; -1 where the data set has no object of it."""
 
     ap: float
+    """AP, the mean over IoU thresholds 0.50, 0.55 ... 0.95."""
     ap50: float
+    """AP at an IoU threshold of 0.50."""
     ap75: float
+    """AP at an IoU threshold of 0.75."""
     ar: float
+    """Recall with 100 detections per image, the mean over the IoU thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """COCO's twelve numbers, 0..1; -1 where there is no object to find (none at all, or none of that size).
 
-    AP is the mean over classes and over overlaps 0.50, 0.55 ... 0.95; small, medium and large are by area, the borders
-    being 32 x 32 and 96 x 96 pixels; AR is the recall reached with so many detections per class and image.
+    AP is the mean over classes and over the IoU thresholds 0.50, 0.55 ... 0.95. AR is the recall reached with a given
+    number of detections per class and image, the mean over the same. Small objects have an area below 32 x 32 pixels,
+    large ones of 96 x 96 pixels or more.
     """
 
     ap: float
+    """AP over all sizes."""
     ap50: float
+    """AP at an IoU threshold of 0.50."""
     ap75: float
+    """AP at an IoU threshold of 0.75."""
     ap_small: float
+    """AP of small objects."""
     ap_medium: float
+    """AP of medium objects."""
     ap_large: float
+    """AP of large objects."""
     ar_1: float
+    """AR with 1 detection."""
     ar_10: float
+    """AR with 10 detections."""
     ar_100: float
+    """AR with 100 detections."""
     ar_small: float
+    """AR with 100 detections, small objects."""
     ar_medium: float
+    """AR with 100 detections, medium objects."""
     ar_large: float
+    """AR with 100 detections, large objects."""
     per_class: dict[str, ClassMetrics] = field(default_factory=dict)
-    """In the order of the data set's classes; a name that occurs twice gets its category id added."""
+    """Metrics by class name, in the order of the data set's classes; a name that occurs twice has its category id
+    added."""
 
     def twelve(self) -> dict[str, float]:
-        """The twelve numbers by name, in COCO's order."""
+        """COCO's twelve numbers by name, in COCO's order."""
         return {name: value for name, value in asdict(self).items() if name != "per_class"}
 
     def value(self, name: str) -> float:
-        """One of the twelve, or of a class, as in "cat/ap".
+        """Metric by its name: one of the twelve, such as "ap50", or of a class, such as "cat/ap".
 
         Raises:
-            ConfigError: there is no such number or class.
+            ConfigError: there is no such metric or class.
         """
         check_metric_name(name)
         class_name, slash, kind = name.rpartition("/")
@@ -66,10 +84,10 @@ class Metrics:
 
 
 def check_metric_name(name: str) -> None:
-    """Refuse what `Metrics.value` cannot know, whatever the classes are.
+    """Refuse a name that is no metric for any data set; see `Metrics.value`.
 
     Raises:
-        ConfigError: lists what there is.
+        ConfigError: the name is unknown; the message lists the known ones.
     """
     twelve = [one.name for one in fields(Metrics) if one.name != "per_class"]
     _, slash, kind = name.rpartition("/")
@@ -81,19 +99,26 @@ def check_metric_name(name: str) -> None:
 
 
 def coco_metrics(detections: Sequence[Detections], dataset: DetectionDataset) -> Metrics:
-    """Compare detections with the ground truth, one entry of `detections` for each sample and in their order.
+    """COCO metrics of detections on a data set.
 
-    Crowd regions and the samples' `areas` count as COCO wants it: what overlaps a crowd is not held against the
-    detector. At most 100 detections per class and image count.
+    A detection that overlaps a crowd region does not count as wrong. Sizes are by the samples' `areas`. At most 100
+    detections per class and image count.
+
+    Args:
+        detections: one entry for each sample, in the order of the samples.
+        dataset: the ground truth.
     """
     return metrics_from_coco(coco_ground_truth(dataset), to_coco_results(detections, dataset))
 
 
 def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Metrics:
-    """The same from COCO's own forms: an annotation file's content and a result file's.
+    """COCO metrics of a result file's content against an annotation file's content.
 
-    Detections of an image or category that the ground truth does not list are a `DataError`. Annotation ids play no
-    part: pycocotools takes an object with id 0 for one that is never found.
+    Annotation ids play no part. With pycocotools they do: there an object with id 0 is never found.
+
+    Raises:
+        DataError: there is nothing to evaluate, ids are not unique, or a detection is of an image or category that the
+            ground truth does not list.
     """
     evaluation = evaluated(ground_truth, results)
     ranks = category_ranks([category["id"] for category in ground_truth["categories"]])
@@ -107,9 +132,10 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
 
 
 def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Any:
-    """hotcoco's evaluation of COCO's own forms, accumulated, for what else can be read from it.
+    """Evaluation by hotcoco, accumulated; more than the metrics can be read from it.
 
-    In it, images and categories have their ranks as ids, from 1; annotations and detections their positions, from 1.
+    Inside it, the ids of images and categories are their ranks, from 1. The ids of annotations and detections are
+    their positions, from 1.
 
     Raises:
         DataError: see `metrics_from_coco`.
@@ -128,15 +154,24 @@ def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
 
 
 def category_ranks(category_ids: Sequence[int]) -> dict[int, int]:
-    """Each category's place in the arrays of `evaluated`, from 0."""
+    """Position of each category in the arrays of `evaluated`, from 0, by category id."""
     return {id_: rank - 1 for id_, rank in _ranks("category", category_ids).items()}
 
 
 def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset) -> list[dict[str, Any]]:
-    """The list that COCO's result files hold: image id, category id, box as left, top, width, height, and score.
+    """Detections as the entries of a COCO result file.
 
-    One entry of `detections` for each sample and in their order. Ids are the source's own. Numbers are the exact values
-    of the tensors, so that a file written and read again gives the same metrics.
+    Numbers are the exact values of the tensors: a file that is written and read again gives the same metrics.
+
+    Args:
+        detections: one entry for each sample, in the order of the samples.
+        dataset: the images; their ids and the category ids are used.
+
+    Returns:
+        For each detection its image id, category id, box as left, top, width and height in pixels, and score.
+
+    Raises:
+        ValueError: there are more or fewer entries than images.
     """
     if len(detections) != len(dataset):
         raise ValueError(f"there are detections for {len(detections)} images, the data set has {len(dataset)}")
@@ -148,12 +183,12 @@ def to_coco_results(detections: Sequence[Detections], dataset: DetectionDataset)
 
 
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
-    """The data set in COCO's form with the source's own ids, as an evaluator reads it."""
+    """Content of a COCO annotation file for the data set, with the ids of its source."""
     return to_document(dataset, [sample.path.name for sample in dataset.samples])
 
 
 def _ranks(what: str, ids: Sequence[int]) -> dict[int, int]:
-    """Each id's rank, from 1. So any integers will do as ids, and equal scores keep COCO's order, that of ids."""
+    """Rank of each id, from 1. Ranks allow any integers as ids, and keep COCO's order where scores are equal."""
     ranks = {id_: rank for rank, id_ in enumerate(sorted(ids), start=1)}
     if len(ranks) < len(ids):
         twice = next(id_ for id_, count in Counter(ids).items() if count > 1)
@@ -203,7 +238,11 @@ def _summary(
     recall: Float[np.ndarray, "thresholds categories areas limits"],
     categories: Sequence[tuple[int, dict[str, Any]]],
 ) -> Metrics:
-    """Areas: all, small, medium, large. Limits: 1, 10, 100. `categories` come with their positions in the arrays."""
+    """Metrics from the arrays of an evaluation.
+
+    Areas are all, small, medium and large; limits are 1, 10 and 100 detections. Categories come with their positions in
+    the arrays.
+    """
     names = Counter(category["name"] for _, category in categories)
     per_class = {}
     for position, category in categories:
@@ -228,7 +267,7 @@ def _summary(
 
 
 def _mean(values: Float[np.ndarray, "..."]) -> float:
-    """Over what is defined; -1 if nothing is."""
+    """Mean of the values that are defined; -1 if none is."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 

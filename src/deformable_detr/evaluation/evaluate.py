@@ -1,4 +1,4 @@
-"""A detector against a data set: COCO's twelve numbers and every class's own."""
+"""Evaluation of a detector on a data set: COCO's twelve numbers and those of each class."""
 
 import time
 from dataclasses import dataclass
@@ -20,18 +20,20 @@ _MAX_DETECTIONS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """What a detector reached on a data set."""
+    """Result of an evaluation."""
 
     metrics: Metrics
+    """COCO's twelve numbers and those of each class."""
     detections: list[Detections]
-    """One for each image of `dataset`, class ids being the detector's."""
+    """Detections in each image of `dataset`, in the order of the images, with the detector's class ids."""
     dataset: DetectionDataset
-    """The images that were evaluated, with the detector's classes."""
+    """Images that were evaluated, with the detector's classes."""
     skipped: dict[str, str]
-    """Path of each image that could not be read, and why."""
+    """Reason for each image that could not be read, by the path of the image."""
     num_skipped: int
-    """Those, and the ones left out already when the data set was opened."""
+    """Number of images in `skipped`, and of those that were left out when the data set was opened."""
     seconds: float
+    """Duration of the evaluation."""
 
 
 def evaluate(
@@ -46,31 +48,36 @@ def evaluate(
     reporter: Reporter | None = None,
     ranks: Ranks = ALONE,
 ) -> EvaluationReport:
-    """Detect in every image, without a score threshold, and compare.
+    """Evaluate a detector on a data set: detect in every image without a score threshold, and compare.
 
-    Several processes share the batches, and each gets the same report, that of one process to the last bit.
+    Several processes share the batches. Each gets the same report, equal to that of a single process to the last bit.
 
     Args:
-        detector: what to judge.
-        data: a data set in any known format, or one that is already open; its classes are matched to the detector's by
+        detector: the detector to evaluate.
+        data: path of a data set in any known format, or an open data set. Its classes are matched to the detector's by
             name.
-        split: which part of a path; "val" if left out, or all there is if it has no parts.
-        format: of a path; recognised by itself if left out.
-        batch_size: images of equal size that go through the network together, at most; no result depends on it.
-        num_workers: processes that read images; 0 reads them in this one.
-        skip_bad_images: leave out, and list, what is missing or cannot be read, instead of raising.
-        reporter: is told how far it is.
+        split: split to evaluate, if `data` is a path: "val" if left out, or all images if there are no splits.
+        format: format of the data set, if `data` is a path; recognised automatically if left out.
+        batch_size: most images of equal size that go through the network together; the result does not depend on it.
+        num_workers: processes that read images; 0 reads them in this process.
+        skip_bad_images: leave out and list images that are missing or cannot be read, instead of raising.
+        reporter: receives messages and the progress.
         ranks: the processes that share the work.
+
+    Returns:
+        Metrics, and the detections they come from.
 
     Raises:
         CheckpointError: the data set has objects of classes the detector does not know.
         ConfigError: `split` or `format` is given for a data set that is already open.
         DataError: the data set cannot be used or has no such split, an image cannot be read, or none is left.
     """
+    # Open the data, in the detector's class ids.
     reporter = reporter or Silence()
     started = time.monotonic()
-    dataset = match_classes(detector, _opened(data, split, format, skip_bad_images, reporter))
-    detector.model.eval()  # it may come from the middle of a training
+    dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
+    # Detect in this process' share of the images. The network may come from the middle of a training.
+    detector.model.eval()
     loader = make_loader(
         dataset,
         detector.preprocessing,
@@ -86,6 +93,7 @@ def evaluate(
             found.update(zip(batch.sample_indices, detections, strict=True))
             done = min(len(found) * ranks.size, len(dataset))
             reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
+    # Put together what all processes found, in the order of the images: the report must not depend on their number.
     found = {index: one for part in ranks.gathered(found) for index, one in part.items()}
     unreadable = {index: why for part in ranks.gathered(loader.skipped) for index, why in part.items()}
     if not found:
@@ -103,13 +111,19 @@ def evaluate(
     )
 
 
-def _opened(
+def opened(
     data: str | Path | DetectionDataset,
     split: str | None,
     format: FormatName | None,
     skip_bad_images: bool,
     reporter: Reporter,
 ) -> DetectionDataset:
+    """Data set to evaluate on, opened if `data` is a path; the arguments are those of `evaluate`.
+
+    Raises:
+        ConfigError: `split` or `format` is given for a data set that is already open.
+        DataError: the data set cannot be used or has no such split.
+    """
     if not isinstance(data, DetectionDataset):
         dataset = open_for_evaluation(data, split, format, skip_bad_images)
         reporter.say(f"data: {dataset.source}, {len(dataset)} images")
@@ -121,17 +135,17 @@ def _opened(
 
 
 def match_classes(detector: Detector, dataset: DetectionDataset) -> DetectionDataset:
-    """The data set with the detector's class ids.
+    """Data set with the detector's class ids.
 
     Raises:
-        CheckpointError: it has objects of classes the detector does not know; both counts and the names are given.
+        CheckpointError: there are objects of classes that the detector does not know; the message names all classes.
     """
     try:
         return align_classes(dataset, detector.classes, detector.category_ids)
     except DataError as error:
         raise CheckpointError(
             f"the checkpoint has {_classes(detector.classes)}, the data set has {_classes(dataset.classes)}; "
-            "it can be judged by the classes it knows only"
+            "it can be evaluated only on classes that it knows"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A trained model with its class names: images in, detections out."""
+"""Detector: a trained network with its classes and preprocessing, from images to detections."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,26 +18,29 @@ from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
 
 DEFAULT_THRESHOLD = 0.5
+"""Default of the lowest score that is kept, in 0..1."""
 
 
 class _Prepared(NamedTuple):
+    """Preprocessed image, ready for a batch."""
+
     image: Tensor
     size_wh: tuple[int, int]
-    """Of the original image."""
+    """Width and height of the original image, in pixels."""
 
 
 class Detector:
-    """Finds objects in images. What it finds in one image never depends on the images beside it.
+    """Detector of objects in images. The detections in an image never depend on the other images of a call.
 
     Args:
         model: the network; it is moved to `device` and put into evaluation mode.
-        classes: names, by class id.
-        category_ids: the training data's own numbers for the classes.
-        preprocessing: what the network was trained to see.
-        device: "auto" is a CUDA device if there is one, else the CPU.
+        classes: class names by class id.
+        category_ids: category ids of the training data, by class id.
+        preprocessing: preprocessing that the network was trained with.
+        device: "cpu", "cuda", "cuda:1" and so on; "auto" is a CUDA device if there is one, else the CPU.
 
     Raises:
-        BackendError: the device does not exist here.
+        BackendError: this machine does not have the device.
     """
 
     def __init__(
@@ -47,16 +50,16 @@ class Detector:
         category_ids: Sequence[int],
         preprocessing: Preprocessing,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ) -> None:
-        self.device = choose_device(device)
+        self.device = choose_device(device) if isinstance(device, str) else device
         self.model = model.to(self.device).eval()
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids)
         self.preprocessing = preprocessing
 
     def around(self, model: nn.Module) -> "Detector":
-        """The same with another network, such as one with averaged weights, on the same device."""
+        """Detector with another network, for instance one with averaged weights, and everything else of this one."""
         return Detector(model, self.classes, self.category_ids, self.preprocessing, device=str(self.device))
 
     @classmethod
@@ -69,31 +72,33 @@ class Detector:
         sha256: str | None = None,
         reporter: Reporter | None = None,
     ) -> "Detector":
-        """The detector in a checkpoint, published ones included; model, classes and preprocessing come from there.
+        """Detector from a checkpoint, published ones included, with its network, classes and preprocessing.
 
         Args:
-            source: a file or run folder of ours, an official .pth, or a folder of transformers; or an https address
-                or a name on huggingface.co, such as "SenseTime/deformable-detr".
-            model: a network of the class that the weights are of, if that is one of your own.
-            device: "auto" is a CUDA device if there is one, else the CPU.
-            sha256: what the weights file must hash to, in hex.
-            reporter: told how far a download is.
+            source: path of a .safetensors file or a run folder of this package, of an official .pth file, or of a
+                folder of transformers; or an https address; or a name on huggingface.co, such as
+                "SenseTime/deformable-detr".
+            model: network that receives the weights; needed only if its class is your own, not of this package.
+            device: "cpu", "cuda", "cuda:1" and so on; "auto" is a CUDA device if there is one, else the CPU.
+            sha256: SHA-256 that the weights file must have, in hexadecimal digits.
+            reporter: receives the progress of a download.
 
         Raises:
-            CheckpointError: missing, not to be fetched, damaged, or not a checkpoint of this model.
-            OutputError: a download cannot be kept; the disk may be full.
-            BackendError: the device does not exist here.
+            CheckpointError: the source is missing, cannot be downloaded, is damaged, or is no checkpoint of this model.
+            OutputError: a download cannot be stored; the disk may be full.
+            BackendError: this machine does not have the device.
         """
         loaded = read(source, sha256=sha256, reporter=reporter)
+        device = str(choose_device(device))  # to build the network takes seconds
         return cls(
             build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
         )
 
-    @overload  # a str could be several, too, of one letter each, but is one
+    @overload  # a str is also a sequence of str, but means one path
     def predict(  # type: ignore[overload-overlap]
         self, images: ImageLike, *, threshold: float = ..., batch_size: int = ..., max_detections: int = ...
     ) -> Detections: ...
-    @overload  # not any iterable: type checkers take an array for one, and would not know which of the two is meant
+    @overload  # not Iterable: an array is one, too, and type checkers could not tell the overloads apart
     def predict(
         self,
         images: Sequence[ImageLike] | Iterator[ImageLike],
@@ -110,19 +115,22 @@ class Detector:
         batch_size: int = 1,
         max_detections: int = 100,
     ) -> Detections | list[Detections]:
-        """Detections of one image, or a list of those of several; boxes in pixels of each image as it is displayed.
-
-        An array or a tensor is always one image; several are a list, in any mix of kinds and sizes.
+        """Detections of one image, or a list with the detections of several images.
 
         Args:
-            images: one or several of `ImageLike`: paths, Pillow images, arrays, tensors.
-            threshold: scores below it are left out; 0 keeps everything.
-            batch_size: consecutive images of the same size go through the network together, this many at most.
-            max_detections: per image.
+            images: one image, or a list or another iterable of images of any kinds and sizes: paths, Pillow images,
+                arrays, tensors (see `ImageLike`). An array or a tensor is always one image.
+            threshold: lowest score that is kept, in 0..1; 0 keeps everything.
+            batch_size: largest number of consecutive images of equal size that go through the network together.
+            max_detections: largest number of detections per image.
+
+        Returns:
+            `Detections` for one image, else a list of them in the order of the images. They are on the CPU, best score
+            first, with boxes xyxy in pixels of each image as it is displayed.
 
         Raises:
             DataError: an image cannot be read.
-            ValueError: an array or a tensor that is not one image, such as a batch; no image at all.
+            ValueError: an array or a tensor is not one image, for instance a batch; or something is no image at all.
         """
         if isinstance(images, ImageLike):
             return next(self._each([images], threshold, batch_size, max_detections))
@@ -136,17 +144,17 @@ class Detector:
         batch_size: int = 1,
         max_detections: int = 100,
     ) -> Iterator[Detections]:
-        """Detections of several images, one image at a time, for more than memory holds.
+        """Detections of several images, one image at a time, also for more images than fit into memory.
 
         Args:
-            images: anything that gives one of `ImageLike` after another; no more are taken than a batch needs.
+            images: an iterable of images (see `ImageLike`); it is read ahead by one batch at most.
             threshold: as for `predict`.
             batch_size: as for `predict`.
             max_detections: as for `predict`.
 
         Raises:
             DataError: an image cannot be read.
-            ValueError: `images` is a single image, or one of them is none.
+            ValueError: `images` is a single image, or something in it is no image.
         """
         if isinstance(images, ImageLike):
             raise ValueError(f"predict_each takes several images, not a {type(images).__name__}; predict takes one")
@@ -185,9 +193,16 @@ class Detector:
         threshold: float = 0.0,
         max_detections: int = 100,
     ) -> list[Detections]:
-        """Detections, on the CPU, of preprocessed images of one size, in pixels of the originals of `sizes_wh`.
+        """Detections of a batch of preprocessed images of equal size; the network is put into evaluation mode.
 
-        The network is put into evaluation mode, and stays in it.
+        Args:
+            images: preprocessed images, without padding.
+            sizes_wh: width and height of each original image, in pixels.
+            threshold: lowest score that is kept, in 0..1.
+            max_detections: largest number of detections per image.
+
+        Returns:
+            One `Detections` per image, on the CPU, best score first, with boxes xyxy in pixels of the originals.
         """
         if self.model.training:
             self.model.eval()

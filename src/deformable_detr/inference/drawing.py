@@ -1,6 +1,7 @@
-"""Pictures for people: boxes with names and scores on a photo, and many pictures on one sheet."""
+"""Drawing: boxes with class names and scores on an image, and contact sheets of several images."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -14,7 +15,7 @@ from deformable_detr.data.dataset import Sample
 Color = tuple[int, int, int]
 """Red, green, blue in 0..255."""
 
-# Okabe and Ito's colours and the darker of Paul Tol's: told apart by colour-blind people, too.
+# Okabe and Ito's colours and the darker ones of Paul Tol: colour-blind people can tell them apart, too.
 _PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -35,11 +36,12 @@ _TRUTH_COLOR = (255, 255, 255)
 
 
 class _Rectangle(NamedTuple):
+    """Rectangle in whole pixels; `right` and `bottom` are the last pixels inside."""
+
     left: int
     top: int
     right: int
     bottom: int
-    """Right and bottom are the last pixels inside."""
 
     def overlap(self, other: "_Rectangle") -> int:
         width = min(self.right, other.right) - max(self.left, other.left) + 1
@@ -48,13 +50,15 @@ class _Rectangle(NamedTuple):
 
 
 class _Tag(NamedTuple):
+    """Label of a box: text on a filled rectangle."""
+
     place: _Rectangle
     text: str
     color: Color
 
 
 class _Pen(NamedTuple):
-    """What suits a picture of this size."""
+    """Drawing style for an image of one size: line width and padding in pixels, and font."""
 
     line_width: int
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -62,7 +66,7 @@ class _Pen(NamedTuple):
 
 
 def class_color(class_id: int) -> Color:
-    """The class's own colour, the same in every picture; the first twelve differ for colour-blind people, too."""
+    """Colour of a class, the same in every image; colour-blind people can tell the first twelve apart, too."""
     if class_id < len(_PALETTE):
         return _PALETTE[class_id]
     hue = class_id * _GOLDEN_ANGLE % 360
@@ -79,21 +83,26 @@ def draw_detections(
     ground_truth: Sample | None = None,
     scale: float = 1.0,
 ) -> Image.Image:
-    """A copy of the picture with a box and a tag, class and score, for every detection; the best on top.
+    """Copy of an image with a box and a label, class and score, for every detection; the best score on top.
 
-    Lines and letters suit the picture's size. Tags stay inside the picture and, where there is room, off each other.
+    Line width and font size follow the size of the image. Labels stay inside the image and, where there is room, do not
+    overlap.
 
     Args:
-        image: As it was detected in.
-        detections: In pixels of `image`.
-        classes: Names by class id.
-        threshold: Detections with a lower score are left out.
-        ground_truth: Its boxes are added as dashed white lines, without tags.
-        scale: Enlarge the picture first, for small ones whose tags would hide everything.
+        image: image of the detections, as displayed.
+        detections: detections with boxes in pixels of `image`.
+        classes: class names by class id.
+        threshold: lowest score that is drawn, in 0..1.
+        ground_truth: annotated objects, drawn as dashed white boxes without labels.
+        scale: factor by which the image is enlarged first, for small images that labels would cover.
+
+    Raises:
+        ValueError: a detection has a class id without a name.
     """
     canvas = _enlarged(image, scale)
     pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
     draw = ImageDraw.Draw(canvas)
+    # Boxes that can be seen, best score first.
     chosen = []
     for box, score, class_id in zip(
         detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True
@@ -104,6 +113,7 @@ def draw_detections(
         if score >= threshold and place is not None:
             chosen.append((score, place, f"{_one_line(classes[class_id])} {score:.2f}", class_color(class_id)))
     chosen.sort(key=lambda entry: entry[0], reverse=True)
+    # Drawn from the lowest score to the best, so that the best is on top; labels come last, over all boxes.
     for _, place, _, color in reversed(chosen):
         _draw_box(draw, place, color, pen.line_width)
     if ground_truth is not None:
@@ -124,14 +134,14 @@ def draw_objects(
     *,
     scale: float = 1.0,
 ) -> Image.Image:
-    """A copy of the picture with the box and the class name of every object, as annotated.
+    """Copy of an image with the box and the class name of every annotated object.
 
     Args:
-        image: As the boxes describe it.
-        boxes_xyxy: In pixels of `image`.
-        class_ids: Of each box.
-        classes: Names by class id.
-        scale: Enlarge the picture first, for small ones whose tags would hide everything.
+        image: image of the objects, as displayed.
+        boxes_xyxy: left, top, right, bottom of each object in pixels of `image`.
+        class_ids: class id of each object.
+        classes: class names by class id.
+        scale: factor by which the image is enlarged first, for small images that labels would cover.
     """
     canvas = _enlarged(image, scale)
     pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
@@ -149,10 +159,18 @@ def draw_objects(
 def contact_sheet(
     images: Sequence[Image.Image], columns: int, *, cell_width: int | None = None, gap: int = 12
 ) -> Image.Image:
-    """The pictures side by side, row by row, each as large as its cell allows, in the middle of it.
+    """Contact sheet: images side by side, row by row, each in the middle of its cell and as large as it allows.
 
-    Cells are as wide as `cell_width`, by default the widest picture up to 640 pixels, and as high as half of
-    the pictures need at that width, but never higher than wide. Small pictures are enlarged.
+    Small images are enlarged. Cells are as high as the median image at the width of a cell, but never higher than wide.
+
+    Args:
+        images: the images, in the order of the cells.
+        columns: number of cells in a row, at least 1.
+        cell_width: width of a cell in pixels; by default that of the widest image, 640 at most.
+        gap: space around the cells, in pixels.
+
+    Raises:
+        ValueError: there are no images, or `columns` is below 1.
     """
     if not images or columns < 1:
         raise ValueError(f"a contact sheet of {len(images)} images in {columns} columns cannot be drawn")
@@ -186,16 +204,22 @@ def _pen(size_wh: tuple[int, int], *, is_plain: bool) -> _Pen:
 
 
 def _font(size: int, *, is_plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own has no letters beyond ASCII; matplotlib brings one with accents, Greek, Cyrillic and more."""
+    """Font of a size in pixels: Pillow's for ASCII; else matplotlib's, with accents, Greek, Cyrillic and more."""
     if is_plain:
         return ImageFont.load_default(size)
-    import matplotlib
+    spec = find_spec("matplotlib")  # where it lies is known without importing it
+    assert spec is not None
+    assert spec.origin is not None
+    data = Path(spec.origin).with_name("mpl-data")
+    if not data.exists():  # some Linux distributions keep it elsewhere
+        import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+        data = Path(matplotlib.get_data_path())
+    return ImageFont.truetype(data / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) -> _Rectangle | None:
-    """In whole pixels, cut at the picture's border; None if there is nothing to draw."""
+    """Box in whole pixels, clipped to the image; None if no part of it can be seen."""
     if not all(isfinite(side) for side in box_xyxy):
         return None
     left, top, right, bottom = (side * scale for side in box_xyxy)
@@ -208,12 +232,12 @@ def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) 
 
 
 def _one_line(name: str) -> str:
-    """Without line breaks and half characters, which fonts do not draw."""
+    """Name on one line, without line breaks and lone surrogates, which fonts cannot draw."""
     return " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def _fitting(text: str, pen: _Pen, picture_width: int) -> str:
-    """A name longer than half a picture loses its end, never the score."""
+    """Label whose name is shortened to fit into half the image; the score stays whole."""
     name, score = text.rsplit(" ", 1)
     return _shortened(name, pen, picture_width, f" {score}").strip()
 
@@ -230,7 +254,7 @@ def _shortened(name: str, pen: _Pen, picture_width: int, after: str = "") -> str
 def _draw_tags(
     draw: ImageDraw.ImageDraw, named: Sequence[tuple[_Rectangle, str, Color]], pen: _Pen, size_wh: tuple[int, int]
 ) -> None:
-    """A tag for each box, the first on top and placed first."""
+    """Draw a label for each box; the first is placed first and is on top."""
     tags: list[_Tag] = []
     for place, text, color in named:
         tags.append(_Tag(_tag_place(draw, place, text, pen, tags, size_wh), text, color))
@@ -241,7 +265,7 @@ def _draw_tags(
 def _tag_place(
     draw: ImageDraw.ImageDraw, box: _Rectangle, text: str, pen: _Pen, tags: Sequence[_Tag], size_wh: tuple[int, int]
 ) -> _Rectangle:
-    """Above the box, else below or inside it: where it covers the least of the tags before it."""
+    """Place of a label above, below or inside its box, where it covers least of the earlier labels."""
     ascent_and_descent = draw.textbbox((0, 0), "Ag", font=pen.font)
     width = round(draw.textlength(text, font=pen.font)) + 2 * pen.padding
     height = round(ascent_and_descent[3]) + pen.padding
@@ -272,7 +296,7 @@ def _tag_place(
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, place: _Rectangle, color: Color, width: int) -> None:
-    """With a thin edge of the opposite brightness, so that it shows on any ground."""
+    """Draw a box with a thin edge of opposite brightness, so that it is visible on any background."""
     edge = (20, 20, 20) if _is_light(color) else (235, 235, 235)
     outer = _Rectangle(place.left - 1, place.top - 1, place.right + 1, place.bottom + 1)
     draw.rectangle(outer, outline=edge, width=width + 2)
@@ -299,7 +323,7 @@ def _draw_dashed(draw: ImageDraw.ImageDraw, place: _Rectangle, width: int, gap: 
 
 def _draw_tag(draw: ImageDraw.ImageDraw, tag: _Tag, pen: _Pen) -> None:
     ink = (0, 0, 0) if _is_light(tag.color) else (255, 255, 255)
-    # A thin rim in between, so that tags of one class that must overlap stay apart.
+    # A thin rim of a colour in between, so that overlapping labels of one class can be told apart.
     draw.rectangle(tag.place, fill=tag.color, outline=_between(tag.color, ink))
     draw.text((tag.place.left + pen.padding, tag.place.top), tag.text, fill=ink, font=pen.font)
 

@@ -1,4 +1,4 @@
-"""Many image files through a detector: found, read, detected, and if wanted drawn and listed in a COCO file."""
+"""Detection in many image files, with annotated pictures and a COCO file of the detections if wanted."""
 
 import glob
 from collections import deque
@@ -15,20 +15,23 @@ from deformable_detr.core.files import write_json
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
-from deformable_detr.inference.drawing import draw_detections
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageResult:
-    """What was found in one file, or why it could not be read."""
+    """Result for one image file: its detections, or the reason why it could not be read."""
 
     path: Path
+    """Path of the image file."""
     size_wh: tuple[int, int] | None = None
+    """Width and height in pixels of the image as displayed; None if it could not be read."""
     detections: Detections | None = None
+    """Objects that were found, best score first; None if the image could not be read."""
     error: str | None = None
+    """Reason why the image could not be read; None if it was."""
 
     def record(self) -> dict[str, Any]:
-        """As plain data: boxes are x1, y1, x2, y2 in pixels of the image as displayed."""
+        """Record as plain data, for JSON: boxes are x1, y1, x2, y2 in pixels of the image as displayed."""
         assert self.size_wh is not None
         assert self.detections is not None
         return {
@@ -49,13 +52,13 @@ class ImageResult:
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
-    """The image files that are meant, each once, in the order given; those of a folder or a pattern by name.
+    """Paths of image files, each once, in the order of `patterns`; those of one folder or pattern sorted by name.
 
     Args:
-        patterns: files, folders, which are searched to the bottom, and patterns such as "photos/*.jpg".
+        patterns: files, folders, which are searched with all their subfolders, and patterns such as "photos/*.jpg".
 
     Raises:
-        DataError: one of them means no image.
+        DataError: a pattern fits no file, or a folder holds no image.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -85,25 +88,26 @@ def predict_files(
     batch_size: int = 1,
     skip_bad_images: bool = False,
 ) -> Iterator[ImageResult]:
-    """What is in each file, one at a time, in the order of `paths`.
+    """Results of image files, one at a time, in the order of `paths`; files that cannot be read come last.
 
     Args:
-        detector: finds it.
+        detector: the detector.
         paths: image files.
-        output: a folder for annotated pictures and, at the end, detections.json: a COCO file whose annotations have
-            scores.
-        threshold: scores below it are left out.
-        max_detections: per image.
-        batch_size: consecutive images of the same size go through the network together.
+        output: folder for annotated pictures and, at the end, detections.json, a COCO file whose annotations have
+            scores; None writes nothing.
+        threshold: lowest score that is kept, in 0..1.
+        max_detections: largest number of detections per image.
+        batch_size: largest number of consecutive images of equal size that go through the network together.
         skip_bad_images: report a file that cannot be read as a result with an `error`, instead of raising.
 
     Raises:
-        DataError: a file cannot be read.
-        OutputError: the folder cannot be written.
+        DataError: a file cannot be read, and `skip_bad_images` is False.
+        OutputError: the folder cannot be written, or it holds the images themselves.
     """
     if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
         raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")
     pictures = None if output is None else _PictureFolder(output, detector, threshold)
+    # The detector reads ahead by one batch: `waiting` holds the images whose detections have not come yet.
     waiting: deque[tuple[Path, Image.Image]] = deque()
     bad: list[ImageResult] = []
 
@@ -132,7 +136,7 @@ def predict_files(
 
 
 class _PictureFolder:
-    """Annotated pictures, and the COCO file that goes with them."""
+    """Output folder with annotated pictures and the COCO file of their detections."""
 
     def __init__(self, path: Path, detector: Detector, threshold: float) -> None:
         self._path, self._detector, self._threshold = path, detector, threshold
@@ -146,6 +150,9 @@ class _PictureFolder:
 
     def add(self, result: ImageResult, image: Image.Image) -> None:
         assert result.detections is not None
+        # Only who asks for pictures needs what draws them.
+        from deformable_detr.inference.drawing import draw_detections
+
         name = self._free_name(result.path.stem)
         drawn = draw_detections(image, result.detections, self._detector.classes, threshold=self._threshold)
         try:
@@ -164,7 +171,7 @@ class _PictureFolder:
         write_json(self._path / "detections.json", document(self._images, self._annotations, classes, category_ids))
 
     def _free_name(self, stem: str) -> str:
-        """Photos of different folders may share a name."""
+        """File name that is not used yet: images of different folders may have equal names."""
         name, number = f"{stem}.jpg", 1
         while name in self._names:
             number += 1

@@ -1,4 +1,4 @@
-"""Images to look into, as files, Pillow images, arrays or tensors: all are read as the same picture's file would be."""
+"""Images for the detector: files, Pillow images, arrays and tensors, all read as a file of the same image."""
 
 from pathlib import Path
 
@@ -10,17 +10,23 @@ from torch import Tensor
 from deformable_detr.data.images import displayed, load_image
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""One image: a file; a Pillow image; an array of (height, width) gray or (height, width, channels) with gray and alpha,
-RGB, or RGB and alpha, in uint8 or uint16; or a tensor of (3, height, width) RGB or (height, width) gray, as uint8 or as
-numbers in 0..1."""
+"""One image: the path of a file, a Pillow image, a numpy array or a torch tensor.
+
+An array is (height, width) gray or (height, width, channels) with 1 to 4 channels: gray, gray and alpha, RGB, or RGB
+and alpha; in uint8 or uint16. A tensor is (3, height, width) RGB or (height, width) gray, in uint8 or as numbers in
+0..1.
+"""
 
 
 def picture_of(image: ImageLike) -> Image.Image:
-    """The image in RGB of eight bits, as displayed.
+    """Pillow image in RGB with eight bits per channel, turned as it is displayed.
+
+    Args:
+        image: one image of any kind.
 
     Raises:
         DataError: the file cannot be read.
-        ValueError: an array or a tensor that is not one image; anything else that is no image.
+        ValueError: the array or the tensor is not one image, or `image` is of another type.
     """
     if isinstance(image, str | Path):
         return load_image(image)
@@ -34,7 +40,7 @@ def picture_of(image: ImageLike) -> Image.Image:
 
 
 def _array_of(tensor: Tensor) -> np.ndarray:
-    """Pixels in uint8, channels last. Numbers in 0..1 are rounded to the 256 steps that a file has."""
+    """Pixels of a tensor as an array in uint8, channels last; numbers in 0..1 are rounded to the 256 of a file."""
     shape = tuple(tensor.shape)
     if tensor.ndim != 2 and (tensor.ndim != 3 or shape[0] != 3):
         raise ValueError(
@@ -70,7 +76,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]
     if dtype.itemsize == 2:
-        # Gray keeps its depth and is scaled like a file's; of colours Pillow's readers keep the upper eight bits.
+        # As Pillow reads files: gray keeps its 16 bits and is scaled later, colours keep their upper eight bits.
         array = array.astype(np.uint16) if array.ndim == 2 else (array >> 8).astype(np.uint8)
     return displayed(Image.fromarray(array))
 

@@ -1,4 +1,4 @@
-"""Networks: each is one file with its settings, a class and `build`, and a line in `MODELS`."""
+"""Networks. Each has one file with its settings, its class and `build`, and one line in `MODELS`."""
 
 from deformable_detr.models.deformable import DeformableDETR, DeformableDETRConfig, build
 from deformable_detr.models.interface import DetectionModel, ModelConfig, ModelKind, Models, interface_of
@@ -6,7 +6,7 @@ from deformable_detr.models.interface import DetectionModel, ModelConfig, ModelK
 MODELS = Models(
     deformable_detr=ModelKind(DeformableDETRConfig, DeformableDETR, build),
 )
-"""Networks that checkpoints, settings and recipes name."""
+"""Networks by the name that checkpoints, settings and recipes give them."""
 
 __all__ = [
     "MODELS",

@@ -20,55 +20,71 @@ from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource
 from deformable_detr.models.losses import Criterion, CriterionConfig
 
-# The backbone gives maps of strides 8, 16 and 32 at most; further levels are strided convolutions of the last.
+# The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
 _MAX_BACKBONE_MAPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeformableDETRConfig:
-    """Everything that shapes the network; the defaults are the paper's base model on COCO's 91 category ids.
+    """Settings of the network. The defaults are the paper's base model for COCO's 91 category ids (section 5).
 
     Raises:
-        ConfigError: a setting out of range, or two that cannot go together.
+        ConfigError: a setting is out of range, or two settings exclude each other.
     """
 
     num_classes: int = 91
-    """Channels of the class heads; there is no background class."""
+    """Number of classes, which is the number of channels of the class heads; at least 1. There is no background
+    class."""
     variant: Literal["base", "refine", "two_stage"] = "base"
-    """"refine": every decoder layer corrects the boxes of the one before. "two_stage": queries are the encoder's own
-    best proposals, and refinement too."""
+    """Variant of the paper: "base"; "refine", where every decoder layer corrects the boxes of the layer before (section
+    4.2, iterative box refinement); or "two_stage", where the best proposals of the encoder become the queries, with
+    refinement as well (section 4.2)."""
     backbone: str = "resnet50.tv_in1k"
-    """Any convolutional network of timm, by timm's name. The paper's is this; plain "resnet50" brings other weights."""
+    """Backbone: timm's name of any convolutional network. The default has the paper's ImageNet weights; timm's plain
+    "resnet50" has others."""
     backbone_weights: str = "hub"
-    """What the backbone starts from: "hub" (timm's own), a .safetensors or .pth file, or "none"."""
+    """Initial weights of the backbone: "hub" for those of timm, the path of a .safetensors or .pth file, or "none" for
+    random weights."""
     frozen_stages: int = 2
-    """Stages of the backbone, from the image up, that keep their weights; 2 is the paper's stem and layer1."""
+    """Number of backbone stages that are not trained, counted from the image; at least 0. The official code's 2 are the
+    stem and layer1 of a ResNet."""
     frozen_batch_norm: bool = True
-    """Keep the backbone's batch norm as it is, as in the paper. A backbone that starts from nothing needs False."""
+    """Keep statistics, scale and shift of the backbone's batch norm, as the official code does. A backbone with random
+    weights needs False."""
     dilation: bool = False
-    """Keep the backbone's last stage at stride 16 (DC5)."""
+    """Dilated last stage of the backbone, at stride 16 instead of 32 (DC5)."""
     num_levels: int = 4
-    """Up to 3: that many of the backbone's coarsest maps. More: strided convolutions of the last."""
+    """Number of levels of the feature pyramid, at least 1. With 1 to 3 they are the coarsest maps of the backbone. A
+    fourth level is a strided convolution of the coarsest map, and each further one of the level before (A.2)."""
     features: Literal["padded", "per_image"] = "padded"
-    """"padded" is the paper's: backbone and projections see the padded batch, and what is found in an image depends
-    a little on the padding its neighbours cause. "per_image" runs them on each image without padding."""
+    """Input of backbone and projections. "padded", as in the paper, is the padded batch: detections in an image then
+    depend a little on the padding, and so on the other images. "per_image" is each image without its padding."""
     hidden_dim: int = 256
+    """Channels of every level, token and query; a multiple of 32 and of `num_heads`."""
     num_heads: int = 8
+    """Attention heads of every attention module; at least 1, a divisor of `hidden_dim`."""
     encoder_layers: int = 6
+    """Number of encoder layers; at least 0."""
     decoder_layers: int = 6
+    """Number of decoder layers; at least 1."""
     encoder_points: int = 4
+    """Sampling points of each query per head and level in the encoder; at least 1."""
     decoder_points: int = 4
+    """Sampling points of each query per head and level in the decoder; at least 1."""
     ffn_dim: int = 1024
+    """Channels between the two linear layers of every feed-forward block; at least 1."""
     dropout: float = 0.1
+    """Dropout probability in the encoder and the decoder, in 0..1, 1 excluded."""
     num_queries: int = 300
-    """Objects that can be found in one image at most, and proposals kept in two-stage."""
+    """Number of decoder queries, at least 1: the largest number of objects that can be found in one image. In
+    two-stage also the number of proposals that are kept."""
     proposals: Literal["paper", "valid", "distinct"] = "paper"
-    """Two-stage only. "paper" lets proposals in the padding and at the border compete with the box (1, 1, 1, 1), as
-    the official code does; "valid" never picks them while there are others; "distinct" neither, and of proposals for
-    nearly the same box it picks the best."""
+    """Choice of proposals, for two-stage only. "paper" also ranks proposals in the padding and at the border, with the
+    box (1, 1, 1, 1), as the official code does. "valid" takes those only if there are no others. "distinct" does so,
+    too, and prefers the best of several proposals with nearly the same box."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
+        """Refuse settings out of range, and settings that exclude each other."""
         counts = ("num_classes", "num_levels", "hidden_dim", "num_heads", "decoder_layers", "encoder_points")
         for name in (*counts, "decoder_points", "ffn_dim", "num_queries"):
             if getattr(self, name) < 1:
@@ -102,22 +118,22 @@ class DeformableDETRConfig:
 
     @property
     def pretrained_parts(self) -> tuple[str, ...]:
-        """Parts that start from learnt weights of their own: the backbone, unless it starts from random ones."""
+        """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
         return ("backbone",) if self.backbone_weights != "none" else ()
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """Settings on which no tensor depends; with proposals the number of queries is one."""
+        """Settings on which no weight tensor depends; in two-stage, the number of queries is among them."""
         more = ("num_queries",) if self.variant == "two_stage" else ()
         return frozenset(("dropout", "frozen_stages", "features", "proposals", *more))
 
     @property
     def downloads(self) -> str:
-        """The backbone's weights, if they come from timm's hub."""
+        """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
         return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
 
     def describe(self) -> str:
-        """Variant and backbone."""
+        """Description in words: variant and backbone."""
         return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights})"
 
     def with_classes(self, num_classes: int) -> "DeformableDETRConfig":
@@ -125,12 +141,21 @@ class DeformableDETRConfig:
         return replace(self, num_classes=num_classes)
 
     def portable(self) -> "DeformableDETRConfig":
-        """Settings without the path to a file of backbone weights."""
+        """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
         return replace(self, backbone_weights=Path(self.backbone_weights).name)
 
 
 class DeformableDETR(nn.Module):
-    """Images to predictions. The variants differ in their parts, not in the path."""
+    """Deformable DETR network (arXiv 2010.04159), from images to predictions.
+
+    All variants share this forward pass and differ in their parts.
+
+    Args:
+        pyramid: backbone and projections: images to the levels.
+        encoder: self-attention over all levels.
+        query_source: learned queries, or proposals of the encoder in two-stage.
+        decoder: queries to predictions, with the class heads and box heads.
+    """
 
     parts: Mapping[str, tuple[str, ...]] = {
         "heads": ("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
@@ -140,9 +165,12 @@ class DeformableDETR(nn.Module):
         "queries": ("query_source.",),
         "decoder": ("decoder.layers.",),
     }
+    """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names."""
     offsets = ("sampling_offsets", "reference_points")
-    # Proposals are told from background by channel 0 alone, whatever the classes are.
+    """Words in names of parameters with the learning rate of sampling offsets (section 5)."""
+    # The class head of the proposals uses channel 0 alone, as "there is an object", whatever the classes are.
     class_rows = ClassRows(by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.",))
+    """Weight tensors with one row per class, for fine-tuning."""
 
     def __init__(
         self,
@@ -159,7 +187,7 @@ class DeformableDETR(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Channels of the class heads."""
+        """Number of classes: channels of the class heads."""
         head = self.decoder.class_heads[0]
         assert isinstance(head, nn.Linear)
         return head.out_features
@@ -170,38 +198,44 @@ class DeformableDETR(nn.Module):
         padding_mask: Bool[Tensor, "batch height width"],
         targets: list[Target] | None = None,
     ) -> DetectorOutput:
-        """Predictions for normalised images, padded at the right and bottom; True in the mask = padding.
+        """Predictions of every decoder layer, and of the proposals in two-stage.
 
-        `targets` are there for networks that learn from noisy copies of them; this one does not.
+        Args:
+            images: normalised images, padded at the right and at the bottom.
+            padding_mask: True = padding.
+            targets: not used; other networks learn from noisy copies of them.
         """
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
         return DetectorOutput(self.decoder(queries, memory), proposals)
 
     def layers(self) -> list[nn.Module]:
-        """Layers of encoder and decoder."""
+        """Layers of the encoder, then of the decoder."""
         return [*self.encoder.layers, *self.decoder.layers]
 
     def gathered_together(self) -> list[nn.Module]:
-        """Stages of the backbone, the pyramid around it, and every layer of encoder and decoder."""
+        """Modules that are sharded as units: backbone stages, the pyramid, and every layer of encoder and decoder."""
         return [*self.pyramid.gathered_together(), *self.layers()]
 
     def make_criterion(self, settings: CriterionConfig) -> Criterion:
-        """The paper's set loss, over all decoder layers and the proposals."""
+        """Criterion for training: the paper's set loss over all decoder layers and the proposals."""
         return Criterion(settings)
 
 
 def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -> DeformableDETR:
-    """The network of a config, initialised as the paper's.
+    """Network for these settings, initialised as in the paper and the official code.
+
+    Random weights are drawn from PyTorch's global random generator.
 
     Args:
-        config: what to build.
-        load_backbone_weights: False where a checkpoint will bring all weights anyway.
+        config: settings of the network.
+        load_backbone_weights: False where a checkpoint brings all weights afterwards.
 
     Raises:
         ConfigError: the backbone does not exist or does not fit the other settings.
-        CheckpointError: the backbone's weights cannot be had.
+        CheckpointError: the backbone's weights cannot be downloaded or read, or do not fit.
     """
+    # Images to levels.
     backbone = Backbone(
         config.backbone,
         num_maps=min(config.num_levels, _MAX_BACKBONE_MAPS),
@@ -218,17 +252,20 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         "ffn_dim": config.ffn_dim,
     }
     pyramid = Pyramid(backbone, num_levels=config.num_levels, dim=dim, per_image=config.features == "per_image")
+    # Levels to tokens.
     encoder = Encoder(
         [
             EncoderLayer(dim, num_points=config.encoder_points, dropout=config.dropout, **layer)
             for _ in range(config.encoder_layers)
         ]
     )
+    # Learned queries, or the best proposals of the encoder.
     query_source: LearnedQueries | ProposalQueries
     if config.variant == "two_stage":
         query_source = ProposalQueries(config.num_queries, dim, config.num_classes, choice=config.proposals)
     else:
         query_source = LearnedQueries(config.num_queries, dim)
+    # Without refinement all decoder layers share one class head and one box head; with it each layer has its own.
     refine = config.variant != "base"
     num_heads = config.decoder_layers if refine else 1
     decoder = Decoder(

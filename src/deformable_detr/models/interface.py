@@ -1,8 +1,8 @@
-"""Interface of a network: all that the rest of the package may ask of it.
+"""Interface of a network: everything that the rest of the package may ask of it.
 
-Training, freezing, fine-tuning, sharding, checkpoints and reports work on any `torch.nn.Module` that has what
-`DetectionModel` lists. A model that the package knows by name also has a class of settings and a `build`, and one line
-in `models/__init__.py`; a module of your own goes straight to `train(model=...)`.
+Training, freezing, fine-tuning, sharding, checkpoints and reports work with any `torch.nn.Module` that has the members
+of `DetectionModel`. A model that the package knows by name also has a settings class, a `build` function and one line
+in `models/__init__.py`. Pass a module of your own to `train(model=...)`.
 """
 
 import inspect
@@ -17,35 +17,35 @@ from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.losses import CriterionConfig, Losses
 
 GIVEN = "given"
-"""What a checkpoint and a config.json call a network that was given to `train` as a module."""
+"""Model name in checkpoints and in config.json for a network that was passed to `train` as a module."""
 
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """Settings that shape a network: a frozen dataclass."""
+    """Settings of a network, as a frozen dataclass."""
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, which comes from the data."""
+        """Number of classes; training takes it from the data set."""
         ...
 
     @property
     def pretrained_parts(self) -> tuple[str, ...]:
-        """Parts that start from learnt weights of their own, such as a backbone's."""
+        """Parts that start from pre-trained weights, such as the backbone."""
         ...
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """Settings on which no tensor depends, so that they may differ from those that weights were trained with."""
+        """Settings on which no weight tensor depends; they may differ from those of the weights that are loaded."""
         ...
 
     @property
     def downloads(self) -> str:
-        """What building it fetches over a network, in words for people; empty if nothing."""
+        """Downloads that building the network needs, in words; empty if there are none."""
         ...
 
     def describe(self) -> str:
-        """Words for people, such as "two_stage, backbone resnet50 (weights: hub)"."""
+        """Description in words, such as "two_stage, backbone resnet50 (weights: hub)"."""
         ...
 
     def with_classes(self, num_classes: int) -> "ModelConfig":
@@ -53,84 +53,94 @@ class ModelConfig(Protocol):
         ...
 
     def portable(self) -> "ModelConfig":
-        """Settings as a checkpoint may carry them to another machine: no path in them."""
+        """Settings for a checkpoint that may go to another machine: without folders of this one."""
         ...
 
 
 class ClassRows(NamedTuple):
-    """Tensors with rows that mean something of their own, by the starts of their names."""
+    """Weight tensors with one row per class, given by the beginnings of their names."""
 
     by_class: tuple[str, ...] = ()
-    """Row i belongs to class i: fine-tuning keeps those of classes that go on, and starts the others fresh."""
+    """Tensors whose row i belongs to class i. Fine-tuning keeps the rows of known classes and renews the others."""
     by_channel: tuple[str, ...] = ()
-    """As many rows as classes, but row i means the same whatever the classes are."""
+    """Tensors with as many rows as classes, where the meaning of row i does not depend on the classes."""
 
 
 @runtime_checkable
 class CriterionLike(Protocol):
-    """Loss of a network's output, differentiable; a `torch.nn.Module`."""
+    """Training criterion of a network: a `torch.nn.Module` that returns differentiable losses."""
 
     def __call__(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
-        """Losses of a batch. Sums are divided by `num_boxes`, the objects of the whole step."""
+        """Losses of one batch.
+
+        Args:
+            output: predictions of the network.
+            targets: ground truth, one for each image.
+            num_boxes: divisor of the sums: the number of objects in the whole step, over all processes. If left out,
+                the number of objects in this batch.
+        """
         ...
 
 
 @runtime_checkable
 class DetectionModel(Protocol):
-    """What a network offers to the rest of the package, besides being a `torch.nn.Module`."""
+    """Members that a `torch.nn.Module` needs for the rest of the package to work with it."""
 
     @property
     def num_classes(self) -> int:
-        """Channels of the class heads."""
+        """Number of classes: channels of the class heads."""
         ...
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
-        """Named parts, for freezing and learning rates, by the starts of their parameters' names.
+        """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names.
 
-        A parameter is in the first part that fits. The names "backbone", "encoder", "decoder" and "heads" have
+        A parameter belongs to the first part that fits. The parts "backbone", "encoder", "decoder" and "heads" have
         learning-rate factors of their own in `OptimizerConfig`.
         """
         ...
 
     @property
     def offsets(self) -> tuple[str, ...]:
-        """Words in the names of parameters that learn at `offsets_lr_factor`: offsets and reference points (A.2)."""
+        """Words in names of parameters with the learning rate of sampling offsets, `offsets_lr_factor` (section 5)."""
         ...
 
     @property
     def class_rows(self) -> ClassRows:
-        """Which rows of which tensors belong to classes."""
+        """Weight tensors with one row per class, for fine-tuning."""
         ...
 
     def __call__(self, images: Tensor, padding_mask: Tensor, targets: list[Target] | None = None) -> DetectorOutput:
-        """Predictions of every layer.
+        """Predictions of every decoder layer, and of the proposals in two-stage.
 
         Args:
-            images: (batch, 3, height, width), normalised, padded at the right and bottom.
+            images: (batch, 3, height, width), normalised, padded at the right and at the bottom.
             padding_mask: (batch, height, width), True = padding.
-            targets: what is there to be found, in training only, for networks that learn from noisy copies of it.
+            targets: ground truth, in training only, for networks that learn from noisy copies of it.
         """
         ...
 
     def layers(self) -> Sequence[nn.Module]:
-        """Layers of about equal cost, each called once in a forward pass: compiled and recomputed one by one."""
+        """Layers of similar cost, each called once per forward pass; they are compiled and recomputed one by one."""
         ...
 
     def gathered_together(self) -> Sequence[nn.Module]:
-        """Modules whose weights are whole at the same time in sharded training, from the inside out."""
+        """Modules that sharded training gathers as units, inner modules first.
+
+        The weights of one unit are complete on every process at the same time.
+        """
         ...
 
     def make_criterion(self, settings: CriterionConfig) -> CriterionLike:
-        """Loss that it is trained with."""
+        """Criterion that the network is trained with."""
         ...
 
 
 def interface_of(model: nn.Module) -> DetectionModel:
-    """The network as the rest of the package sees it.
+    """Network checked to have all members of `DetectionModel`; it is returned as it is.
 
     Raises:
-        ConfigError: lists what it lacks.
+        ConfigError: members are missing; the message lists them.
     """
     if isinstance(model, DetectionModel):
         return model
@@ -143,57 +153,58 @@ def interface_of(model: nn.Module) -> DetectionModel:
 
 
 class ModelKind(NamedTuple):
-    """A model that the package knows by name."""
+    """Model that the package knows by name: its settings class, network class and build function."""
 
     config_class: type[Any]
-    """A frozen dataclass that is a `ModelConfig`."""
+    """Settings class: a frozen dataclass that meets `ModelConfig`."""
     model_class: type[nn.Module]
-    """What `build` returns; its `parts` and `class_rows` can be read from the class."""
+    """Network class, which `build` returns; `parts` and `class_rows` are attributes of the class."""
     build: Callable[..., nn.Module]
-    """`build(config, load_backbone_weights=True)`; False where a checkpoint will bring all weights anyway."""
+    """Build function `build(config, load_backbone_weights=True)`; False where a checkpoint brings all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModelConfig:
-    """Settings of a network that was given as a module: which class it is of, and no more."""
+    """Settings of a network that was passed as a module: only its class and its number of classes are known."""
 
     class_name: str = ""
-    """Module and name of the class."""
+    """Module and name of the network's class, such as "my_package.nets.Dense"."""
     num_classes: int = 1
+    """Number of classes; at least 1."""
 
     @property
     def pretrained_parts(self) -> tuple[str, ...]:
-        """None that anything is known of."""
+        """Parts that start from pre-trained weights: none are known."""
         return ()
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """None."""
+        """Settings on which no weight tensor depends: none."""
         return frozenset()
 
     @property
     def downloads(self) -> str:
-        """Nothing."""
+        """Downloads that building needs: none."""
         return ""
 
     def describe(self) -> str:
-        """Its class."""
+        """Description in words: the class of the module."""
         return f"the module {self.class_name}"
 
     def with_classes(self, num_classes: int) -> "GivenModelConfig":
-        """Settings of a module that was built for so many."""
+        """Settings of a module of this class with another number of classes."""
         return replace(self, num_classes=num_classes)
 
     def portable(self) -> "GivenModelConfig":
-        """As it is."""
+        """Settings for a checkpoint: these, which hold no path."""
         return self
 
 
 def given_config(model: nn.Module) -> GivenModelConfig:
-    """Settings of a network of one's own.
+    """Settings of a network that is passed as a module.
 
     Raises:
-        ConfigError: it is not a `DetectionModel`; says what it lacks.
+        ConfigError: the module is not a `DetectionModel`; the message lists the missing members.
     """
     return GivenModelConfig(class_name=class_name_of(model), num_classes=interface_of(model).num_classes)
 
@@ -208,19 +219,23 @@ class Models(dict[str, ModelKind]):
     """Models by name."""
 
     def config_classes(self) -> dict[str, type[Any]]:
-        """Classes of settings by the model's name, that of modules of one's own included."""
+        """Settings classes by model name, including that of modules that are passed to `train`."""
         return {name: kind.config_class for name, kind in self.items()} | {GIVEN: GivenModelConfig}
 
     def name_of(self, config: ModelConfig) -> str:
-        """Name of the model that these settings are of."""
+        """Model name that belongs to these settings."""
         return next(name for name, kind in self.config_classes().items() if type(config) is kind)
 
     def build(self, config: ModelConfig, *, load_backbone_weights: bool = True) -> nn.Module:
-        """Network of a config.
+        """Network for these settings.
+
+        Args:
+            config: settings of a model that the package knows by name.
+            load_backbone_weights: False where a checkpoint brings all weights afterwards.
 
         Raises:
-            ConfigError: it cannot be built, or is a module of somebody's own.
-            CheckpointError: weights it starts from cannot be had.
+            ConfigError: the network cannot be built, or its class is not of this package.
+            CheckpointError: its initial weights cannot be downloaded or read.
         """
         if isinstance(config, GivenModelConfig):
             raise ConfigError(
@@ -229,11 +244,11 @@ class Models(dict[str, ModelKind]):
         return self[self.name_of(config)].build(config, load_backbone_weights=load_backbone_weights)
 
     def class_rows(self, config: ModelConfig) -> ClassRows:
-        """Class rows of the network of a config; none of what is not known here."""
+        """Class rows of the network that belongs to these settings; none for a class that is not of this package."""
         return self._of_class(config, "class_rows", ClassRows())
 
     def parts(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
-        """Parts of the network of a config; none of what is not known here."""
+        """Named parts of the network that belongs to these settings; none for a class that is not of this package."""
         return self._of_class(config, "parts", {})
 
     def _of_class(self, config: ModelConfig, attribute: str, unknown: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The operator alone: needs torch and nothing of the detector."""
+"""Multi-scale deformable attention as an operator; it needs PyTorch and nothing of the detector."""
 
 from deformable_detr.ops.msda import (
     backends,

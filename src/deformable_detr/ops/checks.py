@@ -1,4 +1,4 @@
-"""Do the tensors of a call agree? Decided from their sizes alone, so that the answer is worth remembering."""
+"""Checks that the tensors of a call agree, made from their sizes alone, so that the answer can be remembered."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
@@ -12,28 +12,28 @@ from deformable_detr.core.types import SpatialShapes
 
 
 class Agreed(NamedTuple):
-    """What backends take beside the tensors."""
+    """Integers that backends take beside the tensors, once the sizes agree."""
 
     shapes: tuple[int, ...]
     """Height and width of each level, one after another."""
     points: tuple[int, ...]
-    """Of each level."""
+    """Number of points of each level."""
 
 
 Check = TypeVar("Check", bound=Callable[..., Agreed])
 
 
 def _remembered(check: Check) -> Check:
-    """The same, but asked about the same sizes again it answers from memory: checking takes as long as a small call."""
+    """Check that answers from memory for sizes seen before: checking takes as long as a small call."""
     memory = lru_cache(maxsize=1024)(check)
 
     @wraps(check)
     def run(*sizes: object) -> Agreed:
         if torch.compiler.is_compiling():
-            return check(*sizes)  # once, and sizes may be symbols
+            return check(*sizes)  # only once for each compilation, and sizes may be symbols
         try:
             return memory(*sizes)
-        except TypeError:  # lists, or symbols: no key for a memory
+        except TypeError:  # lists and symbols have no hash
             return check(*sizes)
 
     return run  # type: ignore[return-value]
@@ -47,10 +47,10 @@ def check_given(
     locations: Sequence[int],
     weights: Sequence[int],
 ) -> Agreed:
-    """Sizes of value, locations and weights; `num_points` is None where levels and points are two axes.
+    """Check of the sizes of value, locations and weights; `num_points` is None where levels and points are two axes.
 
     Raises:
-        ValueError: what disagrees, with both sides.
+        ValueError: two sizes disagree; the message has both.
     """
     if num_points is None:
         _check_even(spatial_shapes, locations, weights)
@@ -81,10 +81,10 @@ def check_projected(
     reference: Sequence[int],
     projection: Sequence[int],
 ) -> Agreed:
-    """Sizes of value, reference and projection.
+    """Check of the sizes of value, reference and projection.
 
     Raises:
-        ValueError: what disagrees, with both sides.
+        ValueError: two sizes disagree; the message has both.
     """
     if isinstance(num_points, int):
         num_points = (num_points,) * len(spatial_shapes)
@@ -105,10 +105,10 @@ def check_projected(
 
 
 def check_devices(value: Tensor, **others: Tensor) -> None:
-    """Tensors on one device.
+    """Check that all tensors are on one device.
 
     Raises:
-        ValueError: the two that are not.
+        ValueError: two are on different devices; the message names both.
     """
     for name, tensor in others.items():
         if tensor.device != value.device:

@@ -1,4 +1,4 @@
-"""How the CPU kernel is compiled: which copies, with which flags. Used by setup.py, so it imports nothing of ours."""
+"""Compiler flags of the CPU kernel and its copies. setup.py runs this file, so it imports nothing of the package."""
 
 import platform
 import sys
@@ -20,11 +20,11 @@ _FLAGS = {
 }
 
 INSTRUCTIONS = tuple(_FLAGS)
-"""Names of the copies, best first; "baseline" is what every processor of a platform has."""
+"""Names of the copies by instruction set, best first; "baseline" runs on every CPU of a platform."""
 
 
 def copies() -> dict[str, list[str]]:
-    """Compiler flags of the copies that make sense on this platform."""
+    """Compiler flags of each copy that this platform can have, by its name."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return _FLAGS
     return {"baseline": _FLAGS["baseline"]}

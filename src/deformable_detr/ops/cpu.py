@@ -1,7 +1,7 @@
-"""The CPU kernel: finds the compiled library, chooses the copy for this processor, lends it PyTorch's thread pool.
+"""CPU backend: loads the compiled kernel, chooses the copy for this CPU, and calls it on PyTorch's threads.
 
-The library is plain C without a link to PyTorch (`csrc/`), so one file serves every version of Python and PyTorch. Its
-threads are PyTorch's own: it is handed the address of `torch_parallel_for`, part of PyTorch's stable interface.
+The library is plain C without a link to PyTorch (`csrc/`), so one file serves every version of Python and PyTorch. It
+works on PyTorch's threads: it gets the address of `torch_parallel_for`, a part of PyTorch's stable interface.
 """
 
 import ctypes
@@ -22,16 +22,16 @@ from deformable_detr.ops import compile_flags as build
 from deformable_detr.ops.reference import to_accumulation_dtype
 
 COST = "deformable attention runs on grid_sample, some 30 times slower on the CPU"
-"""What it means that there is no compiled kernel."""
+"""Cost of a missing kernel, in words."""
 REMEDY = "Install gcc or clang and reinstall deformable-detr"
 
 _KINDS = {torch.float32: 0, torch.float64: 0, torch.float16: 1, torch.bfloat16: 2}
-# What the two forms call their second and third input.
+# Names of the second and third input in the two forms.
 _GIVEN, _PROJECTED = ("locations", "weights"), ("reference", "projection")
 
 
 class _Tensors(NamedTuple):
-    """What a call reads beside the values, and what it fills, in the order of `msda_call` in csrc/msda.h."""
+    """Tensors that a call reads beside the values, then those it fills, in the order of `msda_call` in csrc/msda.h."""
 
     locations: Tensor | None = None
     weights: Tensor | None = None
@@ -50,27 +50,28 @@ class _Tensors(NamedTuple):
         return self[5:]
 
 
-# `msda_call`: nine numbers, the addresses of shapes, points, values, tensors and thread pool; eight bytes each. Packing
-# takes a third of the time of filling a ctypes structure.
+# `msda_call`: nine numbers, then the addresses of shapes, points, values, tensors and thread pool, eight bytes each.
+# Packing takes a third of the time of filling a ctypes structure.
 _pack = struct.Struct(f"{9 + 3 + len(_Tensors._fields) + 1}q").pack
 
 
 class Kernel(NamedTuple):
-    """The compiled copy in use."""
+    """Compiled copy of the kernel that is in use."""
 
     path: Path
+    """Compiled library."""
     instructions: str
-    """avx512, avx2 or baseline."""
+    """Instruction set of the copy: avx512, avx2 or baseline."""
     functions: dict[tuple[str, bool], Any]
-    """By (forward or backward, whether double)."""
+    """Entry points of the copy, by ("forward" or "backward", whether for float64)."""
     parallel_for: int
-    """Address of PyTorch's thread pool; 0 if this PyTorch has none to lend, and the kernel works on one thread."""
+    """Address of `torch_parallel_for`; 0 if this PyTorch has none, and the kernel works on one thread."""
     process: int
-    """Where it was loaded. A forked child has none of the pool's threads, and works on one."""
+    """Id of the process that loaded it. A forked child has none of the pool's threads, and works on one."""
 
 
 def missing() -> str | None:
-    """Why there is no compiled kernel to run, or None."""
+    """Reason why there is no compiled kernel, or None if there is one."""
     return _reason() if torch.compiler.is_compiling() else _find()[1]
 
 
@@ -78,19 +79,23 @@ def _reason() -> str | None:
     return _find()[1]
 
 
-# All that torch.compiler.assume_constant_result does, but it imports the compiler first, which takes seconds.
+# This mark is all that torch.compiler.assume_constant_result sets, but it would import the compiler, which takes
+# seconds.
 _reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel() -> Kernel:
-    """The one in use; only where `missing` is None."""
+    """Kernel in use; to be called only where `missing` is None."""
     found, reason = _find()
     assert found is not None, reason
     return found
 
 
 def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], num_queries: int) -> str | None:
-    """Needs the compiled library, a CPU tensor of a floating type, and maps whose pixels 31 bits can count."""
+    """Reason why the kernel cannot run on such tensors, or None.
+
+    It needs the compiled library, a CPU tensor of a floating type, and maps whose bytes 31 bits can count.
+    """
     if value.device.type != "cpu":
         return f"it needs a CPU tensor, value is on {value.device.type}"
     if value.dtype not in _KINDS:
@@ -116,11 +121,15 @@ def _find() -> tuple[Kernel | None, str | None]:
 
 
 def load_kernel(path: Path, instructions: str | None = None) -> Kernel:
-    """The compiled library at `path`, with the best copy that this processor can run or the named one."""
+    """Kernel of the compiled library at a path, in the best copy that this CPU can run or in the one that is named.
+
+    Raises:
+        OSError: the library cannot be loaded, or this CPU cannot run the named copy.
+    """
     library = ctypes.CDLL(str(path))
     able = [name for name, can_run in copies(library).items() if can_run]
     if instructions is not None and instructions not in able:
-        raise OSError(f"no copy for {instructions} that this processor ({platform.machine()}) can run: {able}")
+        raise OSError(f"no copy for {instructions} that this CPU ({platform.machine()}) can run: {able}")
     chosen = instructions or able[0]
     functions = {
         (what, double): library[f"msda_{what}_{chosen}{'_double' if double else ''}"]
@@ -133,7 +142,7 @@ def load_kernel(path: Path, instructions: str | None = None) -> Kernel:
 
 
 def copies(library: ctypes.CDLL) -> dict[str, bool]:
-    """The copies that a library holds, best first, and whether this processor can run each."""
+    """Copies that a library holds, best first, each with whether this CPU can run it."""
     return {
         name: bool(library.msda_can_run(name.encode()))
         for name in build.INSTRUCTIONS
@@ -151,14 +160,14 @@ def _thread_pool() -> int:
 
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-    """See `ops.library`."""
+    """Weighted sums of bilinear samples at given locations; the arguments are those of `reference.sample`."""
     return _forward(_GIVEN, value, locations, weights, shapes, points)
 
 
 def attend(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> Tensor:
-    """See `ops.library`."""
+    """Weighted sums of bilinear samples for references and a projection; see `reference.locations_and_weights`."""
     return _forward(_PROJECTED, value, reference, projection, shapes, points)
 
 
@@ -171,7 +180,7 @@ def sample_backward(
     points: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `ops.library`."""
+    """Gradients of value, locations and weights; empty where not wanted."""
     return _backward(_GIVEN, grad, (value, locations, weights), shapes, points, wanted, wanted)
 
 
@@ -184,8 +193,8 @@ def attend_backward(
     points: Sequence[int],
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `ops.library`."""
-    # The gradient of the reference is summed up from that of the projection.
+    """Gradients of value, reference and projection; empty where not wanted."""
+    # The gradient of the reference is a sum over that of the projection, which is therefore computed for both.
     computed = (wanted[0], wanted[1], wanted[1] or wanted[2])
     return _backward(_PROJECTED, grad, (value, reference, projection), shapes, points, wanted, computed)
 
@@ -215,6 +224,7 @@ def _backward(
     computed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     value, second, third = exact = _exact(*inputs)
+    # The kernel computes gradients in its own types; they are converted to those of the inputs at the end.
     found = [torch.empty_like(tensor) if compute else None for tensor, compute in zip(exact, computed, strict=True)]
     gradients = {f"grad_{name}": tensor for name, tensor in zip(("value", *names), found, strict=True)}
     others = dict(zip(names, (second, third), strict=True))
@@ -233,7 +243,7 @@ def _exact(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=256)
 def _integers(numbers: tuple[int, ...]) -> tuple[Any, int]:
-    """An array for the kernel, and where it lies."""
+    """Array of integers for the kernel, and its address."""
     array = (ctypes.c_int64 * len(numbers))(*numbers)
     return array, ctypes.addressof(array)
 
@@ -242,7 +252,7 @@ def _call(
     what: str, value: Tensor, queries: int, shapes: Sequence[int], points: Sequence[int], tensors: _Tensors
 ) -> None:
     if not (value.numel() and queries and sum(points)):
-        # Nothing to read or to write: the kernel counts on one of each.
+        # The kernel expects at least one value, query and sample. Without them every result is zero or empty.
         for tensor in tensors.filled:
             if tensor is not None:
                 tensor.zero_()
@@ -263,7 +273,7 @@ def _call(
         *[0 if tensor is None else tensor.data_ptr() for tensor in tensors],
         use.parallel_for if os.getpid() == use.process else 0,
     )
-    # The foreign call releases Python's lock; `value`, `tensors` and the two arrays keep the memory alive meanwhile.
+    # The foreign call releases Python's lock. `value`, `tensors` and the two arrays keep the memory alive meanwhile.
     if use.functions[what, value.dtype == torch.float64](call):
         raise MemoryError("no memory for the scratch space of deformable attention")
     del of_shapes, of_points

@@ -1,4 +1,4 @@
-"""What a bug report has to say: versions, hardware, which backend of the operator runs on what, and if it is right."""
+"""Diagnosis for bug reports: versions, hardware, the backend of the operator for each device, and its errors."""
 
 import ctypes
 import importlib.metadata
@@ -24,50 +24,64 @@ _PACKAGES = ("torchvision", "timm", "triton")
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One device of CUDA."""
+    """CUDA device that PyTorch sees."""
 
     device: str
+    """Name in PyTorch, such as "cuda:0"."""
     name: str
+    """Name of the product."""
     memory_bytes: int
+    """Bytes of its memory."""
     compute_capability: str
+    """Compute capability, such as "8.0"."""
     problem: str | None
-    """Why it cannot be used although PyTorch sees it."""
+    """Reason why it cannot be used although PyTorch sees it, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuKernel:
-    """The compiled kernel for the CPU."""
+    """Compiled kernel for the CPU."""
 
     path: str | None
+    """Compiled library; None if there is none."""
     instructions: str | None
-    """The copy in use, by its instruction set."""
+    """Instruction set of the copy in use; None if there is no kernel."""
     copies: dict[str, bool]
-    """All that the library holds, and whether this processor can run each."""
+    """Copies that the library holds, each with whether this CPU can run it."""
     uses_threads: bool
-    """Whether it works on PyTorch's threads, or on one."""
+    """Whether it works on PyTorch's threads; else on one thread."""
     missing: str | None
-    """Why there is none."""
+    """Reason why there is no kernel, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `diagnose` found."""
+    """Report of `diagnose`."""
 
     versions: dict[str, str | None]
+    """Versions of this package, Python, PyTorch, CUDA and others; None where one is not installed."""
     platform: str
+    """Operating system and architecture."""
     processor: str
+    """Name of the CPU."""
     num_processors: int
+    """Number of CPU cores that the system counts."""
     num_usable_processors: int
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     num_threads: int
-    """That PyTorch uses."""
+    """Number of threads that PyTorch uses."""
     torch_instructions: str
-    """The instruction set of PyTorch's own kernels."""
+    """Instruction set of PyTorch's own kernels."""
     gpus: tuple[Gpu, ...]
+    """CUDA devices that PyTorch sees."""
     cpu_kernel: CpuKernel
+    """Compiled kernel for the CPU."""
     choices: tuple[Choice, ...]
+    """Backend that "auto" takes, for each device and type."""
     checks: tuple[Check, ...]
+    """Errors of each of these backends."""
     timings: tuple[Timing, ...]
+    """Speed in float32 of each backend that passed its check; empty if it was not measured."""
 
     @property
     def ok(self) -> bool:
@@ -75,28 +89,31 @@ class Diagnosis:
         return not self.problems()
 
     def problems(self) -> tuple[str, ...]:
-        """What is wrong, one line each. A kernel that is merely missing is none."""
+        """Problems, one line each. A kernel that is merely missing is no problem."""
         found = [f"{gpu.device} cannot be used: {gpu.problem}" for gpu in self.gpus if gpu.problem is not None]
         found += [_complaint(check) for check in self.checks if not check.ok]
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain values for `json.dumps`."""
+        """Report as plain values for `json.dumps`."""
         return {"ok": self.ok, "problems": self.problems(), **asdict(self)}
 
 
 def diagnose(*, timing: bool = True) -> Diagnosis:
-    """Looks at the installation and the hardware, and tries the operator on each device and type.
+    """Diagnosis of the installation and the hardware, with a test of the operator on each device and type.
 
-    Takes a second, and with `timing` another one or two; the first time on a GPU longer, because kernels are compiled
-    for it. If the kernel for the CPU is missing, the report says so instead of the warning that usually does.
+    It takes a second, and another one or two with `timing`. The first time on a GPU takes longer, because kernels are
+    compiled. If the kernel for the CPU is missing, the report says so, and the usual warning is not shown.
+
+    Args:
+        timing: also measure the speed of each backend.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=cpu.COST)
         kernel = _cpu_kernel()
     gpus = tuple(_gpu(index) for index in range(torch.cuda.device_count()))
     devices = ["cpu", *(gpu.device for gpu in gpus if gpu.problem is None)]
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in the middle of
+    with torch.inference_mode(False), torch.enable_grad():  # the caller may have switched gradients off
         choices = tuple(trial.choose(device, dtype) for device in devices for dtype in trial.DTYPES)
         checks = tuple(trial.check(choice) for choice in choices)
         timings = [

@@ -1,4 +1,4 @@
-"""One `grid_sample` per level: any device, differentiable, nothing to compile."""
+"""Backend of one `grid_sample` per level: for any device, differentiable, with nothing to compile."""
 
 from collections.abc import Sequence
 
@@ -9,23 +9,25 @@ from torch import Tensor
 from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops.reference import accumulation_dtype, locations_and_weights
 
-# In grid units a map spans -1..1, and no pixel of any map reaches further than 2 from its middle.
+# In grid units a map spans -1..1. A pixel counts up to one pixel from its centre, which is 2 on a map of one pixel.
 _FAR_OUTSIDE = 3.0
 
 
 def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], num_queries: int) -> str | None:
-    """Needs at least one query, position, sample and channel, because `grid_sample` refuses empty axes."""
+    """Reason why `grid_sample` cannot run on such tensors, or None: it refuses empty axes."""
     if 0 in (value.numel(), num_queries, *num_points):
         return "grid_sample refuses empty tensors"
     return None
 
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-    """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
+    """Weighted sums of bilinear samples at given locations; the arguments are those of `reference.sample`."""
     accumulate = accumulation_dtype(value.dtype)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
+    # Locations become grid units; NaN and infinity go to a place outside, where they count as zero.
     grid = (2 * locations.to(accumulate) - 1).nan_to_num(nan=_FAR_OUTSIDE).clamp(-_FAR_OUTSIDE, _FAR_OUTSIDE)
+    # `grid_sample` knows no heads, so that each head becomes an image of the batch.
     grid = grid.transpose(1, 2).flatten(0, 1)  # (batch * heads, queries, samples, 2)
     weight = weights.to(accumulate).transpose(1, 2).flatten(0, 1).unsqueeze(1)
     maps = value.to(accumulate).permute(0, 2, 3, 1).flatten(0, 1)  # (batch * heads, head_dim, positions)
@@ -43,6 +45,6 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[i
 def attend(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> Tensor:
-    """The same from a reference and a projection; see `reference.locations_and_weights`."""
+    """Weighted sums of bilinear samples for references and a projection; see `reference.locations_and_weights`."""
     locations, weights = locations_and_weights(value, reference, projection, shapes, points)
     return sample(value, locations, weights, shapes, points)

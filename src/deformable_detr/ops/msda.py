@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (arXiv 2010.04159, section 4.1): contract, checks, and choice of backend."""
+"""Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the public functions, with checks and backends."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -18,11 +18,14 @@ Run = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
 
 
 class Backend(NamedTuple):
-    """Two forms of the operation, which trust the contract, and the reason why neither can run here, or None."""
+    """Backend of the operator; its functions trust that their arguments have been checked."""
 
     sample: Run
+    """Operation on given locations and weights."""
     attend: Run
+    """Operation on references and a projection."""
     why_not: Callable[[Tensor, SpatialShapes, tuple[int, ...], int], str | None]
+    """Reason why the backend cannot run on value, spatial shapes, points and number of queries; None if it can."""
 
 
 def _why_not_triton(
@@ -30,7 +33,7 @@ def _why_not_triton(
 ) -> str | None:
     if value.device.type != "cuda":
         return f"it needs a CUDA tensor, value is on {value.device.type}"
-    from deformable_detr.ops import triton  # a second to import, and there is nothing to gain without a GPU
+    from deformable_detr.ops import triton  # takes a second to import, so only where there is a GPU
 
     return triton.why_not(value, spatial_shapes, num_points, num_queries)
 
@@ -39,8 +42,8 @@ def _runs_everywhere(*problem: object) -> None:
     return None
 
 
-# In order of preference: "auto" is the first that can run. The compiled ones are one registered operator, which
-# PyTorch sends to the kernel of the device the tensors are on.
+# In order of preference: "auto" is the first backend that can run. "cpu" and "triton" are one registered operator, for
+# which PyTorch selects the kernel by the device of the tensors.
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend(library.sample_on_cpu, library.attend_on_cpu, cpu.why_not),
     "triton": Backend(library.sample, library.attend, _why_not_triton),
@@ -60,25 +63,27 @@ def multi_scale_deformable_attention(
     num_points: tuple[int, ...] | None = None,
     backend: BackendName = "auto",
 ) -> Float[Tensor, "batch queries heads head_dim"]:
-    """Weighted sum of `points` bilinear samples per level, per head, per query.
+    """Multi-scale deformable attention (section 4.1, equation 3): weighted sum of bilinear samples for each query.
 
-    `value` holds the levels one after another, each row by row, sizes in `spatial_shapes` as (height, width).
-    Locations are (x, y) in 0..1 of each padded map, pixel centres at (i + 0.5) / size; what lies outside a map
-    counts as zero, and a location that is NaN or infinite contributes nothing and gets a gradient of zero. Weights
-    are used as they are: the module normalises them, this function does not. Features are expected to be finite: an
-    infinite one may spread to queries that look next to it with weight zero.
+    Each query takes `points` samples from every level, in every head. The four pixels around a location are
+    interpolated, with pixel centres at (i + 0.5) / size. A pixel outside its map counts as zero. A location that is
+    NaN or infinite contributes nothing and gets a gradient of zero. Features must be finite: an infinite one may spread
+    to queries that look next to it with weight zero.
 
-    Locations, weights and all sums are float32 whatever the type of the values, float64 if the values are; the
-    result has the values' type. Half-precision locations are accepted, but they are exact to a third of a pixel only.
+    Locations, weights and all sums are float32 whatever the type of the values, and float64 if the values are.
+    Half-precision locations are accepted, but they are exact to a third of a pixel only.
 
     Args:
-        value: projected features.
-        spatial_shapes: Python ints, so nothing waits for the device.
-        sampling_locations: where to look.
-        attention_weights: what each look counts for.
+        value: projected features of all levels, one level after another, each row by row.
+        spatial_shapes: (height, width) of each level as Python ints, so nothing waits for the device.
+        sampling_locations: (x, y) of each sample, in 0..1 of its padded map; may lie outside.
+        attention_weights: weight of each sample, used as it is: this function does not normalise them.
         num_points: points of each level, where levels differ in their number (RT-DETRv2, D-FINE); levels and points
             are then one axis, level after level.
         backend: "auto" takes the first that can run; see `backends()`.
+
+    Returns:
+        The sums of every query and head, in the type of the values.
 
     Raises:
         ValueError: tensors that disagree with each other or with `spatial_shapes`.
@@ -103,20 +108,23 @@ def multi_scale_deformable_attention_from_projection(
     num_points: int | tuple[int, ...],
     backend: BackendName = "auto",
 ) -> Float[Tensor, "batch queries heads head_dim"]:
-    """The same, with softmax and sampling locations made on the way instead of stored.
+    """Multi-scale deformable attention from references and one projection of the queries (section 4.1).
 
-    `reference` is a point (x, y) or a box cxcywh in 0..1 of each padded map. `projection` is what one linear layer
-    says of each query: the offsets of every head, level and point as (x, y), then the logits in the same order, so
-    `channels` is heads * levels * points * 3. Offsets count pixels of their level around a reference point, or
-    half-boxes / points around a reference box; the softmax runs over all levels and points of a head (section 4.1).
+    Softmax and sampling locations are computed on the way and never stored, which saves the two largest tensors of an
+    encoder layer. Offsets count pixels of their level around a reference point, or half-boxes / points around a
+    reference box. The softmax runs over all levels and points of a head.
 
     Args:
-        value: projected features.
-        spatial_shapes: Python ints, as everywhere.
-        reference: where each query is.
-        projection: what each query asks for.
-        num_points: points per level, or of each level.
-        backend: "auto" takes the first that can run.
+        value: projected features of all levels, one level after another, each row by row.
+        spatial_shapes: (height, width) of each level as Python ints, so nothing waits for the device.
+        reference: point (x, y) or box cxcywh of each query, in 0..1 of each padded map.
+        projection: output of one linear layer for each query: the offsets of every head, level and point as (x, y),
+            then the logits in the same order. So `channels` is heads * levels * points * 3.
+        num_points: points of every level, or of each level.
+        backend: "auto" takes the first that can run; see `backends()`.
+
+    Returns:
+        The sums of every query and head, in the type of the values.
 
     Raises:
         ValueError: tensors that disagree with each other or with `spatial_shapes`.
@@ -138,7 +146,13 @@ def backends(
     *,
     num_points: tuple[int, ...] | None = None,
 ) -> dict[str, str | None]:
-    """Every backend, in order of preference, with the reason why it cannot run on these tensors, or None if it can."""
+    """Backends in order of preference, each with the reason why it cannot run on these tensors, or None if it can.
+
+    The arguments are those of `multi_scale_deformable_attention`.
+
+    Raises:
+        ValueError: tensors that disagree with each other or with `spatial_shapes`.
+    """
     _, points = check_given(value.shape, spatial_shapes, num_points, sampling_locations.shape, attention_weights.shape)
     queries = sampling_locations.shape[1]
     return {name: backend.why_not(value, spatial_shapes, points, queries) for name, backend in BACKENDS.items()}
@@ -147,7 +161,11 @@ def backends(
 def choose(
     backend: str, value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], num_queries: int
 ) -> str:
-    """The first backend that can run, or the named one; a `BackendError` says why the named one cannot."""
+    """Name of the first backend that can run, or of the one that is named.
+
+    Raises:
+        BackendError: there is no backend of that name, or it cannot run on this input; the message says why.
+    """
     problem = (value, spatial_shapes, num_points, num_queries)
     if backend == "auto":
         for name, candidate in BACKENDS.items():

@@ -1,4 +1,7 @@
-"""The definition: four gathers and a sum. Slow and plain; also the path for exporters that mishandle GridSample."""
+"""Reference backend: the definition in plain PyTorch, four gathers and a sum.
+
+It is slow, and differentiable twice. Exporters that mishandle GridSample use it, too.
+"""
 
 from collections.abc import Sequence
 
@@ -7,20 +10,31 @@ from torch import Tensor
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Locations, weights and sums are float32, however short the values are; float64 values keep float64."""
+    """Type of locations, weights and sums: float64 for values in float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def to_accumulation_dtype(value: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-    """Locations and weights, or references and projections, in the type that sums over `value` are in."""
+    """Locations and weights, or references and projections, in the type of sums over `value`."""
     exact = accumulation_dtype(value.dtype)
-    if second.dtype == exact and third.dtype == exact:  # asking is ten times faster than a conversion to what it is
+    if second.dtype == exact and third.dtype == exact:  # ten times faster than a conversion that changes nothing
         return second, third
     return second.to(exact), third.to(exact)
 
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-    """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
+    """Weighted sums of bilinear samples at given locations (section 4.1, equation 3).
+
+    Args:
+        value: features `(batch, positions, heads, head_dim)`.
+        locations: `(batch, queries, heads, samples, 2)`, (x, y) in 0..1 of each padded map.
+        weights: `(batch, queries, heads, samples)`.
+        shapes: height and width of each level, one after another.
+        points: number of samples of each level.
+
+    Returns:
+        The sums `(batch, queries, heads, head_dim)`, in the type of `value`.
+    """
     accumulate = accumulation_dtype(value.dtype)
     batch, _, heads, head_dim = value.shape
     queries = locations.shape[1]
@@ -31,14 +45,16 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[i
         location = locations[:, :, :, first : first + count].to(accumulate)
         weight = weights[:, :, :, first : first + count].to(accumulate)
         start, first = start + height * width, first + count
-        # Pixel centres lie at half-integers of the unit square scaled to the map.
+        # From 0..1 of the map to pixels. Pixel centres lie at half-integers, so index 0 is at 0.5.
         x, y = location[..., 0] * width - 0.5, location[..., 1] * height - 0.5
+        # A sample without any pixel of the map gets weight zero and a harmless place: NaN would spoil the gradients.
         touches_map = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN too
         x, y = x.where(touches_map, 0.0), y.where(touches_map, 0.0)
         weight = weight.where(touches_map, 0.0)
         left, top = x.detach().floor(), y.detach().floor()
-        # Written so, the slope at a pixel's centre is that towards the right and the bottom.
+        # At a pixel's centre the function has a kink; this form takes the slope towards the right and the bottom.
         beyond_x, beyond_y = x - left, y - top
+        # The four pixels around each sample. Those off the map read position 0 and count as zero.
         for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
             corner_x, corner_y = left + right, top + below
             inside = (corner_x >= 0) & (corner_x < width) & (corner_y >= 0) & (corner_y < height)
@@ -52,7 +68,7 @@ def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[i
 def attend(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> Tensor:
-    """The same from a reference and a projection; see `locations_and_weights`."""
+    """Weighted sums of bilinear samples for references and a projection; see `locations_and_weights`."""
     locations, weights = locations_and_weights(value, reference, projection, shapes, points)
     return sample(value, locations, weights, shapes, points)
 
@@ -60,7 +76,7 @@ def attend(
 def locations_and_weights(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Where to sample and how much each sample counts, as one projection of the query says (section 4.1).
+    """Sampling locations and attention weights from one projection of each query (section 4.1).
 
     The projection holds the offsets of every head, level and point as (x, y), then the logits in the same order.
     Offsets count pixels of their level around a reference point, or half-boxes / points around a reference box.
@@ -68,7 +84,7 @@ def locations_and_weights(
 
     Returns:
         Locations `(batch, queries, heads, samples, 2)` and weights `(batch, queries, heads, samples)`, in the type
-        that `value` is summed in.
+        of sums over `value`.
     """
     accumulate = accumulation_dtype(value.dtype)
     reference, projection = reference.to(accumulate), projection.to(accumulate)

@@ -1,8 +1,8 @@
-"""The operator as PyTorch sees it: registered once, with its fake, autograd and autocast rules.
+"""Registration of the operator with PyTorch, once for all devices, with its fake, autograd and autocast rules.
 
-Two forms of one operation. `sample` takes locations and weights as they are; `attend` makes them from a reference
-and a projection on the way, which saves the two largest tensors of an encoder layer. Both flatten levels and points
-into one axis of samples, `points` of them per level, so that levels may differ in their number of points.
+The operation has two forms. `sample` takes locations and weights as they are. `attend` makes them from a reference and
+a projection on the way, which saves the two largest tensors of an encoder layer. Both flatten levels and points into
+one axis of samples, so that levels may differ in their number of points; `points` holds the number of each level.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +32,8 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 _PLAIN = (Tensor, nn.Parameter)
 
 
-# One home for what both forms and all devices share; the second argument is `locations` or `reference`, the third
-# `weights` or `projection`.
+# Rules that both forms and all devices share. The second argument is `locations` or `reference`, the third `weights`
+# or `projection`.
 
 
 def _fake(value: Tensor, second: Tensor, third: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
@@ -88,7 +88,8 @@ def _under_autocast(name: str, key: torch._C.DispatchKey) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(key)
 
     def run(value: Tensor, second: Tensor, third: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-        # A half cannot address a pixel of a large map, so autocast raises these and lowers nothing.
+        # A half-precision number cannot address every pixel of a large map. So autocast raises locations and weights
+        # to float32, and lowers nothing.
         exact = reference.accumulation_dtype(value.dtype)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(value, second.to(exact), third.to(exact), shapes, points)
@@ -156,7 +157,7 @@ attend = torch.ops.deformable_detr.attend.default
 
 
 def _is_watched(*tensors: Tensor) -> bool:
-    """Whether anything but the numbers could come of going through PyTorch: a gradient, a graph, a trace, a profile."""
+    """Whether PyTorch has to see the call: for a gradient, a graph, a trace or a profile."""
     return (
         torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
@@ -177,6 +178,7 @@ def _directly(op: Callable[..., Tensor], kernel: Callable[..., Tensor]) -> Calla
     return run
 
 
-# PyTorch takes some 12 us to find a kernel that is written in Python, a tenth of what a decoder layer's call takes.
+# PyTorch takes some 12 us to find a kernel that is written in Python, a tenth of the time of a call in a decoder layer.
+# So where it need not see the call, the kernel is called directly.
 sample_on_cpu = _directly(sample, cpu.sample)
 attend_on_cpu = _directly(attend, cpu.attend)

@@ -1,4 +1,4 @@
-"""The operator tried out: whether a backend computes what the definition does, and how long it takes."""
+"""Self-test of the operator: errors of a backend against the definition, and its speed."""
 
 import statistics
 import subprocess
@@ -25,11 +25,11 @@ from deformable_detr.ops.reference import accumulation_dtype
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TIMED_DTYPE = "float32"
 
-# The self-check: nothing is even, square or a multiple of a vector, and some samples lie outside or nowhere.
+# Sizes of the check: no map is square, no size is a multiple of a vector's, and some samples lie outside or nowhere.
 _SHAPES, _POINTS = ((5, 8), (3, 2), (1, 4)), (2, 3, 1)
 _BATCH, _QUERIES, _HEADS, _HEAD_DIM = 2, 7, 3, 37
 
-# The timing: levels of images of 640 x 640 and of 256 x 341 pixels, heads and points of the published models.
+# Sizes of the timing: levels of images of 640 x 640 and of 256 x 341 pixels, heads and points of the published models.
 _TIMED: dict[str, tuple[SpatialShapes, int]] = {
     "decoder, 300 queries": (((80, 80), (40, 40), (20, 20), (10, 10)), 300),
     "encoder, 1840 positions": (((32, 43), (16, 22), (8, 11), (4, 6)), 1840),
@@ -39,27 +39,36 @@ _RUNS, _ENOUGH_S = 7, 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What "auto" takes for one device and type."""
+    """Backend that "auto" takes for one device and type."""
 
     device: str
+    """Device, such as "cpu" or "cuda:0"."""
     dtype: str
+    """Type of the values, such as "float32"."""
     backend: BackendName
+    """Name of the backend."""
     others: dict[str, str | None]
-    """Why each other backend cannot run; None if it could, but is slower."""
+    """Reason why each other backend cannot run; None if it could, but is slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How far a chosen backend is from the definition in float64, as a share of the largest number there."""
+    """Errors of a chosen backend against the definition in float64."""
 
     device: str
+    """Device, such as "cpu" or "cuda:0"."""
     dtype: str
+    """Type of the values, such as "float32"."""
     backend: str
+    """Name of the backend."""
     result_error: float | None
+    """Largest error of the result, as a share of its largest number; None if there is a problem."""
     gradient_error: float | None
+    """Largest error of the gradients, as a share of the largest number of each; None if there is a problem."""
     allowed: float
+    """Largest error that passes for this type."""
     problem: str | None
-    """What went wrong, where there are no errors to tell."""
+    """Reason why the errors could not be measured; None if they were."""
 
     @property
     def ok(self) -> bool:
@@ -70,18 +79,22 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Milliseconds of one call in float32, one image; the median of a few."""
+    """Time of one call in float32 for one image: the median of a few runs."""
 
     device: str
+    """Device, such as "cpu" or "cuda:0"."""
     case: str
+    """Kind of layer and its size."""
     backend: str
+    """Name of the backend."""
     forward_ms: float
+    """Milliseconds of the forward pass without gradients."""
     training_ms: float
-    """Forward and backward."""
+    """Milliseconds of the forward and the backward pass."""
 
 
 def choose(device: str, dtype: torch.dtype) -> Choice:
-    """Which backend runs there, and what is in the way of the others."""
+    """Choice of "auto" for a device and type, with the reasons against the other backends."""
     value, locations, weights = _on(device, dtype, _samples())
     reasons = backends(value, _SHAPES, locations, weights, num_points=_POINTS)
     backend: Any = next(name for name, reason in reasons.items() if reason is None)
@@ -89,11 +102,11 @@ def choose(device: str, dtype: torch.dtype) -> Choice:
     return Choice(device=device, dtype=str(dtype).removeprefix("torch."), backend=backend, others=others)
 
 
-# ---- whether the operator is right
+# ---- errors
 
 
 def check(choice: Choice) -> Check:
-    """Compares both forms of the operator with the definition, forward and backward; of every error the larger one."""
+    """Errors of both forms of the operator in the forward and the backward pass; the larger of the two forms counts."""
     dtype: torch.dtype = getattr(torch, choice.dtype)
     result_error, gradient_error, problem = None, None, None
     try:
@@ -111,14 +124,14 @@ def check(choice: Choice) -> Check:
         backend=choice.backend,
         result_error=result_error,
         gradient_error=gradient_error,
-        # Twice the rounding of what is stored, or a hundred roundings on the way there.
+        # Twice the rounding error of the stored type, or a hundred rounding errors of the sums, whichever is larger.
         allowed=max(torch.finfo(dtype).eps, 100 * torch.finfo(accumulation_dtype(dtype)).eps),
         problem=problem,
     )
 
 
 def _errors(choice: Choice, dtype: torch.dtype, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Of the result, and the largest of the three gradients."""
+    """Errors of the result and of the worst of the three gradients, as a tensor of two."""
     own_inputs = [tensor.requires_grad_() for tensor in _on(choice.device, dtype, inputs)]
     exact_inputs = [tensor.detach().cpu().double().requires_grad_() for tensor in own_inputs]
     own, exact = run(*own_inputs, choice.backend), run(*exact_inputs, "reference")
@@ -134,7 +147,7 @@ def _error(own: Tensor, exact: Tensor) -> Tensor:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What PyTorch, a driver, or a compiler that is not there may raise; all else is a bug and shows its traceback."""
+    """Errors that PyTorch, a driver or a missing compiler may raise; any other is a bug and shows its traceback."""
     triton = sys.modules.get("triton")
     own = () if triton is None else (triton.TritonError,)
     return (RuntimeError, OSError, ImportError, subprocess.SubprocessError, *own)
@@ -151,7 +164,7 @@ def _attend(value: Tensor, reference: Tensor, projection: Tensor, backend: Backe
 
 
 def _samples() -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations and weights of the self-check."""
+    """Value, locations and weights for the check."""
     samples = sum(_POINTS)
     locations = 0.5 + 0.4 * _normal(_BATCH, _QUERIES, _HEADS, samples, 2, seed=3)
     locations[1, 2, 0, 4, 0], locations[0, 5, 1, 0, 1] = float("nan"), float("inf")
@@ -159,7 +172,7 @@ def _samples() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _asks() -> tuple[Tensor, Tensor, Tensor]:
-    """Value, reference boxes and projection of the self-check."""
+    """Value, reference boxes and projection for the check."""
     boxes = 0.5 + 0.1 * _normal(_BATCH, _QUERIES, len(_SHAPES), 4, seed=5)
     return _value(), boxes, _normal(_BATCH, _QUERIES, _HEADS * sum(_POINTS) * 3, seed=6)
 
@@ -169,22 +182,25 @@ def _value() -> Tensor:
 
 
 def _normal(*shape: int, seed: int) -> Tensor:
-    """The same numbers on every machine and under every default."""
+    """Normal random numbers in float64, equal on every machine and under every default type and device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _on(device: str, dtype: torch.dtype, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Values in the type, the others exact, as the operator wants them."""
+    """Inputs on a device: the value in the given type, the others in the type of the sums."""
     value, *others = inputs
     return [value.to(device, dtype), *(tensor.to(device, accumulation_dtype(dtype)) for tensor in others)]
 
 
-# ---- how fast it is
+# ---- speed
 
 
 def timings(choice: Choice) -> Iterator[Timing]:
-    """The chosen backend, and what would run without it, in the form that models use; half a second for each case."""
+    """Times of the chosen backend and of grid_sample, which would run without it, in the form that models use.
+
+    Each case takes half a second.
+    """
     for case, (shapes, queries) in _TIMED.items():
         value, reference, projection = _layer(shapes, queries, choice.device)
         contenders: list[BackendName] = [choice.backend, "grid_sample"]
@@ -204,7 +220,7 @@ def timings(choice: Choice) -> Iterator[Timing]:
 
 
 def _layer(shapes: SpatialShapes, queries: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, reference points and projection of one image; queries as many as positions sit on their own pixels."""
+    """Value, reference points and projection of one image; in an encoder each query sits on its own pixel."""
     positions, dtype = sum(height * width for height, width in shapes), getattr(torch, TIMED_DTYPE)
     value = _normal(1, positions, 8, 32, seed=7).to(device, dtype).requires_grad_()
     projection = _normal(1, queries, 8 * 4 * len(shapes) * 3, seed=8).to(device, dtype).requires_grad_()
@@ -226,7 +242,7 @@ def _train(forward: Callable[[], Tensor], inputs: tuple[Tensor, Tensor]) -> obje
 
 def _median_ms(run: Callable[[], object], device: str) -> float:
     seconds: list[float] = []
-    run()  # the first call builds, loads and warms
+    run()  # not timed: the first call compiles and loads
     while len(seconds) < _RUNS and sum(seconds) < _ENOUGH_S:
         _wait(device)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The GPU backend: which kernel runs, on tiles of which size, and what it writes to."""
+"""GPU backend: choice of the Triton kernel and its tile sizes, and the tensors that it writes."""
 
 import math
 from collections.abc import Sequence
@@ -22,25 +22,25 @@ else:
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
-# Fusing a product and a sum is off by default from Triton 3.10 on; the kernels are half such pairs.
+# Fusing a product and a sum is off by default from Triton 3.10 on; half of the kernels' work is such pairs.
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
-# From here on tiles that hold one sample at a time are enough to fill a GPU.
+# From this number of queries on, tiles that hold one sample at a time are enough to fill a GPU.
 _MANY_QUERIES = 4096
-# Elements (query, channel) a warp holds of one pixel, and warps of a program: patches of 8 x 4 queries of 32 channels.
+# Elements (query, channel) of one pixel for each warp, and warps of a program: patches of 8 x 4 queries of 32 channels.
 _QUERIES_TILE, _QUERIES_WARPS = 256, 4
-# Elements (query, sample, channel) a warp holds of each of four pixels. More of them share the arithmetic of locations;
-# fewer leave the registers that atomic additions of single numbers need, where there are none of four at once.
+# Elements (query, sample, channel) of each of four pixels for each warp. More elements share the arithmetic of the
+# locations. Fewer leave registers free, which atomic additions need on GPUs that add single numbers, not four at once.
 _FORWARD_TILE, _BACKWARD_TILE, _SCALAR_TILE = 1024, 512, 128
 _LARGEST_TILE = 16384
 _LARGEST_WARPS = 16
 _LARGEST_GRID = 65535
 _LARGEST_OFFSET = 2**31
-_LARGEST_SIDE = 2**24  # of what float32 counts exactly
-_MOST_PATCHES = 2**20  # that the kernel can divide in float32
+_LARGEST_SIDE = 2**24  # float32 holds all integers up to here
+_MOST_PATCHES = 2**20  # the kernel divides such numbers in float32 without error
 
 
 def why_not(value: Tensor, spatial_shapes: SpatialShapes, num_points: tuple[int, ...], num_queries: int) -> str | None:
-    """The reason why the kernels cannot run on such tensors, or None."""
+    """Reason why the kernels cannot run on such tensors, or None."""
     if _MISSING is not None:
         return f"Triton cannot be imported: {_MISSING}"
     if torch.version.hip is not None:
@@ -69,14 +69,14 @@ def _too_large(
 
 
 def sample(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], points: Sequence[int]) -> Tensor:
-    """Locations `(batch, queries, heads, samples, 2)`, weights without the last axis; see `ops.library`."""
+    """Weighted sums of bilinear samples at given locations; the arguments are those of `reference.sample`."""
     return _forward(value, locations, weights, shapes, points, 0)
 
 
 def attend(
     value: Tensor, reference: Tensor, projection: Tensor, shapes: Sequence[int], points: Sequence[int]
 ) -> Tensor:
-    """The same from a reference and a projection; see `reference.locations_and_weights`."""
+    """Weighted sums of bilinear samples for references and a projection; see `reference.locations_and_weights`."""
     return _forward(value, reference, projection, shapes, points, reference.shape[-1])
 
 
@@ -131,6 +131,7 @@ def _forward(
     block_d, block_s = _power_of_two(head_dim), _power_of_two(samples)
     model = {"HEADS": heads, "HEAD_DIM": head_dim, "POINTS": tuple(points), "SAMPLES": samples, "FORM": form}
     with torch.cuda.device_of(value):
+        # Few queries fill the GPU only if each loads all its samples at once; many do so sample by sample.
         if queries < _MANY_QUERIES and block_s * block_d <= _LARGEST_TILE:
             block_q, warps = _samples_tile(block_s * block_d, _FORWARD_TILE)
             forward_over_samples[(_blocks(queries, block_q), heads, batch)](
@@ -156,16 +157,18 @@ def _backward(
     wanted: Sequence[bool],
     form: int,
 ) -> Gradients:
-    """Gradients as the kernels write them; what is not wanted may be empty."""
+    """Gradients in the types that the kernels write; those not wanted may be empty."""
     batch, positions, heads, head_dim = value.shape
     queries, samples = second.shape[1], sum(points)
     if 0 in (batch * positions * heads * head_dim, queries, samples):
         return torch.zeros_like(value), torch.zeros_like(second), torch.zeros_like(third)
     grad, value, second, third = (tensor.contiguous() for tensor in (grad, value, second, third))
     wants_value, wants_others = wanted[0], wanted[1] or wanted[2]
+    # Atomic additions come in any order. Integers give the same sum in every order, which deterministic mode needs.
     fixed_point = wants_value and torch.are_deterministic_algorithms_enabled()
     scale = _steps_per_one(grad, third, queries, samples, form) if fixed_point else grad
     sums = torch.int64 if fixed_point else torch.float32
+    # Only the gradient of the values is added to; the kernel writes every number of the other two.
     grad_value = torch.zeros(value.shape if wants_value else (0,), dtype=sums, device=value.device)
     grad_second = torch.empty(second.shape if wants_others else (0,), dtype=torch.float32, device=value.device)
     grad_third = torch.empty(third.shape if wants_others else (0,), dtype=torch.float32, device=value.device)
@@ -174,6 +177,7 @@ def _backward(
     tile = _backward_tile(value, wants_value, fixed_point)
     block_q, warps = _samples_tile(block_s * block_d, tile)
     model = {"HEADS": heads, "POINTS": tuple(points), "SAMPLES": samples, "FORM": form}
+    # The gradient of a reference sums over all heads, which no program of `backward` sees: a second kernel does it.
     sums_reference = form != 0 and wanted[1]
     with torch.cuda.device_of(value):
         backward[(_blocks(queries, block_q), heads, batch)](
@@ -196,11 +200,11 @@ def _given(gradient: Tensor, tensor: Tensor, want: bool) -> Tensor:
 
 
 def _steps_per_one(grad: Tensor, weights: Tensor, queries: int, samples: int, form: int) -> Tensor:
-    """The power of two that sums of gradients are counted in, so large that no sum can overflow 63 bits.
+    """Number of integer steps per 1.0 in fixed-point sums: the largest power of two with which no sum overflows.
 
-    A pixel gets at most `queries * samples` parts, none larger than the largest gradient times the largest weight, or
-    `queries` such parts if weights are a softmax: one part is then exact to 2**-43 of the largest for 20 000 queries
-    of 16 samples, where float32 itself is exact to 2**-24.
+    A pixel gets at most `queries * samples` parts, none larger than the largest gradient times the largest weight. If
+    the weights are a softmax, it gets at most `queries` such parts. For 20 000 queries of 16 samples one part is then
+    exact to 2**-43 of the largest, while float32 itself is exact to 2**-24.
     """
     bound = grad.abs().amax().double()
     if form == 0:
@@ -212,9 +216,9 @@ def _steps_per_one(grad: Tensor, weights: Tensor, queries: int, samples: int, fo
 
 
 def _queries_tile(shapes: Sequence[int], positions: int, queries: int, block_d: int) -> tuple[int, int, int]:
-    """Queries of a program, columns of its patch of a map or 0, and how many programs that makes."""
+    """Queries of a program, columns of its patch of a map (0 for a strip), and the number of programs."""
     block_q = max(1, _QUERIES_WARPS * _QUERIES_TILE // block_d)
-    if queries == positions:  # of an encoder
+    if queries == positions:  # an encoder: queries of a patch look at the same pixels
         patch_w = _power_of_two(math.isqrt(block_q - 1) + 1)
         patch_h = block_q // patch_w
         blocks = sum(_blocks(h, patch_h) * _blocks(w, patch_w) for h, w in zip(shapes[::2], shapes[1::2], strict=True))
@@ -224,7 +228,7 @@ def _queries_tile(shapes: Sequence[int], positions: int, queries: int, block_d: 
 
 
 def _samples_tile(elements: int, of_a_warp: int) -> tuple[int, int]:
-    """Queries and warps of a program, where one query has so many elements (sample, channel)."""
+    """Queries and warps of a program, for queries of `elements` (sample, channel) each."""
     queries = min(16, max(1, of_a_warp // elements))
     return queries, min(_LARGEST_WARPS, max(1, queries * elements // of_a_warp))
 
@@ -240,7 +244,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _unroll(points: Sequence[int]) -> int:
-    """Samples that are in flight at once: not more than 4, and no level may have a remainder."""
+    """Number of samples in flight at once: at most 4, and a divisor of the points of every level."""
     return next(count for count in (4, 3, 2, 1) if all(number % count == 0 for number in points))
 
 

@@ -1,9 +1,9 @@
-"""What the GPU kernels share: which queries a program handles, and where their samples lie.
+"""Parts that the Triton kernels share: the queries of a program, and the places and weights of their samples.
 
-FORM says what the second and third tensor are: 0 locations and weights, 2 reference points and projection, 4 reference
-boxes and projection. Everything is float32 inside, whatever the tensors hold. Offsets are int32 within one image and
-int64 between images. `sizes` are height and width of each level as floats, because Triton compiles anew for an int in a
-tuple that is 1 or a multiple of 16, and images come in many sizes.
+FORM is the kind of the second and third tensor: 0 for locations and weights, 2 for reference points and a projection,
+4 for reference boxes and a projection. All arithmetic is in float32, whatever the tensors hold. Offsets are int32
+within one image and int64 between images. `sizes` holds height and width of each level as floats: Triton compiles
+anew for an int in a tuple that is 1 or a multiple of 16, and images come in many sizes.
 """
 
 # mypy: allow-untyped-decorators
@@ -22,8 +22,8 @@ def level_of(
     sizes: tl.tuple,
     POINTS: tl.constexpr,
 ) -> tl.tuple:
-    """Which level a sample belongs to, or each of several: its index, points, height, width and first position."""
-    # Arguments lie in constant memory, so a few selects are cheaper than a table in global memory.
+    """Level of a sample or of each of several: its index, points, height, width and first position."""
+    # Arguments lie in constant memory, so a few selections are faster than a table in global memory.
     level = sample * 0
     points = sample * 0.0 + POINTS[0]
     height = sample * 0.0 + sizes[0]
@@ -51,10 +51,10 @@ def queries_of(
     BLOCK_Q: tl.constexpr,
     PATCH_W: tl.constexpr,
 ) -> tl.tuple:
-    """Which queries this program handles, and which of them exist; the others repeat one that does.
+    """Queries of this program, and a mask of those that exist; the others repeat one that does.
 
-    With PATCH_W, queries are the positions of the maps, and a program takes a patch of one map instead of a strip:
-    what its queries look at then overlaps more.
+    With PATCH_W, queries are the positions of the maps, and a program takes a patch of one map instead of a strip.
+    The pixels that its queries look at then overlap more.
     """
     block = tl.program_id(0)
     lane = tl.arange(0, BLOCK_Q)
@@ -68,6 +68,7 @@ def queries_of(
         width = tl.cast(sizes[1], tl.int32)
         start = block * 0
         patch = block
+        # Find the level that holds this patch: patches are counted level after level.
         next_patch = tl.cdiv(height, PATCH_H) * tl.cdiv(width, PATCH_W)
         next_start = height * width
         for level in tl.static_range(1, len(sizes) // 2):
@@ -80,7 +81,8 @@ def queries_of(
             patch = tl.where(later, block - next_patch, patch)
             next_patch += tl.cdiv(level_height, PATCH_H) * tl.cdiv(level_width, PATCH_W)
             next_start += level_height * level_width
-        # An integer division would cost as much as all the rest; the half keeps the quotient clear of rounding.
+        # From the number of the patch to its row and column. A division of integers would take as long as all the
+        # rest; in float32 the half keeps the quotient away from whole numbers, so that rounding does no harm.
         across = tl.cdiv(width, PATCH_W)
         down = ((patch.to(tl.float32) + 0.5) / across.to(tl.float32)).to(tl.int32)
         row = down * PATCH_H + lane // PATCH_W
@@ -103,7 +105,10 @@ def rows_of(
     SAMPLES: tl.constexpr,
     FORM: tl.constexpr,
 ) -> tl.tuple:
-    """Where the (x, y) and the weights of a query and head begin: locations and weights, or offsets and logits."""
+    """Pointers to the first (x, y) and the first weight of a query and head.
+
+    In a projection they are offsets and logits.
+    """
     if FORM == 0:
         row = query * HEADS + head
         place = second + batch * num_queries * (HEADS * SAMPLES * 2) + row * (SAMPLES * 2)
@@ -124,9 +129,9 @@ def corners_of(
     height: tl.tensor,
     start: tl.tensor,
 ) -> tl.tuple:
-    """Pixels around a point in pixel coordinates, clamped to the map, and what of them lies inside.
+    """Four pixels around a point in pixel coordinates, clamped to the map, and the sides that lie inside.
 
-    Points that touch no pixel, NaN among them, move to pixel (0, 0) and are reported.
+    Points that touch no pixel, NaN among them, move to pixel (0, 0); `touches` is False for them.
     """
     touches = (x > -1) & (x < width) & (y > -1) & (y < height)
     x = tl.where(touches, x, 0.0)
@@ -143,6 +148,7 @@ def corners_of(
     has_top = top >= 0
     has_right = left < width - 1
     has_bottom = top < height - 1
+    # Clamped to the map, so that every pixel can be loaded without a mask; `sides` tells which of them count.
     upper = start + tl.maximum(top, 0) * width
     lower = start + tl.minimum(top + 1, height - 1) * width
     right = tl.minimum(left + 1, width - 1)
@@ -161,7 +167,7 @@ def shares_of(
     right_share: tl.tensor,
     bottom_share: tl.tensor,
 ) -> tl.tuple:
-    """How much each of the four pixels counts: nothing outside the map."""
+    """Share of each of the four pixels in the result: weight times interpolation, zero outside the map."""
     has_left, has_right, has_top, has_bottom = sides
     weight = tl.where(touches, weight, 0.0)
     left = tl.where(has_left, 1 - right_share, 0.0)
@@ -181,7 +187,10 @@ def channels_of(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> tl.tensor:
-    """The channels of some pixels. These are clamped to their map: a mask would cost registers, and vector loads."""
+    """Channels of some pixels, in float32. Pixels are clamped to their map and need no mask.
+
+    A mask would take registers and prevent vector loads.
+    """
     offset = pixel * (HEADS * HEAD_DIM) + channel
     if BLOCK_D == HEAD_DIM:
         found = tl.load(maps + offset)
@@ -206,15 +215,16 @@ def samples_of(
     FORM: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ) -> tl.tuple:
-    """All samples of some queries, as tiles (queries, samples): where, with which weight, in which map.
+    """Samples of some queries as tiles (queries, samples): place in pixels, weight, step and map.
 
-    `step` is by how many pixels the point moves when what was read as (x, y) grows by one.
+    A step is the number of pixels that a sample moves when the (x, y) in memory grow by one.
     """
     LEVELS: tl.constexpr = len(POINTS)
     sample = tl.arange(0, BLOCK_S)
     level, points, height, width, start = level_of(sample, sizes, POINTS)
     place, weight_row = rows_of(second, third, batch, head, query, num_queries, HEADS, SAMPLES, FORM)
     known = (sample < SAMPLES)[None, :]
+    # x and y are neighbours in memory: one load for both. Samples that only fill up the tile are NaN, so nowhere.
     xy = place[:, None, None] + (sample * 2)[None, :, None] + tl.arange(0, 2)[None, None, :]
     x, y = tl.split(tl.load(xy, mask=known[:, :, None], other=float("nan")).to(tl.float32))
     height, width, start, points = height[None, :], width[None, :], start[None, :], points[None, :]
@@ -223,9 +233,11 @@ def samples_of(
         step_x, step_y = width, height
         x, y = x * width - 0.5, y * height - 0.5
     else:
+        # The softmax over all samples of a head, which this tile holds (section 4.1).
         logit = tl.load(weight_row[:, None] + sample[None, :], mask=known, other=float("-inf")).to(tl.float32)
         weight = tl.exp2((logit - tl.max(logit, axis=1)[:, None]) * 1.4426950408889634)
         weight = weight / tl.sum(weight, axis=1)[:, None]
+        # Offsets count pixels around a point, or half-boxes / points around a box.
         box = second + batch * num_queries * (LEVELS * FORM) + ((query * LEVELS)[:, None] + level[None, :]) * FORM
         centre_x = tl.load(box).to(tl.float32) * width - 0.5
         centre_y = tl.load(box + 1).to(tl.float32) * height - 0.5

@@ -1,4 +1,4 @@
-"""Figures as SVG that stands in a page: in the page's colours, sharp at any size, with words for those who listen."""
+"""Charts as inline SVG: in the page's colours, sharp at any size, with a description for screen readers."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num
 
-# In pixels of a phone held upright: a chart is never shrunk, so that its letters stay as large as they are here.
+# In CSS pixels, the width of a phone held upright: a chart is never scaled down, so that its letters stay readable.
 _WIDTH, _HEIGHT = 340, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 38
 _MOST_POINTS = 200
@@ -23,16 +23,21 @@ Range = tuple[Number, Number]
 
 
 class Series(NamedTuple):
-    """One line of a chart; a point that is not a number leaves a gap."""
+    """Series of points: a line of a chart, or its columns."""
 
     label: str
+    """Name in the legend."""
     xs: Sequence[float]
+    """Positions on the x axis, ascending."""
     ys: Sequence[float]
+    """Values, one for each of `xs`; NaN leaves a gap in the line."""
     faint: bool = False
-    """Drawn pale and behind, without marks."""
+    """Whether it is drawn pale, behind the others and without dots."""
 
 
 class _Frame(NamedTuple):
+    """Frame of a chart: from values on its axes to pixels."""
+
     x_range: Range
     y_range: Range
 
@@ -55,16 +60,19 @@ def line_chart(
     y_range: Range | None = None,
     mark: tuple[Number, str] | None = None,
 ) -> str:
-    """Lines that differ in dash as well as in colour, with a legend below; "" if there is nothing to draw.
+    """Line chart as HTML, with a legend below; lines differ in dash as well as in colour.
 
     Args:
-        title: stands above it.
-        series: the first is drawn last, on top.
-        x_label: what the points' first numbers are, with their unit.
-        y_label: what their second numbers are.
-        x_range: of the axis; what the points need if left out.
-        y_range: the same; from zero if left out.
-        mark: a place on the x axis to be marked with a vertical line, and what is there.
+        title: title above the chart.
+        series: lines; the first is drawn last, on top of the others.
+        x_label: name of the x axis, with its unit.
+        y_label: name of the y axis, with its unit.
+        x_range: range of the x axis; fitted to the points if left out.
+        y_range: range of the y axis; from zero to the highest point if left out.
+        mark: position on the x axis for a vertical line, and the text beside it.
+
+    Returns:
+        A figure element, or "" if there is nothing to draw.
     """
     series = [_thinned(one) for one in series]
     xs = [x for one in series for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(y)]
@@ -82,7 +90,18 @@ def line_chart(
 
 
 def column_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, x_label: str, y_label: str) -> str:
-    """Columns side by side, one for each label and series; only the `ys` of the series count. "" without any."""
+    """Column chart as HTML: columns side by side, one for each label and series.
+
+    Args:
+        title: title above the chart.
+        labels: names of the groups of columns.
+        series: columns of one colour each; only their `ys` are used, one for each label.
+        x_label: name of the x axis, with its unit.
+        y_label: name of the y axis, with its unit.
+
+    Returns:
+        A figure element, or "" if there is nothing to draw.
+    """
     highest = max((y for one in series for y in one.ys), default=0)
     if not labels or highest <= 0:
         return ""
@@ -107,14 +126,14 @@ def column_chart(title: str, labels: Sequence[str], series: Sequence[Series], *,
 def heat_map(
     title: str, shares: Num[np.ndarray, "rows columns"], rows: Sequence[str], columns: Sequence[str], tips: str
 ) -> str:
-    """A matrix too large for numbers: a cell's ink is its share in 0..1; what is zero is left blank.
+    """Heat map as HTML, for a matrix that is too large for numbers: the higher a share, the darker its cell.
 
     Args:
-        title: for those who listen.
-        shares: what to show.
-        rows: names at the left.
-        columns: names above, turned.
-        tips: what a cell says of itself, with `{row}`, `{column}` and `{share}` in it.
+        title: description for screen readers.
+        shares: the matrix, 0..1; cells that are zero stay blank.
+        rows: names of the rows, at the left.
+        columns: names of the columns, above and rotated.
+        tips: template of a cell's tooltip, with `{row}`, `{column}` and `{share}`.
     """
     width, height = _NAME_WIDTH + _CELL * len(columns) + 4, _NAME_WIDTH + _CELL * len(rows) + 4
     parts = []
@@ -148,7 +167,7 @@ def _figure(title: str, words: str, body: str, legend: str) -> str:
 
 
 def _described(title: str, series: Sequence[Series]) -> str:
-    """The chart in words: where each line begins and ends."""
+    """Description of a chart in words, for screen readers: where each line begins and ends."""
     words = []
     for one in series:
         points = [(x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(y)]
@@ -159,7 +178,7 @@ def _described(title: str, series: Sequence[Series]) -> str:
 
 
 def _thinned(series: Series) -> Series:
-    """At most so many points, each the mean of its neighbours."""
+    """Series of at most 200 points, each the mean of neighbouring points."""
     count = len(series.ys)
     if count <= _MOST_POINTS:
         return series
@@ -169,14 +188,14 @@ def _thinned(series: Series) -> Series:
 
 
 def _room(low: Number, high: Number) -> Range:
-    """An axis with some length, ending on a tick above."""
+    """Range of an axis: longer than zero, and up to a tick at or above `high`."""
     if high <= low:
         return low, low + (abs(low) or 1.0)
     return low, max(high, *_ticks(low, high))
 
 
 def _ticks(low: Number, high: Number) -> list[float]:
-    """Some four to seven round numbers from the first above `low` to the first at or above `high`."""
+    """Ticks of an axis: four to seven round numbers, the first at or above `low`, the last at or above `high`."""
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
@@ -252,5 +271,5 @@ def _short(name: str) -> str:
 
 
 def _number(value: Number) -> str:
-    """Four digits at most; no trailing zeros, no traces of binary fractions."""
+    """Number as text, with three digits that count, or as a whole number from 1000 on."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

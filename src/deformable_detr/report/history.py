@@ -1,4 +1,4 @@
-"""How a run went: what its metrics.jsonl says, as lines to draw."""
+"""History of a run: the lines of its metrics.jsonl, as series for charts."""
 
 import math
 import re
@@ -11,26 +11,31 @@ _STAGE = re.compile(r"decoder\.(\d+)/")
 
 
 class History(NamedTuple):
-    """Steps and epochs of a run."""
+    """Records of the steps and epochs of a run."""
 
     steps: list[dict[str, Any]]
+    """Records of the logged steps, oldest first."""
     epochs: list[dict[str, Any]]
+    """Records of the completed epochs, oldest first."""
 
     @property
-    def judged(self) -> list[dict[str, Any]]:
-        """The epochs that were evaluated."""
+    def evaluated(self) -> list[dict[str, Any]]:
+        """Records of the epochs that were evaluated."""
         return [row for row in self.epochs if row.get("val")]
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation of the epochs that were completed."""
+        """Duration of training and evaluation in the completed epochs."""
         return math.fsum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
 
     def best(self, by: str = "ap") -> dict[str, Any] | None:
-        """The epoch with the highest metric, of equals the latest, as best.safetensors is chosen.
+        """Record of the best epoch, chosen as best.safetensors is: the highest metric, and the latest of equals.
 
         Args:
-            by: as `TrainConfig.best_by`: one of the twelve, or of one class as "cat/ap".
+            by: name of the metric, as in `CheckpointConfig.best_by`: one of COCO's twelve, or of a class as "cat/ap".
+
+        Returns:
+            None if no epoch was evaluated.
         """
         class_name, _, metric = by.rpartition("/")
 
@@ -38,10 +43,10 @@ class History(NamedTuple):
             metrics = row.get("val_per_class", {}).get(class_name, {}) if class_name else row["val"]
             return float(metrics.get(metric, -1.0))
 
-        return max(reversed(self.judged), key=value, default=None)
+        return max(reversed(self.evaluated), key=value, default=None)
 
     def loss(self) -> list[Series]:
-        """Averages of the epochs, and the logged steps."""
+        """Training loss: the averages of the epochs, and the logged steps."""
         averages = [row for row in self.epochs if row.get("train")]
         steps = [row.get("loss") for row in self.steps]
         return [
@@ -50,7 +55,7 @@ class History(NamedTuple):
         ]
 
     def terms(self) -> dict[str, list[Series]]:
-        """Loss terms before weighting, averages of the epochs: those of the last decoder layer and of other stages."""
+        """Loss terms before weighting, averaged over each epoch, by stage; of the decoder layers only the last."""
         rows = [row for row in self.epochs if row.get("train")]
         names = list(dict.fromkeys(name for row in rows for name in row["train"] if "/" in name))
         layers = [int(match.group(1)) for name in names if (match := _STAGE.match(name))]
@@ -66,39 +71,39 @@ class History(NamedTuple):
     def precision(self) -> list[Series]:
         """AP, AP50 and AP75 on the validation images, in percent."""
         names = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
-        judged = self.judged
+        rows = self.evaluated
         return [
-            Series(label, _epochs(judged), _percent(row["val"].get(name) for row in judged))
+            Series(label, _epochs(rows), _percent(row["val"].get(name) for row in rows))
             for name, label in names.items()
         ]
 
     def class_precision(self) -> list[Series]:
         """AP of each class on the validation images, in percent."""
-        judged = self.judged
-        names = list(dict.fromkeys(name for row in judged for name in row.get("val_per_class", {})))
+        rows = self.evaluated
+        names = list(dict.fromkeys(name for row in rows for name in row.get("val_per_class", {})))
         return [
             Series(
                 name,
-                _epochs(judged),
-                _percent(row.get("val_per_class", {}).get(name, {}).get("ap") for row in judged),
+                _epochs(rows),
+                _percent(row.get("val_per_class", {}).get(name, {}).get("ap") for row in rows),
             )
             for name in names
         ]
 
     def learning_rate(self) -> list[Series]:
-        """Of the logged steps."""
+        """Learning rate at the logged steps."""
         return [Series("learning rate", self._places(), _numbers(row.get("lr") for row in self.steps))]
 
     def _places(self) -> list[float]:
-        """Logged steps as fractions of epochs: an epoch's average stands at its end.
+        """Positions of the logged steps, in epochs from 0; the average of an epoch is drawn at its end.
 
-        Where an epoch ends only its own line says: not every step is logged. Steps are numbered as if all epochs had
-        been as long as the one they are in, in a run resumed with other data, too, so that a step's number over that
-        length is its place.
+        Only the record of an epoch tells in which step the epoch ends, because not every step is logged. The position
+        of a step is its number divided by the length of its epoch. This also holds where a run was resumed with other
+        data and the length changed: steps are then renumbered as if all earlier epochs had the new length.
         """
         lengths = {row["epoch"]: row["step"] / row["epoch"] for row in self.epochs}
         newest = max(lengths, default=0)
-        # The epoch under way is taken to be as long as the one before, or longer if it is so already.
+        # The current epoch has no record yet. It is taken to be as long as the one before, or longer if it already is.
         under_way = [row["step"] / row["epoch"] for row in self.steps if row["epoch"] > newest]
         expected = max(lengths.get(newest, 0.0), *under_way, 1.0)
         places = []
@@ -109,7 +114,7 @@ class History(NamedTuple):
 
 
 def history_of(records: Iterable[dict[str, Any]]) -> History:
-    """Sort the lines of a metrics.jsonl; lines of other kinds, and those without a place in the run, are left out."""
+    """History from the lines of a metrics.jsonl; lines of other kinds or without epoch and step are left out."""
     placed = [row for row in records if all(isinstance(row.get(k), int) and row[k] > 0 for k in ("epoch", "step"))]
     return History(
         [row for row in placed if row.get("kind") == "step"], [row for row in placed if row.get("kind") == "epoch"]
@@ -125,5 +130,5 @@ def _numbers(values: Iterable[float | None]) -> list[float]:
 
 
 def _percent(values: Iterable[float | None]) -> list[float]:
-    """What is undefined, COCO's -1 too, leaves a gap."""
+    """Values in percent; NaN, a gap in the line, where a value is missing or undefined (COCO's -1)."""
     return [math.nan if value is None or value < 0 else 100 * value for value in values]

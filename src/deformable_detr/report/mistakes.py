@@ -1,4 +1,4 @@
-"""The worst mistakes as pictures: what was found that is not there, and what is there and was not found."""
+"""Worst mistakes as pictures: detections that are wrong, and objects that were missed."""
 
 import base64
 import io
@@ -22,28 +22,34 @@ _MOST = 12
 _PER_IMAGE = 2
 _SIDE = 300
 _QUALITY = 80
-# How much of the picture is shown around a box, at least: in sides of the box, and as a share of the picture.
+# Smallest side of the part of the image that is shown: in sides of the box, and as a share of the image's longer side.
 _AROUND, _LEAST_SHARE = 3.0, 0.25
 
 
 class Mistake(NamedTuple):
-    """One mistake."""
+    """Mistake of the detector, with a picture."""
 
     title: str
+    """Class, and score or size."""
     explanation: str
+    """Reason why it is a mistake, for people."""
     image_name: str
+    """Name of the image file, without its folder."""
     picture: str
-    """A JPEG as a data URI."""
+    """Picture of the place, a JPEG as a data URI."""
     size_wh: tuple[int, int]
+    """Size of the picture, in pixels."""
 
 
 class Mistakes(NamedTuple):
-    """The worst of each kind, the worst first."""
+    """Worst mistakes of each kind, the worst first."""
 
     false_positives: list[Mistake]
+    """Detections that are wrong, the highest score first."""
     misses: list[Mistake]
+    """Objects that were missed, those found with the lowest score first, then the largest first."""
     unreadable: list[str]
-    """Why pictures are missing."""
+    """Reasons why pictures are missing."""
 
 
 def worst_examples(
@@ -53,10 +59,13 @@ def worst_examples(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Mistakes:
-    """False positives with the highest scores at or above the threshold, and objects that it leaves unfound.
+    """Worst mistakes at the threshold of the analysis, at most 12 of each kind and two of each kind from one image.
 
-    Of the latter those that nothing found at any score come first, the largest first. At most two of each kind are from
-    one image.
+    Args:
+        analysis: the analysis of the detections.
+        detections: one entry for each image.
+        dataset: the images, in the same order.
+        on_progress: called with the number of pictures that are drawn, and the number of all.
     """
     pictures = _Pictures(detections, dataset, analysis.threshold)
     false, missed = _false_positives(analysis), _misses(analysis)
@@ -87,7 +96,7 @@ def _misses(analysis: Analysis) -> list[int]:
 
 
 def _spread(positions: Sequence[int], image_of: Sequence[int]) -> list[int]:
-    """The first so many, not more than a few of one image."""
+    """First 12 of these positions, with at most two from one image."""
     chosen: list[int] = []
     taken: dict[int, int] = {}
     for position in positions:
@@ -101,14 +110,14 @@ def _spread(positions: Sequence[int], image_of: Sequence[int]) -> list[int]:
 
 
 class _Pictures:
-    """Reads an image, cuts out what is of interest, and draws both sides' boxes into it."""
+    """Pictures of mistakes: a part of the image, with detections and objects drawn in."""
 
     def __init__(self, detections: Sequence[Detections], dataset: DetectionDataset, threshold: float) -> None:
         self._detections, self._dataset, self._threshold = detections, dataset, threshold
         self.unreadable: list[str] = []
 
     def false_positive(self, analysis: Analysis, position: int) -> Mistake | None:
-        """The detection alone, among all objects of the image."""
+        """Picture of a wrong detection with all objects of its image; None if the image cannot be read."""
         found, classes = analysis.found, self._dataset.classes
         image, row = int(found.image[position]), int(found.row[position])
         sample = self._dataset.samples[image]
@@ -126,7 +135,7 @@ class _Pictures:
         return self._example(f"{classes[class_id]} {score:.2f}", meaning[kind], sample, one, sample)
 
     def miss(self, analysis: Analysis, position: int) -> Mistake | None:
-        """The object alone, among the detections at the threshold that overlap it."""
+        """Picture of a missed object with the detections that overlap it; None if the image cannot be read."""
         truth = analysis.truth
         image, row = int(truth.image[position]), int(truth.row[position])
         sample = self._dataset.samples[image]
@@ -142,7 +151,7 @@ class _Pictures:
         score = float(truth.found_at[position])
         why = "found at no score" if score < 0 else f"found with a score of {score:.2f} only"
         title = f"{self._dataset.classes[int(truth.class_ids[position])]}, {width:.0f} x {height:.0f} px"
-        # Only what may have been meant for it: all there is would hide the picture.
+        # Only detections that may have been about this object: all detections would hide it.
         every = self._detections[image]
         near = iou_with(one.boxes_xyxy[0].astype(np.float64), every.boxes_xyxy.double().cpu().numpy()) >= FAR
         return self._example(title, why, sample, every[near], one)
@@ -171,7 +180,7 @@ class _Pictures:
 
 
 def _cut(box_xyxy: Float[np.ndarray, "4"], size_wh: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A window around a box, square where the image has room for it, in whole pixels inside the image."""
+    """Window around a box, as left, top, right and bottom in pixels: inside the image, and square if it has room."""
     longest = max(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1])
     side = max(longest * _AROUND, _LEAST_SHARE * max(size_wh), 16)
     edges = []

@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing but itself: no network, no scripts, light and dark, readable on a phone."""
+"""Self-contained HTML page and its elements: no network, no scripts, light and dark, readable on a phone."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,21 +6,30 @@ from typing import Literal, NamedTuple
 
 from deformable_detr.core.version import __version__
 
-# A longer table scrolls in a window of its own, its headings staying in place.
+# A table with more rows scrolls in a window of its own, in which the headings stay visible.
 _MOST_ROWS = 25
 
 
 class Section(NamedTuple):
-    """A part of the page; one without content is left out."""
+    """Section of the page."""
 
     anchor: str
+    """Name of the section in links."""
     title: str
+    """Heading, as plain text."""
     content: str
-    """HTML."""
+    """Content as HTML; a section with an empty one is left out."""
 
 
 def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """All sections below each other, with links to them and `notes` above them. Texts are escaped, contents are not."""
+    """HTML page of all sections, with links to them at the top.
+
+    Args:
+        title: title of the page, as plain text.
+        subtitle: line below the title, as plain text.
+        notes: remarks above the sections, as plain text.
+        sections: sections, from top to bottom; their contents are HTML.
+    """
     shown = [one for one in sections if one.content]
     links = "".join(f'<a href="#{one.anchor}">{escape(one.title)}</a>' for one in shown)
     warnings = "".join(f"<p>{escape(note)}</p>" for note in notes)
@@ -28,7 +37,7 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Even a mistake of ours could then not fetch anything.
+        # The browser fetches nothing, even if a bug of ours put an address into the page.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         f'<meta name="generator" content="deformable-detr {__version__}">'
@@ -41,12 +50,12 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def cards(facts: Sequence[tuple[str, str]]) -> str:
-    """Figures to be seen first: a name and a value each."""
+    """Cards with the main figures: a name and a value each."""
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     return f'<dl class="cards">{cells}</dl>'
 
@@ -54,13 +63,14 @@ def cards(facts: Sequence[tuple[str, str]]) -> str:
 def table(
     caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, bars: Sequence[float | None] | None = None
 ) -> str:
-    """A table whose first column names the row; it scrolls by itself where the page is narrow.
+    """Table whose first column names the rows; on a narrow page it scrolls sideways.
 
     Args:
-        caption: what it is of.
-        headings: of the columns.
-        rows: texts; columns of numbers stand at the right.
-        bars: a share in 0..1 for each row, drawn in a column of its own beside the second; it says nothing new.
+        caption: title of the table.
+        headings: names of the columns.
+        rows: cells as plain text; columns of numbers are aligned to the right.
+        bars: share in 0..1 for each row, drawn as a bar after the second column; None draws no bar for a row. Screen
+            readers skip the bars, which only repeat what the cells say.
     """
     classes = [' class="n"' if _is_numeric(column, rows) else "" for column in range(len(headings))]
     head = [f'<th scope="col"{name}>{escape(text)}</th>' for name, text in zip(classes, headings, strict=True)]
@@ -81,7 +91,15 @@ def table(
 def matrix_table(
     caption: str, corner: str, names: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]
 ) -> str:
-    """Counts with ink behind them, by a share in 0..1 for each; rows and columns have the same names."""
+    """Table of a square matrix of counts, with cells coloured by their shares.
+
+    Args:
+        caption: title of the table.
+        corner: text of the first cell of the head.
+        names: names of the rows and of the columns.
+        counts: numbers to show, by row and column.
+        shares: colour of each cell, 0..1, also shown in percent.
+    """
     head = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in names)
     lines = []
     for name, row, inks in zip(names, counts, shares, strict=True):
@@ -98,7 +116,7 @@ def matrix_table(
 
 
 def pictures(items: Sequence[tuple[str, str, str, str, tuple[int, int]]]) -> str:
-    """Pictures with a title, an explanation and a small print; each as (title, explanation, small print, URI, size)."""
+    """Pictures side by side, each given as (title, explanation, small print, URI, width and height in pixels)."""
     shown = "".join(
         f'<figure class="photo"><img src="{uri}" width="{width}" height="{height}" loading="lazy" '
         f'alt="{escape(f"{title}: {text}")}"><figcaption><b>{escape(title)}</b> {escape(text)}'
@@ -109,18 +127,18 @@ def pictures(items: Sequence[tuple[str, str, str, str, tuple[int, int]]]) -> str
 
 
 def grid(charts: Sequence[str], *, columns: Literal[2, 3] = 3) -> str:
-    """Charts, or tables, side by side: so many columns where there is room, else fewer."""
+    """Charts or tables side by side, in fewer columns than `columns` where the page is narrow."""
     shown = "".join(charts)
     return f'<div class="grid{" wide" if columns == 2 else ""}">{shown}</div>' if shown else ""
 
 
 def command(text: str) -> str:
-    """Something to type."""
+    """Command to type, in a box."""
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 
 def folded(summary: str, content: str) -> str:
-    """What not everybody wants to see: a line to open it with."""
+    """Content that is hidden until the reader opens it, by a click on `summary`."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
@@ -136,7 +154,7 @@ def _is_numeric(column: int, rows: Sequence[Sequence[str]]) -> bool:
     return column > 0 and bool(texts) and all(text[:1] in "0123456789-+.<" for text in texts)
 
 
-# Colours of Okabe and Ito, darkened on white and lightened on black until each has a contrast of 3 and more.
+# Colours of Okabe and Ito, darkened on white and lightened on black until each has a contrast of at least 3.
 _STYLE = """
 :root{--paper:#fff;--ink:#1b1f24;--soft:#57606a;--line:#d0d7de;--wash:#f6f8fa;--accent:#0b63b8;--warn:#fff4d6;
 --c0:#0b63b8;--c1:#c04e00;--c2:#00785a;--c3:#a8407f;--c4:#8a6d00;--c5:#4a4a4a}

@@ -1,4 +1,4 @@
-"""What stands in the report: each function turns one kind of finding into a part of the page."""
+"""Sections of the report: each function turns one kind of finding into a section of the page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,28 +33,28 @@ _MOST_CONFUSIONS = 20
 _NOTHING = "nothing"
 
 _TWELVE = {
-    "ap": "mean over overlaps 0.50, 0.55 ... 0.95",
-    "ap50": "at overlap 0.50",
-    "ap75": "at overlap 0.75",
-    "ap_small": "objects below 32 x 32 px",
-    "ap_medium": "objects below 96 x 96 px",
-    "ap_large": "objects from 96 x 96 px",
-    "ar_1": "one detection per class and image",
-    "ar_10": "ten",
-    "ar_100": "a hundred",
-    "ar_small": "a hundred, small objects",
-    "ar_medium": "a hundred, medium objects",
-    "ar_large": "a hundred, large objects",
+    "ap": "mean over overlaps (IoU) of 0.50, 0.55 ... 0.95",
+    "ap50": "at an overlap of 0.50",
+    "ap75": "at an overlap of 0.75",
+    "ap_small": "small objects, below 32 x 32 px",
+    "ap_medium": "medium objects, below 96 x 96 px",
+    "ap_large": "large objects, from 96 x 96 px",
+    "ar_1": "1 detection per class and image",
+    "ar_10": "10 detections",
+    "ar_100": "100 detections",
+    "ar_small": "100 detections, small objects",
+    "ar_medium": "100 detections, medium objects",
+    "ar_large": "100 detections, large objects",
 }
 
 
 def at_a_glance(facts: Sequence[tuple[str, str]]) -> Section:
-    """The figures most people want."""
+    """Section with the figures that most people want to see first; `facts` are names and values."""
     return Section("overview", "At a glance", cards(facts))
 
 
 def training(history: History) -> Section:
-    """Loss, its terms, AP and learning rate over the epochs."""
+    """Section on the training: loss, its terms, AP and learning rate over the epochs."""
     charts = [line_chart("Training loss", history.loss(), x_label="epoch")]
     charts.append(
         line_chart("AP on the validation images", history.precision(), x_label="epoch", y_label="%", y_range=(0, 100))
@@ -70,7 +70,7 @@ def training(history: History) -> Section:
 
 
 def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
-    """COCO's twelve numbers, by class and by size."""
+    """Section on accuracy: COCO's twelve numbers, by class and by size."""
     twelve = [(name.upper().replace("_", " "), percent(value), _TWELVE[name]) for name, value in _numbers(report)]
     rows = []
     for one, (name, own) in zip(analysis.classes, report.metrics.per_class.items(), strict=True):
@@ -99,25 +99,24 @@ def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
 
 
 def thresholds(analysis: Analysis) -> Section:
-    """Precision, recall and F1 of every class, and where to cut."""
+    """Section on score thresholds: precision, recall and F1 of every class, and the best threshold."""
     if not analysis.overall.num_objects:
         return Section("thresholds", "Precision, recall and thresholds", "")
-    judged = [one for one in analysis.classes if one.num_objects]
-    rows = [_threshold_row(one) for one in judged]
-    own = ["".join(_class_charts(one)) for one in judged] if len(judged) > 1 else []
+    present = [one for one in analysis.classes if one.num_objects]
+    rows = [_threshold_row(one) for one in present]
+    # One class alone would repeat the charts of all classes; many classes would make the page too long to read.
+    own = ["".join(_class_charts(one)) for one in present] if len(present) > 1 else []
     shown, hidden = own[:_MOST_OPEN], own[_MOST_OPEN:]
     text = (
-        f"A detection is right if it overlaps an object of its class by {OVERLAP} or more that no better-scored one "
-        "found. F1 is the harmonic mean of precision (the share of detections that are right) and recall (the share of "
-        "objects that are found). "
+        f"A detection is right if it overlaps an object of its class by {OVERLAP} (IoU) or more, and no detection with "
+        "a higher score has found that object. F1 is the harmonic mean of precision (the share of detections that are "
+        "right) and recall (the share of objects that are found). "
     )
     if analysis.overall.f1.max() > 0:
-        text += f"Over all classes it is highest at {analysis.threshold:.2f}:"
+        text += f"Over all classes F1 is highest at a score threshold of {analysis.threshold:.2f}:"
         use = command(f"ddetr predict best.safetensors PHOTOS --threshold {analysis.threshold:.2f}")
     else:
-        text += (
-            f"Nothing is found at any threshold; what is counted on this page is counted at {analysis.threshold:.2f}."
-        )
+        text += f"Nothing is found at any threshold. The counts on this page are for {analysis.threshold:.2f}."
         use = ""
     return Section(
         "thresholds",
@@ -129,7 +128,7 @@ def thresholds(analysis: Analysis) -> Section:
             "The best threshold of each class",
             ("class", "F1", "threshold", "precision", "recall", "objects"),
             rows,
-            bars=[float(one.f1.max()) for one in judged],
+            bars=[float(one.f1.max()) for one in present],
         )
         + ("<h3>Class by class</h3>" if own else "")
         + grid(shown, columns=2)
@@ -138,16 +137,16 @@ def thresholds(analysis: Analysis) -> Section:
 
 
 def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
-    """What is taken for what. Up to a dozen classes as a table, more as a picture and a list."""
+    """Section on confusion: which class is taken for which, as a table, or as a heat map from 13 classes on."""
     matrix = analysis.confusion
     if not matrix.sum():
         return Section("confusion", "Confusion", "")
     labels = [*names, _NOTHING]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     text = (
-        f"Rows: what is there. Columns: what was found, with a score of {analysis.threshold:.2f} or more and an "
-        f"overlap of {OVERLAP}, whatever its class. The last column is what was missed, the last row what was found "
-        "where nothing is, or once more. Shares are of the row."
+        f"Rows: the true class. Columns: the class that was found, with a score of {analysis.threshold:.2f} or more "
+        f"and an overlap of {OVERLAP} or more. The last column counts objects that were missed. The last row counts "
+        "detections where nothing is, and duplicates. Percentages are shares of the row."
     )
     if len(labels) <= _LARGEST_TABLE + 1:
         drawn = matrix_table("Counts and shares", "is ↓ found →", labels, matrix.tolist(), shares.tolist())
@@ -158,7 +157,7 @@ def confusion(analysis: Analysis, names: Sequence[str]) -> Section:
 
 
 def errors(analysis: Analysis) -> Section:
-    """What AP is lost to."""
+    """Section on the kinds of errors, and the AP that each of them costs."""
     rows = [
         [one.name, "-" if one.lost is None else f"{100 * one.lost:.1f}", str(one.at_threshold), one.meaning]
         for one in analysis.errors
@@ -166,8 +165,8 @@ def errors(analysis: Analysis) -> Section:
     if not rows:
         return Section("errors", "Kinds of errors", "")
     text = (
-        "By TIDE (Bolya et al. 2020): how many points AP50 would gain if all errors of one kind were mended and all "
-        f"others stayed; so they do not add up. Counts are at the threshold of {analysis.threshold:.2f}."
+        "Points that AP50 would gain if all errors of one kind were repaired and all others stayed (TIDE, Bolya et al. "
+        f"2020). They do not add up. Counts are at the score threshold of {analysis.threshold:.2f}."
     )
     most = max(one.lost or 0.0 for one in analysis.errors)
     bars = [(one.lost or 0.0) / most if most > 0 else 0.0 for one in analysis.errors]
@@ -176,15 +175,15 @@ def errors(analysis: Analysis) -> Section:
 
 
 def calibration(analysis: Analysis) -> Section:
-    """Whether a score of 0.7 is right seven times in ten."""
+    """Section on calibration: whether seven in ten detections with a score of 0.7 are right."""
     one = analysis.calibration
     if not sum(one.counts) or not analysis.overall.num_objects:
         return Section("calibration", "Calibration", "")
     text = (
-        "Of the detections with a score of about 0.7, seven in ten should be right; points below the diagonal are too "
-        f"sure of themselves. The expected calibration error is {100 * one.error:.1f} % over all detections, and "
-        f"{100 * one.confident_error:.1f} % over those with a score of 0.1 or more. Most detections have scores near 0 "
-        "and are rightly not believed, which makes the first look better."
+        "Of the detections with a score of about 0.7, seven in ten should be right. Where the curve is below the "
+        f"diagonal, scores are too high. The expected calibration error is {100 * one.error:.1f} % over all "
+        f"detections, and {100 * one.confident_error:.1f} % over those with a score of 0.1 or more. The first number "
+        "looks better because most detections have a score near 0, and rightly so."
     )
     chart = line_chart(
         "Reliability",
@@ -206,22 +205,26 @@ def calibration(analysis: Analysis) -> Section:
 
 
 def mistakes(examples: Mistakes, threshold: float) -> Section:
-    """The worst of them as pictures."""
+    """Section with pictures of the worst mistakes at the threshold."""
     notes = "".join(paragraph(f"Not shown: {why}") for why in examples.unreadable[:3])
     parts = []
     if examples.false_positives:
         text = (
-            f"The highest scores that are wrong, from {threshold:.2f} on. Solid: what was found. Dashed: what is there."
+            f"The wrong detections with the highest scores, from {threshold:.2f} on. "
+            "Solid: the detection. Dashed: the objects."
         )
         parts.append(f"<h3>Found, but not there</h3>{paragraph(text)}{_gallery(examples.false_positives)}")
     if examples.misses:
-        text = f"Found by nothing with a score of {threshold:.2f}. Dashed: the object. Solid: what overlaps it."
+        text = (
+            f"Objects that no detection with a score of {threshold:.2f} or more found. "
+            "Dashed: the object. Solid: detections that overlap it."
+        )
         parts.append(f"<h3>There, but not found</h3>{paragraph(text)}{_gallery(examples.misses)}")
     return Section("mistakes", "The worst mistakes", "".join(parts) + notes)
 
 
 def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
-    """Images and objects that the run learnt from and was judged by."""
+    """Section on the training and validation images and their objects."""
     if not splits:
         return Section("data", "Data", "")
     facts = [
@@ -254,7 +257,7 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
     return Section(
         "data",
         "Data",
-        paragraph(f"Judged by {origin}. Objects per image: fewest, median, most. Crowd regions are no objects here.")
+        paragraph(f"Evaluated on {origin}. Objects per image: fewest, median, most. Crowd regions are counted apart.")
         + grid([table("Images and objects", headings, facts), chart], columns=2)
         + table(
             "Objects of each class",
@@ -266,7 +269,7 @@ def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:
 
 
 def configuration(settings: Mapping[str, Any], versions: Sequence[tuple[str, str]]) -> Section:
-    """Every setting of the run, and what it was made with."""
+    """Section with every setting of the run, and the versions of the software that made it."""
     rows = [[name, _as_text(value)] for name, value in settings.items()]
     known = table("Made with", ("", ""), [list(one) for one in versions]) if versions else ""
     listed = folded(f"{len(rows)} settings", table("config.json", ("setting", "value"), rows)) if rows else ""
@@ -310,7 +313,7 @@ def _class_charts(one: Curves) -> list[str]:
 
 
 def _most_confused(matrix: Int[np.ndarray, "truth found"], labels: Sequence[str]) -> str:
-    """Class taken for class, the most frequent first; what is missed or invented stands in the matrix."""
+    """Table of pairs of classes that are confused, the most frequent first; without missed and invented objects."""
     inner = matrix[:-1, :-1] * (1 - np.eye(len(matrix) - 1, dtype=np.int64))
     order = np.argsort(-inner, axis=None, kind="stable")[:_MOST_CONFUSIONS]
     rows = []

@@ -1,4 +1,4 @@
-"""From a run folder to report.html: what is there is shown, and what is missing is said."""
+"""Writing of report.html from a run folder; the page says what is missing."""
 
 import logging
 from pathlib import Path
@@ -29,15 +29,16 @@ from deformable_detr.weights import checkpoint as checkpoints
 
 
 class _Findings(NamedTuple):
-    """All that could be had."""
+    """Findings about a run, as far as its files are there; None stands for a part that is missing."""
 
     config: TrainConfig | None
     history: History
     data: TrainingData | None
     weights: Path | None
+    """File of the weights that are evaluated."""
     evaluation: EvaluationReport | None
     notes: list[str]
-    """What is missing, and why."""
+    """Remarks for people on what is missing, and why."""
 
 
 def write_report(
@@ -51,25 +52,28 @@ def write_report(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Path:
-    """Show a run on one page: how it went, how good it is, and what it gets wrong. Returns the page's path.
+    """Write the report of a run: one page on how it went, how good the detector is, and what it gets wrong.
 
-    The weights, best.safetensors or else last.safetensors, are run on the validation images. What cannot be had, such
-    as images that have moved, is said on the page and left out.
+    The weights are evaluated on the validation images: best.safetensors, or last.safetensors if there is no other.
+    Parts that cannot be made, for example because the images have moved, are left out, and the page says so.
 
     Args:
         run: the run folder.
-        data: where the data set is now, or one that is already open; where it was if left out.
-        val_data: what the run was judged by, if that was given apart, of either kind.
-        output: the page; report.html in the run folder if left out.
-        format: of the data set; what the run had if left out.
-        model: a network of the class that the run trained, if that is one of your own.
-        device: "auto" is a CUDA device if there is one, else the CPU.
-        reporter: is told how it goes.
+        data: new path of the data set, or an open data set; the path that the run was given if left out.
+        val_data: validation images, as a path or an open data set, if the run was given them separately.
+        output: file of the page; report.html in the run folder if left out.
+        format: format of the data set; that of the run if left out.
+        model: a network of the same class, if the run trained a network of your own.
+        device: device to evaluate on; "auto" is a CUDA device if there is one, else the CPU.
+        reporter: receives messages and the progress.
+
+    Returns:
+        Path of the page.
 
     Raises:
         OutputError: there is no such run, or the page cannot be written.
         DataError: `data` or `val_data` was given and cannot be used.
-        BackendError: the device is not here.
+        BackendError: the device is not available.
     """
     reporter, folder = reporter or Silence(), RunFolder(Path(run))
     if not folder.path.is_dir():
@@ -88,7 +92,18 @@ def write_report(
 def try_to_report(
     folder: RunFolder, data: TrainingData, *, model: nn.Module | None, device: str, reporter: Reporter
 ) -> Path | None:
-    """At the end of a training: whatever happens here, the training has succeeded. None if there is no report."""
+    """Write the report at the end of a training; no error here may end a training that has succeeded.
+
+    Args:
+        folder: the run folder.
+        data: the data of the run.
+        model: a network of the same class, if the run trained a network of one's own.
+        device: device to evaluate on.
+        reporter: receives messages and the progress, and the reason if there is no report.
+
+    Returns:
+        Path of the page, or None if there is no report.
+    """
     notes: list[str] = []
     try:
         return _write(folder, _config(folder, notes), data, notes, None, model=model, device=device, reporter=reporter)
@@ -118,7 +133,7 @@ def _open(
     notes: list[str],
 ) -> TrainingData | None:
     if config is None:
-        notes.append("Without config.json nobody knows which images the run was judged by: nothing is evaluated.")
+        notes.append("Without config.json the validation images of this run are unknown: nothing is evaluated.")
         return None
     try:
         origin = read_json(folder.data) if data is None or folder.data.exists() else {}
@@ -156,26 +171,29 @@ def _write(
     device: str,
     reporter: Reporter,
 ) -> Path:
+    # Training: how it went, and whether it is finished.
     history = history_of(folder.records())
     if not history.steps and not history.epochs:
-        notes.append("There is no metrics.jsonl with figures in it: how the training went is unknown.")
+        notes.append("There is no metrics.jsonl with records in it: nothing is known about the training.")
     completed = max((row["epoch"] for row in history.epochs), default=0)
     if config is not None and completed < (epochs := settled(config.schedule.epochs)):
         notes.append(_not_finished(folder, config, completed, epochs))
+    # Evaluation: the best weights, which are the ones to use; without them the newest.
     weights = next((path for path in (folder.best, folder.last) if path.is_file()), None)
     evaluation = None
     if weights is None:
         notes.append("There are no weights in the run folder: nothing is evaluated.")
     elif data is not None:
         if weights == folder.last:
-            notes.append("Nothing was evaluated in training yet: this is about last.safetensors.")
+            notes.append("The run has no best.safetensors yet: this page is about last.safetensors.")
         evaluation = _evaluate(weights, data, config, notes, model=model, device=device, reporter=reporter)
+    # The page. The notes come last because each of the steps before may add one.
     findings = _Findings(config, history, data, weights, evaluation, notes)
     shown = _sections(findings, reporter)
     name = folder.path.resolve().name
     text = page(f"Run {name}", _subtitle(findings), notes, shown)
     target = Path(output) if output is not None else folder.report
-    # Names of files may be no valid Unicode, and are still worth a page.
+    # Names of files may hold bytes that are no valid Unicode; they are written as escapes.
     write_text(target, text, errors="backslashreplace")
     for note in notes:
         reporter.say(f"report: {note}")
@@ -193,12 +211,12 @@ def _not_finished(folder: RunFolder, config: TrainConfig, completed: int, epochs
         and saved_run_progress(saved.training.progress, folder.last, config).stopped_early
     ):
         return (
-            f"Patience ended this run after {completed} of {epochs} epochs. "
-            f"To go on all the same: ddetr train --resume {folder.path} --epochs {epochs}"
+            f"This run stopped early (patience) after {completed} of {epochs} epochs. "
+            f"To continue it anyway: ddetr train --resume {folder.path} --epochs {epochs}"
         )
     return (
         f"This run is not finished: {completed} of {epochs} epochs are complete. "
-        f"Go on with: ddetr train --resume {folder.path}"
+        f"To continue it: ddetr train --resume {folder.path}"
     )
 
 
@@ -231,14 +249,16 @@ def _evaluate(
         first = next(iter(evaluation.skipped.values()))
         notes.append(f"{len(evaluation.skipped)} of {len(data.val)} validation images are left out; the first: {first}")
     if not evaluation.dataset.num_objects:
-        notes.append("There are no objects on the validation images: nothing says how good this detector is.")
+        notes.append("There are no objects in the validation images: how good this detector is remains unknown.")
     return evaluation
 
 
 def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
     config, evaluation, data = findings.config, findings.evaluation, findings.data
     analysis = None if evaluation is None else analyse(evaluation)
+    # What the run folder alone tells.
     shown = [sections.at_a_glance(_facts(findings, analysis)), sections.training(findings.history)]
+    # What an evaluation tells.
     if evaluation is not None and analysis is not None:
         examples = worst_examples(
             analysis,
@@ -255,6 +275,7 @@ def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
             sections.calibration(analysis),
             sections.mistakes(examples, analysis.threshold),
         ]
+    # What the run was made from, for those who want to repeat it.
     if data is not None:
         splits = {"training": statistics_of(data.train), "validation": statistics_of(data.val)}
         shown.append(sections.data(splits, data.origin))
@@ -267,6 +288,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
     config, history, data = findings.config, findings.history, findings.data
     facts: list[tuple[str, str]] = []
     best = history.best() if config is None else history.best(config.checkpoints.best_by)
+    # Accuracy: as just evaluated, else as it was in the best epoch.
     twelve: dict[str, Any] | None = None
     if findings.evaluation is not None:
         twelve = findings.evaluation.metrics.twelve()
@@ -276,6 +298,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
         facts += [("AP, %", percent(twelve["ap"])), ("AP50, %", percent(twelve["ap50"]))]
     if analysis is not None and analysis.overall.num_objects:
         facts += [("best F1", f"{analysis.overall.f1.max():.2f}"), ("at threshold", f"{analysis.threshold:.2f}")]
+    # Training: how far it is, and how long it took.
     completed = max((row["epoch"] for row in history.epochs), default=0)
     planned = "" if config is None else f" of {config.schedule.epochs}"
     facts.append(("epochs", f"{completed}{planned}"))
@@ -283,6 +306,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
         facts.append(("best epoch", str(best["epoch"])))
     if history.seconds:
         facts.append(("time, h:m:s" if history.seconds >= 3600 else "time, m:s", duration(history.seconds)))
+    # Data.
     if data is not None:
         facts += [
             ("training images", str(len(data.train))),
@@ -304,7 +328,7 @@ def _subtitle(findings: _Findings) -> str:
 
 
 def _versions(weights: Path | None) -> list[tuple[str, str]]:
-    """What a checkpoint says about where it comes from."""
+    """Provenance of a checkpoint, as names and texts; empty if it has none."""
     if weights is None:
         return []
     try:

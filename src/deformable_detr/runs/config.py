@@ -1,9 +1,9 @@
-"""Settings of a training run, in groups; a recipe is a function that returns them, a run's config.json holds them."""
+"""Settings of a training run, in groups. A recipe is a function that returns them; config.json holds those of a run."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from deformable_detr.core.config import from_dict, to_dict, updated
 from deformable_detr.core.errors import ConfigError
@@ -15,7 +15,7 @@ from deformable_detr.models.losses import CriterionConfig
 from deformable_detr.runs.version_1 import from_version_1, is_version_1
 
 SCHEMA_VERSION = 2
-"""Of config.json. Version 1 had most settings side by side, and said neither its version nor the model's name."""
+"""Version of config.json. Files of version 1 had few groups, and neither their version nor the model's name."""
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 _FACTORS = (
     "backbone_lr_factor",
@@ -29,16 +29,16 @@ Setting = TypeVar("Setting")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Settings of reading the images. No result depends on `num_workers` and `image_cache_gb`."""
+    """Settings of reading the images. The result does not depend on `num_workers` and `image_cache_gb`."""
 
     val_share: float = 0.1
-    """Share of the training images held out for evaluation if the data set has no validation split."""
+    """Share of the training images held out as validation images if there is no validation split; above 0, below 1."""
     skip_bad_images: bool = False
-    """Leave out, and count, images that are missing or cannot be read, instead of stopping."""
+    """Whether images that are missing or cannot be read are left out and counted, instead of ending the run."""
     num_workers: int = 2
-    """Processes that read images; 0 reads them in the training process."""
+    """Number of processes that read images; 0 reads them in the training process."""
     image_cache_gb: float = 0.5
-    """Memory for decoded training images, in GB, shared out among the workers."""
+    """Memory for decoded training images, in GB, for all workers together; 0 = no cache."""
 
     def __post_init__(self) -> None:
         _at_least(self, "data", 0, "num_workers")
@@ -50,28 +50,31 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Settings of AdamW and of the averaged weights (EMA). The defaults are the paper's (A.2) but for averaging."""
+    """Settings of AdamW and of the averaged weights (EMA). Except for averaging, the defaults are the paper's (A.2)."""
 
     lr: float | Literal["auto"] = "auto"
-    """Learning rate of everything but the backbone and the sampling offsets, used exactly as given. "auto" is
-    `base_lr` x sqrt(batch size / `base_batch_size`)."""
+    """Peak learning rate, used exactly as given. The factors below multiply it for some parts. "auto" is `base_lr` x
+    sqrt(batch size / `base_batch_size`)."""
     base_lr: float = 2e-4
-    """Learning rate for steps of `base_batch_size` images, for `lr` "auto"."""
+    """Learning rate for steps of `base_batch_size` images; used if `lr` is "auto"."""
     base_batch_size: int = 32
+    """Images per step that `base_lr` belongs to; used if `lr` is "auto"."""
     backbone_lr_factor: float = 0.1
-    """Learning rate of the backbone, as a share of the others'."""
+    """Factor on the learning rate for the backbone."""
     offsets_lr_factor: float = 0.1
-    """Share for sampling offsets and reference points; the factor of the part they are in counts, too."""
+    """Factor for sampling offsets and reference points, on top of the factor of the part that they are in."""
     encoder_lr_factor: float = 1.0
+    """Factor for the encoder's layers."""
     decoder_lr_factor: float = 1.0
-    """Share for the decoder's layers."""
+    """Factor for the decoder's layers."""
     heads_lr_factor: float = 1.0
-    """Share for the class and box heads, in the decoder and in the first stage."""
+    """Factor for the class and box heads, in the decoder and in the first stage."""
     weight_decay: float = 1e-4
+    """Weight decay on all parameters."""
     clip_norm: float = 0.1
     """Largest 2-norm of all gradients together; 0 = no clipping."""
     ema_decay: float = 0.9997
-    """Decay of the averaged weights, which are evaluated and kept for use, see `EMA`; 0 = no averaging."""
+    """Decay of the averaged weights, which are evaluated and kept for use, below 1; 0 = no averaging. See `EMA`."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -91,19 +94,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Settings of how long a run trains, and how the learning rate changes on the way."""
+    """Settings of the length of a run and of its learning rate schedule."""
 
     epochs: int | Literal["auto"] = 50
-    """Times every training image is seen. "auto": as many as `fitted_epochs` finds right for the number of images."""
+    """Number of times that every training image is seen. "auto": by the number of images, see `fitted_epochs`."""
     warmup_steps: int | Literal["auto"] = 0
-    """Steps over which the learning rate rises linearly from nearly nothing. "auto": see `fitted_warmup`."""
+    """Steps over which the learning rate rises linearly from nearly 0. "auto": see `fitted_warmup`."""
     shape: Literal["step", "cosine", "flat_cosine"] = "step"
-    """How the learning rate goes on after the warm-up. "step": all of it, then a tenth from `drop_at` on, as in the
-    paper. "cosine": down along half a cosine to `final_factor`. "flat_cosine": all of it, then so from `drop_at` on."""
+    """Course of the learning rate after the warm-up. "step": constant, then a tenth from `drop_at` on, as in the paper.
+    "cosine": down to `final_factor` along half a cosine. "flat_cosine": constant, then such a cosine from `drop_at`
+    on."""
     drop_at: float = 0.8
-    """Share of all steps after which the learning rate falls, 40 of 50 epochs in the paper; 1 = never."""
+    """Share of all steps after which the learning rate falls (in the paper after 40 of 50 epochs), up to 1 = never."""
     final_factor: float = 0.01
-    """Share of the learning rate that is left at the last step of a cosine."""
+    """Share of the learning rate at the last step of a cosine, 0..1."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -117,20 +121,22 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of a run's beginning, its steps, and how often it is evaluated and logged."""
+    """Settings of the start of a run, its steps, and how often it is evaluated and logged."""
 
     seed: int = 0
+    """Seed of all random numbers, at least 0."""
     batch_size: int | Literal["auto"] = 32
-    """Images per step. "auto": as many as memory takes, see `fitting_batch`."""
+    """Images per step. "auto": as many as fit into memory, see `fitting_batch`."""
     start: Literal["backbone", "weights"] = "backbone"
-    """What has learnt something before the first step: at most the backbone, or a whole detector, of which `train`
-    must then be given the `weights`. They bring the network's structure, whatever `model` says."""
+    """Pretrained weights that the run starts from. "backbone": those of the backbone, or none. "weights": those of a
+    whole detector, which `train` must be given as `weights`; they replace the structure that `model` describes."""
     freeze: tuple[str, ...] = ()
-    """Parts of the network that keep their weights, by the names its `parts` have; "all_but_heads" is all but these."""
+    """Parts of the network that keep their weights, by their names in `parts`. "all_but_heads" names all but the
+    heads."""
     eval_every: int | Literal["auto"] = 1
     """Epochs between evaluations; the last epoch is always evaluated. "auto": see `fitted_interval`."""
     log_every: int = 10
-    """Steps between lines in metrics.jsonl."""
+    """Steps between records in metrics.jsonl."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -140,18 +146,21 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """Settings of precision and memory. But for `precision`, a step does the same whatever they are."""
+    """Settings of precision, memory and speed. Except for `precision`, they do not change the result of a step."""
 
     precision: PrecisionName = "auto"
-    """What the network computes with, see `Precision`: "auto" is half precision on GPUs and float32 on CPUs."""
+    """Number format of the forward pass, see `Precision`. "auto": half precision on GPUs, float32 on CPUs."""
     accumulate: int = 1
-    """Parts in which the images of a step go through the network, one after the other: less memory, more time."""
+    """Number of parts in which the images of a step go through the network one after the other; more parts need less
+    memory and more time."""
     activation_checkpointing: bool = False
-    """Compute what is inside the layers twice instead of remembering it: less memory, more time."""
+    """Whether activations inside the layers are recomputed in the backward pass instead of stored: less memory, more
+    time."""
     compile: bool = False
-    """Compile the layers of encoder and decoder with torch.compile, for GPUs; on a CPU it gains nothing."""
+    """Whether encoder and decoder layers are compiled with torch.compile. It is for GPUs; on a CPU it gains nothing."""
     sharded: bool = False
-    """With several processes, leave each a part of weights, gradients, moments and average instead of all of them."""
+    """Whether each of several processes keeps only a part of the weights, gradients, moments and averaged weights
+    (FSDP)."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -160,14 +169,14 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Settings of what is saved, and when."""
+    """Settings of the checkpoints: which are kept, and when they are saved."""
 
     best_by: str = "ap"
-    """Metric that decides on best.safetensors: one of COCO's twelve, such as "ap50", or a class's own, "cat/ap"."""
+    """Metric that selects best.safetensors: one of COCO's twelve, such as "ap50", or of a class, such as "cat/ap"."""
     save_every: float = 10.0
-    """Minutes after which last.safetensors is written within an epoch, too; 0 = between epochs only."""
+    """Minutes between two saves of last.safetensors within an epoch; 0 = saved only at the end of an epoch."""
     keep_last: int = 2
-    """Checkpoints to go on from that are kept: last.safetensors and those before it."""
+    """Number of checkpoints to resume from that are kept: last.safetensors and those before it."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -181,12 +190,13 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingConfig:
-    """Settings of what ends a run before its last epoch."""
+    """Settings of early stopping."""
 
     patience: int = 0
     """Evaluations in a row without a better `checkpoints.best_by` after which the run ends; 0 = it never ends early."""
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """What becomes of a step whose loss or gradient is not finite; ten left out in a row stop the run all the same."""
+    """Reaction to a step whose loss or gradient is not finite: "stop" ends the run, "skip" leaves the step out. Ten
+    steps in a row that are left out end the run, too."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -195,33 +205,41 @@ class StoppingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every setting of a training run. The defaults are the paper's base model on COCO."""
+    """All settings of a training run. The defaults are the paper's base model on COCO."""
 
     name: str = "custom"
-    """Name of the recipe; part of the default run folder's name."""
+    """Name of the recipe; part of the name of the run folder."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Settings of reading the images."""
     preprocessing: Preprocessing | Literal["auto", "weights"] = field(
         default_factory=Preprocessing, metadata={"instead": "use --image-size N first"}
     )
-    """How an image becomes the network's input. "auto": images of the size that the objects in the training data
-    need, see `fitted_size`. "weights": as the weights that the run starts from had it."""
+    """Preprocessing of the images. "auto": an image size that fits the objects in the training data, see `fitted_size`.
+    "weights": the preprocessing of the weights that the run starts from."""
     augmentation: Augmentation | Literal["auto"] = field(
         default_factory=Augmentation, metadata={"instead": "begin with a preset, --augment NAME"}
     )
-    """How training images are varied. "auto": the paper's way, without mirror images where these would make classes
-    wrong, see `handed_classes`."""
+    """Augmentation of the training images. "auto": that of the paper, but without mirroring if there are classes such
+    as "left hand", see `handed_classes`."""
     model: ModelConfig = field(default_factory=DeformableDETRConfig, metadata={"kinds": MODELS.config_classes})
     """Settings of the network; "name" says which one. `num_classes` is always taken from the data."""
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    """Settings of the loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Settings of AdamW and of the averaged weights."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Settings of the length of the run and of its learning rate schedule."""
     run: RunConfig = field(default_factory=RunConfig)
+    """Settings of the start, the steps, evaluation and logging."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Settings of precision, memory and speed."""
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Settings of the checkpoints."""
     stopping: StoppingConfig = field(default_factory=StoppingConfig)
+    """Settings of early stopping."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot go together."""
+        """Refuse settings that contradict each other."""
         if self.preprocessing == "weights" and self.run.start != "weights":
             raise ConfigError(f"preprocessing is 'weights', but run.start is {self.run.start!r}; it needs 'weights'")
         batch_size, accumulate = self.run.batch_size, self.compute.accumulate
@@ -234,12 +252,13 @@ class TrainConfig:
         """Copy with some settings changed: `small().with_settings(epochs=12, model={"num_queries": 50})`.
 
         Args:
-            settings: by their full names, such as {"schedule.epochs": 12}, or by the last part of a name that only
-                one setting has.
-            more: further ones, by the last part of their names.
+            settings: new values by full names, such as {"schedule.epochs": 12}, or by the last part of a name if it is
+                unique.
+            more: more new values, by the last part of their names.
 
         Raises:
-            ConfigError: no such setting, a value of the wrong type, or a setting that has no effect beside the others.
+            ConfigError: there is no such setting, a value has the wrong type, or a setting would have no effect with
+                the others as they are.
         """
         changes = {**(settings or {}), **more}
         changed = updated(self, changes)
@@ -248,13 +267,37 @@ class TrainConfig:
 
 
 def settled(value: Setting | Literal["auto", "weights"]) -> Setting:
-    """Value of a setting that nothing leaves open any more, as it is once `fit_to_data` has looked at the data."""
+    """Value of a setting that is no longer "auto" or "weights", as after `fit_to_data`."""
     assert not isinstance(value, str), f"{value!r} has not been settled"
     return value
 
 
+class Plan(NamedTuple):
+    """Settings that were perhaps left to the data, settled."""
+
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    batch_size: int
+    """Images per step."""
+    epochs: int
+    """Epochs of the whole run."""
+    eval_every: int
+    """Epochs between evaluations."""
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """Plan of a run whose config already fits its data."""
+    return Plan(
+        preprocessing=settled(config.preprocessing),
+        augmentation=settled(config.augmentation),
+        batch_size=settled(config.run.batch_size),
+        epochs=settled(config.schedule.epochs),
+        eval_every=settled(config.run.eval_every),
+    )
+
+
 def idle_settings(config: TrainConfig) -> dict[str, str]:
-    """Settings that have no effect beside the others, by their full names, and why."""
+    """Settings that have no effect with the others as they are: reasons by full names."""
     idle: dict[str, str] = {}
 
     def note(why: str, group: str, *names: str) -> None:
@@ -290,11 +333,11 @@ def refuse_idle(config: TrainConfig, names: Mapping[str, Any]) -> None:
     """Refuse settings that somebody has just chosen and that have no effect.
 
     Args:
-        config: with those settings.
-        names: their names, full or by their last part.
+        config: all settings, with the chosen ones.
+        names: full names of the chosen settings, or the last parts of their names.
 
     Raises:
-        ConfigError: names the first of them, and why it has none.
+        ConfigError: one has no effect; the message says which and why.
     """
     for full, why in idle_settings(config).items():
         if full in names or full.rsplit(".", 1)[-1] in names:
@@ -302,19 +345,25 @@ def refuse_idle(config: TrainConfig, names: Mapping[str, Any]) -> None:
 
 
 def idle_remarks(config: TrainConfig) -> list[str]:
-    """Lines for people about settings that differ from their defaults and have no effect."""
-    augmentation = config.augmentation
-    usual = Augmentation()
-    if isinstance(augmentation, Augmentation):
-        usual = usual.scaled(max(augmentation.short_sides))
-    default = replace(TrainConfig(), augmentation=usual)
+    """Remarks for people about settings that differ from their defaults and have no effect."""
     remarks = []
     for name, why in idle_settings(config).items():
         group, setting = name.split(".")
-        ours, theirs = getattr(getattr(config, group), setting), getattr(getattr(default, group), setting)
-        if ours != theirs and group != "optimizer":  # a recipe's own base_lr is no mistake of who gives lr
-            remarks.append(f"{name} is {ours} and has no effect: {why}")
+        if group == "optimizer":  # recipes set base_lr; a user who sets lr as well has made no mistake
+            continue
+        own = getattr(config, group)
+        value, default = getattr(own, setting), type(own).__dataclass_fields__[setting].default
+        if setting in _LENGTHS:  # they follow the size of the images, as in `Augmentation.scaled`
+            ratio = max(own.short_sides) / max(type(own).__dataclass_fields__["short_sides"].default)
+            lengths = default if isinstance(default, tuple) else (default,)
+            scaled = tuple(sorted({max(1, round(length * ratio)) for length in lengths}))
+            default = scaled if isinstance(default, tuple) else scaled[0]
+        if value != default:
+            remarks.append(f"{name} is {value} and has no effect: {why}")
     return remarks
+
+
+_LENGTHS = ("crop_short_sides", "crop_min", "crop_max")
 
 
 def _at_least(group: object, title: str, least: int, *names: str) -> None:
@@ -325,15 +374,19 @@ def _at_least(group: object, title: str, least: int, *names: str) -> None:
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Settings as config.json holds them."""
+    """Content of config.json for these settings."""
     return {"schema_version": SCHEMA_VERSION, **to_dict(config)}
 
 
 def from_json(data: Mapping[str, Any], source: str) -> TrainConfig:
-    """Settings that a config.json holds, or one of an earlier version; `source` is for messages.
+    """Settings from the content of a config.json of this or an earlier version.
+
+    Args:
+        data: content of the file.
+        source: name of the file, for messages.
 
     Raises:
-        ConfigError: a setting that does not exist or has the wrong type, or a file of a newer version.
+        ConfigError: a setting does not exist or has the wrong type, or the file is of a newer version.
     """
     data = dict(data)
     version = data.pop("schema_version", 1 if is_version_1(data) else SCHEMA_VERSION)

@@ -1,4 +1,4 @@
-"""A run's folder: settings, figures, checkpoints and a report, none of them ever half-written."""
+"""Folder of a run: settings, metrics, checkpoints and a report, none of them ever half-written."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import check_folder, sync, write_atomically, write_text
@@ -16,75 +16,55 @@ from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
 
-class RunFolder(NamedTuple):
-    """Where one training run keeps what it makes."""
+class RunFolder:
+    """Folder of one training run, with the paths of its files."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """Every setting of the run; `ddetr train config.json --data D` replays it."""
-        return self.path / "config.json"
-
-    @property
-    def data(self) -> Path:
-        """Where the images came from, for resuming."""
-        return self.path / "data.json"
-
-    @property
-    def transfer(self) -> Path:
-        """What came from the weights that the run started from, if it did."""
-        return self.path / "transfer.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One line of JSON per logged step and per epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def metrics_csv(self) -> Path:
-        """The epochs once more, as a table."""
-        return self.path / "metrics.csv"
-
-    @property
-    def services(self) -> Path:
-        """What services such as Weights & Biases call this run."""
-        return self.path / "services.json"
-
-    @property
-    def report(self) -> Path:
-        """The run as a page to look at."""
-        return self.path / "report.html"
-
-    @property
-    def last(self) -> Path:
-        """The newest weights, with all that is needed to go on."""
-        return self.path / LAST_NAME
-
-    @property
-    def best(self) -> Path:
-        """The best weights so far, of equals the latest; smaller, for use."""
-        return self.path / BEST_NAME
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        """Path of config.json: every setting of the run; `ddetr train config.json --data D` repeats the run."""
+        self.data = path / "data.json"
+        """Path of data.json: where the images are, for resuming."""
+        self.transfer = path / "transfer.json"
+        """Path of transfer.json: tensors and classes taken from the weights that the run started from, if it did."""
+        self.metrics = path / "metrics.jsonl"
+        """Path of metrics.jsonl: a record, one line of JSON, for each logged step and each epoch."""
+        self.metrics_csv = path / "metrics.csv"
+        """Path of metrics.csv: the records of the epochs as a table."""
+        self.services = path / "services.json"
+        """Path of services.json: ids of this run at services such as Weights & Biases."""
+        self.report = path / "report.html"
+        """Path of report.html: the run on one page."""
+        self.last = path / LAST_NAME
+        """Path of the newest checkpoint, with all that is needed to resume."""
+        self.best = path / BEST_NAME
+        """Path of the best weights so far, the latest of equals; without the state of training, so a smaller file."""
 
     def previous(self, number: int) -> Path:
-        """What `last` was so many saves ago, from 1."""
+        """Path of an older checkpoint; 1 is the one before `last`."""
         return self.path / f"last-{number}.safetensors"
 
     def resumable(self) -> list[Path]:
-        """The checkpoints there are to go on from, newest first."""
+        """Existing checkpoints to resume from, newest first."""
         older = [(int(found[1]), path) for path in self.path.iterdir() if (found := _PREVIOUS.fullmatch(path.name))]
         return [path for path in (self.last, *(path for _, path in sorted(older))) if path.is_file()]
 
     def replace_last(self, write: Callable[[Path], object], *, keep: int) -> None:
-        """Let `write` make a new `last`, and keep the one before as `previous(1)` and so on, `keep` files in all.
+        """Write a new `last`, and rename the one before to `previous(1)` and so on.
 
-        At every moment one of them is whole: nothing moves before the new file is on the disk.
+        At every moment one checkpoint is complete: no file is renamed before the new one is on the disk.
+
+        Args:
+            write: writes the new checkpoint to the path that it is given.
+            keep: number of checkpoints to keep, the new one included.
 
         Raises:
-            OutputError: the disk is full, or the folder is gone or cannot be written; nothing has moved then.
+            OutputError: the disk is full, or the folder is gone or cannot be written; the older checkpoints stay.
         """
-        sync(self.metrics)  # a crash of the machine must not leave a checkpoint newer than its lines
+        # Metrics first: a crash of the machine must not leave a checkpoint that is newer than its records.
+        sync(self.metrics)
         write_atomically(self.path / f"new-{self.last.name}", write)
+        # The new file is complete. Now make room for it, the oldest checkpoint first.
         try:
             for path in self.resumable()[keep:]:
                 path.unlink()
@@ -98,14 +78,14 @@ class RunFolder(NamedTuple):
             raise OutputError(f"cannot write {self.last}: {error.strerror}") from error
 
     def make_last(self, path: Path) -> None:
-        """Go on from an older checkpoint: it takes the place of the newest, and files that a crash left half go."""
+        """Rename a checkpoint to `last`, and delete incomplete files that a crash has left."""
         if path != self.last:
             os.replace(path, self.last)
         for rest in (*self.path.glob(".*.tmp"), *self.path.glob(f"new-{self.last.name}")):
             rest.unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics.
+        """Append one record to the metrics.
 
         Raises:
             OutputError: the disk is full, or the folder is gone.
@@ -117,19 +97,19 @@ class RunFolder(NamedTuple):
             raise OutputError(f"cannot write {self.metrics}: {error.strerror}") from error
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The lines of the metrics, if there are any; those that are no JSON, as a crash may leave one, are left out.
+        """Records of the metrics, oldest first, if there are any; a line that is no JSON, as after a crash, is skipped.
 
         Raises:
-            DataError: the file is there and cannot be read.
+            DataError: the file exists and cannot be read.
         """
         if self.metrics.exists():
             yield from read_records(self.metrics)
 
     def claim(self) -> None:
-        """Make the folder this run's: of several that found it empty the first one has it.
+        """Claim the folder for this run; if several runs found it empty, the first one gets it.
 
         Raises:
-            OutputError: another was first, or it cannot be written.
+            OutputError: another run was first, or the folder cannot be written.
         """
         try:
             self.config.touch(exist_ok=False)
@@ -139,12 +119,12 @@ class RunFolder(NamedTuple):
             raise OutputError(f"cannot write to the output folder {self.path}: {error.strerror}") from error
 
     def leave(self) -> None:
-        """Remove the folder if nothing is in it: nobody had claimed it yet."""
-        with suppress(OSError):  # it holds something, or is not ours to remove
+        """Remove the folder if it is empty, as one that no run has claimed."""
+        with suppress(OSError):  # it is not empty, or we may not remove it
             self.path.rmdir()
 
     def take_back(self) -> None:
-        """Remove what a run wrote before its first step, and the folder, if it failed before it had learnt anything."""
+        """Remove the files of a run that failed before its first record, and the folder."""
         if self.metrics.exists():
             return
         for path in (self.config, self.data, self.transfer, self.last):
@@ -152,14 +132,16 @@ class RunFolder(NamedTuple):
         self.leave()
 
     def forget_after(self, step: int, epoch: int) -> None:
-        """Drop the lines that a resumed run will write again, and a line cut off by a crash.
+        """Drop the records that a resumed run will write again, and a line that a crash has cut off.
 
         Args:
-            step: the last that has been taken in the epoch under way; 0 if it begins anew.
-            epoch: the last that is complete. With other data its steps may have other numbers than before.
+            step: number of the last step of the current epoch that is kept, since the start of the run; 0 if the epoch
+                starts again.
+            epoch: number of the last complete epoch.
         """
         if not self.metrics.exists():
             return
+        # Completed epochs are kept by their epoch: with other data their steps may have other numbers than now.
         kept = [
             json.dumps(record) + "\n"
             for record in self.records()
@@ -170,7 +152,7 @@ class RunFolder(NamedTuple):
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl; those that are no JSON objects are left out.
+    """Records of a metrics.jsonl, in the order of the file; lines that are no JSON objects are skipped.
 
     Raises:
         DataError: the file cannot be read.
@@ -178,7 +160,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the run's figures: {error}") from error
+        raise DataError(f"{path}: cannot read the metrics of the run: {error}") from error
     for line in lines:
         try:
             record = json.loads(line)
@@ -189,10 +171,15 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def new_run_folder(parent: Path, recipe: str, data_name: str) -> RunFolder:
-    """The first of RECIPE-DATA-1, -2, ... that is not there yet; runs that start at once get one each.
+    """New run folder RECIPE-DATA-N, with the first number that is free; runs that start at once get different ones.
+
+    Args:
+        parent: folder of all runs; made if it does not exist.
+        recipe: name of the recipe.
+        data_name: short name of the data set; may be empty.
 
     Raises:
-        OutputError: it cannot be made or written.
+        OutputError: the folder cannot be made or written.
     """
     stem = re.sub(r"[^\w.-]+", "_", f"{recipe}-{data_name}") if data_name else recipe
     try:
@@ -207,10 +194,10 @@ def new_run_folder(parent: Path, recipe: str, data_name: str) -> RunFolder:
 
 
 def create_run_folder(path: Path) -> RunFolder:
-    """A folder that exists, is empty and can be written to.
+    """Run folder at this path, which is made if it does not exist.
 
     Raises:
-        OutputError: it holds something already, or cannot be made or written.
+        OutputError: the folder is not empty, or cannot be made or written.
     """
     folder = RunFolder(path)
     try:
@@ -226,10 +213,10 @@ def create_run_folder(path: Path) -> RunFolder:
 
 
 def open_run_folder(path: Path) -> RunFolder:
-    """The folder of an earlier run.
+    """Run folder of an earlier run, to resume it.
 
     Raises:
-        OutputError: there is no run to go on with, or the folder cannot be written.
+        OutputError: there is no run that can be resumed, or the folder cannot be written.
     """
     folder = RunFolder(path)
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Runs we stand behind: functions that return a TrainConfig. Each says its command, its cost and the AP to expect."""
+"""Recipes: functions that return the settings of a run. Each names its command, its cost and the AP to expect."""
 
 import difflib
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def paper_r50() -> TrainConfig:
-    """Paper's base model on COCO.
+    """Recipe of the paper's base model on COCO.
 
     ddetr train paper_r50 --data /data/coco
     Cost: hardware, hours and date of our own run; empty until there is one. The authors: 325 V100 hours.
@@ -42,7 +42,7 @@ def paper_r50() -> TrainConfig:
 
 
 def paper_r50_refine() -> TrainConfig:
-    """With iterative box refinement.
+    """Recipe of the paper's model with iterative box refinement, on COCO.
 
     ddetr train paper_r50_refine --data /data/coco
     Cost: empty until there is a run of ours. The authors: 325 V100 hours.
@@ -55,7 +55,7 @@ def paper_r50_refine() -> TrainConfig:
 
 
 def paper_r50_two_stage() -> TrainConfig:
-    """With iterative box refinement, and queries from the encoder's own proposals.
+    """Recipe of the paper's two-stage model on COCO: box refinement, and queries from the encoder's proposals.
 
     ddetr train paper_r50_two_stage --data /data/coco
     Cost: empty until there is a run of ours. The authors: 340 V100 hours.
@@ -68,7 +68,7 @@ def paper_r50_two_stage() -> TrainConfig:
 
 
 def paper_r50_single_scale() -> TrainConfig:
-    """One level of stride 32.
+    """Recipe of the paper's model with one feature level, of stride 32, on COCO.
 
     ddetr train paper_r50_single_scale --data /data/coco
     Cost: empty until there is a run of ours. The authors: 160 V100 hours.
@@ -81,7 +81,7 @@ def paper_r50_single_scale() -> TrainConfig:
 
 
 def paper_r50_single_scale_dc5() -> TrainConfig:
-    """One level of stride 16, from a dilated last stage.
+    """Recipe of the paper's model with one feature level, of stride 16 by a dilated last stage, on COCO.
 
     ddetr train paper_r50_single_scale_dc5 --data /data/coco
     Cost: empty until there is a run of ours. The authors: 215 V100 hours.
@@ -94,7 +94,7 @@ def paper_r50_single_scale_dc5() -> TrainConfig:
 
 
 def small() -> TrainConfig:
-    """A two-stage model for a few hundred photos and a processor without an accelerator; what `ddetr train` does alone.
+    """Recipe of a small two-stage model for a few hundred photos, on a CPU or GPU; the default of `ddetr train`.
 
     ddetr train --data /data/photos
     Cost: an hour or less on one core of a server for 200 to 250 photos (2026-11).
@@ -124,7 +124,7 @@ def small() -> TrainConfig:
 
 
 def finetune() -> TrainConfig:
-    """What `ddetr train --weights W` does alone: go on from a whole detector, gently, in its structure and image size.
+    """Recipe of fine-tuning a pretrained detector, with its structure and image size; the default with `--weights`.
 
     ddetr train --data /data/photos --weights best.safetensors
     Cost: a step costs what it does in training those weights; `--freeze backbone` saves some of it.
@@ -133,9 +133,9 @@ def finetune() -> TrainConfig:
     """
     return TrainConfig(
         name="finetune",
-        # An eighth of what `small` starts with; what is learnt already would not survive more.
         preprocessing="weights",
         augmentation="auto",
+        # An eighth of the rate of `small`; a higher one would destroy what the weights have learnt.
         optimizer=OptimizerConfig(base_lr=1e-4, base_batch_size=4),
         schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
         run=RunConfig(batch_size=4, eval_every="auto", start="weights"),
@@ -143,7 +143,7 @@ def finetune() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """A tiny model from random weights for the drawn scenes of `ddetr demo`.
+    """Recipe of a tiny model for the drawn scenes of `ddetr demo`, trained from random weights.
 
     ddetr demo
     Cost: about 9 minutes on 3 cores of a server (2026-11).
@@ -153,7 +153,7 @@ def demo() -> TrainConfig:
         TrainConfig(
             name="demo",
             model=DeformableDETRConfig(
-                # Learned queries part the picture among themselves sooner than proposals learn to yield to each other.
+                # With learned queries, each query soon has its own region; proposals take longer to avoid duplicates.
                 variant="refine",
                 backbone="test_resnet",
                 backbone_weights="none",
@@ -167,9 +167,10 @@ def demo() -> TrainConfig:
                 ffn_dim=256,
                 num_queries=30,
                 dropout=0.0,
-                features="per_image",  # scenes differ in size; statistics learnt with padding fail without it
+                # Scenes differ in size. Batch norm would learn statistics with padding, which are wrong without it.
+                features="per_image",
             ),
-            # Nothing starts from learnt weights, so nothing has to be treated with care.
+            # Nothing is pretrained, so no part needs a lower rate, and gradients may be larger.
             optimizer=OptimizerConfig(
                 base_lr=1e-3,
                 base_batch_size=4,
@@ -201,20 +202,20 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
-    """Config for images of another size: everything counted in pixels of the input changes in proportion.
+    """Config with another image size; all settings in pixels of the input change in proportion.
 
     Args:
-        config: what to change.
-        short_side: of the images, in pixels, in evaluation, and the largest in training.
+        config: the config to change.
+        short_side: shorter side of the images, in pixels: in evaluation, and the largest in training.
 
     Raises:
-        ConfigError: it is below 1.
+        ConfigError: the size is below 1.
     """
     if short_side < 1:
         raise ConfigError(f"the image size is {short_side}; it must be at least 1")
     before = Preprocessing() if isinstance(config.preprocessing, str) else config.preprocessing
     max_side = max(short_side, round(before.max_side * (short_side / before.short_side)))
-    # What is left to the data will be brought to this size when it is chosen.
+    # An augmentation that is "auto" gets this size later, when it is chosen by the data.
     augmentation = config.augmentation
     if isinstance(augmentation, Augmentation):
         augmentation = augmentation.scaled(short_side)
@@ -224,22 +225,27 @@ def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
 
 
 def with_augmentation(config: TrainConfig, preset: str) -> TrainConfig:
-    """Config with another augmentation, a preset by name, around the size its images have.
+    """Config with another augmentation preset, scaled to the config's image size.
 
     Raises:
-        ConfigError: no such preset.
+        ConfigError: there is no such preset.
     """
     size = Preprocessing() if isinstance(config.preprocessing, str) else config.preprocessing
     return replace(config, augmentation=find_preset(preset).scaled(size.short_side))
 
 
 def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None) -> TrainConfig:
-    """The config with another backbone or other weights for it; None keeps what is there.
+    """Config with another backbone, or other weights for it.
 
-    From weights "none" nothing stays frozen: neither stages nor batch norm that have never seen an image.
+    With weights "none", no stage and no batch norm of the backbone stays frozen, because they have learnt nothing.
+
+    Args:
+        config: the config to change.
+        name: name of the backbone in timm; None keeps the config's.
+        weights: "hub", a file, or "none"; None keeps the config's.
 
     Raises:
-        ConfigError: the model has no backbone that could be chosen.
+        ConfigError: the model has no backbone that can be chosen.
     """
     model: Any = config.model
     if not hasattr(model, "backbone"):
@@ -254,10 +260,10 @@ def with_backbone(config: TrainConfig, *, name: str | None, weights: str | None)
 
 
 def find_recipe(name: str) -> TrainConfig:
-    """The recipe of this name, or the config in a JSON file.
+    """Config of the recipe of this name, or of a JSON file.
 
     Raises:
-        ConfigError: neither exists (the nearest name is offered), or the file does not hold a valid config.
+        ConfigError: neither exists (the message suggests the nearest name), or the file holds no valid config.
     """
     if name in RECIPES:
         return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""Ways to a faster or leaner step: half precision, compiled layers, recomputed activations."""
+"""Acceleration and memory saving of the training step: half precision, compiled layers, recomputed activations."""
 
 import os
 import shutil
@@ -18,24 +18,25 @@ from deformable_detr.runs.config import PrecisionName
 from deformable_detr.training.freezing import part_of
 
 _COMPILERS = ("c++", "g++", "clang++", "cl")
-# Names of `torch.cpu.get_capabilities`: without one of these bfloat16 is float32 in disguise.
+# Names in `torch.cpu.get_capabilities`. A CPU with none of these instructions computes bfloat16 by way of float32.
 _BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile every layer of the network at its first use; names of parameters stay what they are.
+    """Compile every encoder and decoder layer at its first use; names of parameters do not change.
 
-    Layers of one kind share what was compiled, and their shapes stay open: a batch of another size costs nothing. The
-    backbone, which is convolutions from a library, and the matching of the loss stay as they are.
+    Layers of one kind share their compiled code. It takes any shapes: a batch of another size needs no new compilation.
+    The backbone and the loss are not compiled.
 
     Raises:
-        ConfigError: there is no C++ compiler, without which PyTorch can compile nothing.
+        ConfigError: there is no C++ compiler, which PyTorch needs to compile anything.
     """
     wanted = (os.environ["CXX"],) if os.environ.get("CXX") else _COMPILERS
     if not any(shutil.which(name) for name in wanted):
         raise ConfigError(f"compile is true, which needs a C++ compiler, and there is no {' or '.join(wanted)}")
-    # On a CPU a compiler's own random numbers come one after another, and take longer than all that it saves.
+    # On a CPU, compiled code draws its random numbers one by one, which takes longer than compilation saves. With this
+    # option it uses PyTorch's random numbers.
     on_cpu = next(model.parameters()).device.type == "cpu"
     options = {"fallback_random": True} if on_cpu else None
     for layer in interface_of(model).layers():
@@ -43,14 +44,13 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let every layer of the network, and the backbone's stages, be computed twice instead of remembered.
+    """Recompute the activations of every layer and of the backbone's stages in the backward pass, to save memory.
 
-    Losses and gradients stay the same to the last bit on a CPU; dropout draws the same numbers both times. What takes
-    images through timm's own recomputation, and has a batch norm that learns, is left alone: it would count every
-    batch twice.
+    On a CPU, losses and gradients stay the same to the last bit; dropout draws the same numbers both times. A backbone
+    whose batch norm learns is left as it is, because its statistics would count every batch twice.
     """
     for layer in interface_of(model).layers():
-        # On the object, not around it: names of parameters stay what they are.
+        # The method is replaced and the layer is not wrapped, so that names of parameters do not change.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     for body in _bodies(model):
         if not any(isinstance(one, _BatchNorm) for one in body.modules()):
@@ -58,7 +58,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def checkpointed_parts(model: nn.Module) -> list[str]:
-    """Parts of the network of which at least one layer or stage remembers no more than its input."""
+    """Names of the parts of the network in which activations of a layer or stage are recomputed."""
     recomputed = {layer for layer in interface_of(model).layers() if _is_recomputed(layer)}
     recomputed |= {body for body in _bodies(model) if getattr(body, "grad_checkpointing", False)}
     parts = interface_of(model).parts
@@ -71,7 +71,7 @@ def _is_recomputed(layer: nn.Module) -> bool:
 
 
 def _bodies(model: nn.Module) -> list[Any]:
-    """Networks of timm inside the network, which have a recomputation of their own; the outermost ones."""
+    """Backbones from timm inside the network, the outermost ones; timm has its own way to recompute activations."""
     found: list[Any] = []
     for module in model.modules():
         inside = any(module is one for body in found for one in body.modules())
@@ -81,16 +81,15 @@ def _bodies(model: nn.Module) -> list[Any]:
 
 
 class Precision:
-    """Autocast of the network, and what float16 needs beside it. Weights, losses and matching stay float32.
+    """Precision of the forward pass: autocast, and gradient scaling for float16. Weights and loss stay float32.
 
     Args:
-        name: "auto" is bfloat16 on GPUs that have it, float16 on older ones, and float32 on a CPU: with
-            instructions for bfloat16 that would be quicker, without them much slower, and what a run learns should
-            not depend on which CPU it met.
-        device: where the network is.
+        name: number format. "auto" is bfloat16 on GPUs that have it, float16 on older GPUs, and float32 on CPUs. Some
+            CPUs are faster with bfloat16 and others much slower, but the result of a run must not depend on its CPU.
+        device: device of the network.
 
     Raises:
-        BackendError: float16 on a CPU, or bfloat16 on a GPU that has none.
+        BackendError: float16 on a CPU, or bfloat16 on a GPU that does not have it.
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
@@ -104,46 +103,46 @@ class Precision:
             raise BackendError(f"{torch.cuda.get_device_name(device)} has no bfloat16; use --precision float16")
         self.name = name
         self._device = device.type
-        # Small gradients vanish in float16 unless they are scaled up on the way; with other types it does nothing.
+        # In float16 small gradients would become zero, so they are scaled up. With other types the scaler does nothing.
         self._scaler = torch.amp.GradScaler(self._device, enabled=name == "float16")
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """For the forward pass."""
+        """Context of the forward pass, in which the network computes in this precision."""
         with torch.autocast(self._device, _TYPES[self.name], enabled=self.name != "float32"):
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, scaled if need be."""
+        """Run the backward pass of the loss; in float16 the gradients are scaled up."""
         self._scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the gradients their true size, so that they can be clipped."""
+        """Undo the scaling of the gradients, so that they can be clipped."""
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the step, unless float16 has overflowed; then the scale is halved for the next one."""
+        """Update the weights; if gradients overflowed in float16, skip the update and halve the scale."""
         self._scaler.step(optimizer)
         self._scaler.update()
 
     @property
     def is_slow(self) -> bool:
-        """Whether this CPU has no instructions for it, so that float32 is several times as fast."""
+        """Whether this CPU has no instructions for bfloat16, so that float32 would be several times as fast."""
         if self.name != "bfloat16" or self._device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-            return False  # PyTorch 2.11 cannot say what a processor has
+            return False  # PyTorch 2.11 cannot tell which instructions a CPU has
         has = torch.cpu.get_capabilities()
         return not any(has.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
 
     @property
     def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite is a matter of the scale, which mends itself."""
+        """Whether a gradient may be not finite because of the float16 scale, which then corrects itself."""
         return self._scaler.is_enabled()
 
     def state(self) -> dict[str, Any]:
-        """What a run that goes on needs, as JSON can hold it."""
+        """State of the gradient scaling for a checkpoint, as JSON can hold it; empty without scaling."""
         return dict(self._scaler.state_dict())
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Restore a state from `state`."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state)

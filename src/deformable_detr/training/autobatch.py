@@ -1,4 +1,4 @@
-"""Batch size by memory: how many images a step can hold, measured with the run's own setup and step."""
+"""Automatic batch size: the number of images per step that fit into memory, measured with real training steps."""
 
 import ctypes
 import gc
@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,18 +35,20 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class FittingBatch(NamedTuple):
-    """Images per step, and for people why so many."""
+    """Batch size that fits into memory."""
 
     batch_size: int
+    """Images per step."""
     reason: str
+    """Memory that a step needs, and memory that is free, for people."""
 
 
 def bound_primitive_cache() -> None:
-    """Bound on the sizes that convolutions on a CPU remember: 64 instead of 1024. To be set before the first of them.
+    """Limit the cache of convolutions on a CPU to 64 image sizes instead of 1024; call it before the first convolution.
 
-    oneDNN keeps what it prepared for each size of image, and in training hardly a size comes twice. What it keeps lies
-    strewn between the activations, so that the gaps that these leave fit no others and the heap of a training doubles.
-    Who has set ONEDNN_PRIMITIVE_CACHE_CAPACITY is left alone.
+    oneDNN caches a prepared convolution for each image size, and in training hardly any size occurs twice. The cached
+    data lie between the activations and fragment the heap, which can double in size. A limit that the user has set in
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY stays.
     """
     if not any(name in os.environ for name in _CACHE_CAPACITY):
         os.environ[_CACHE_CAPACITY[0]] = str(_PRIMITIVES)
@@ -56,32 +57,35 @@ def bound_primitive_cache() -> None:
 def fitting_batch(
     config: TrainConfig, train: DetectionDataset, device: torch.device, model: nn.Module | None = None
 ) -> FittingBatch:
-    """Batch that memory has room for, with the largest images and the most objects that this data set can give.
+    """Batch size that fits into memory even with the largest images and the most objects of this data set.
 
-    On a GPU as many as fit, but at most 64, and at least 16 steps in an epoch. A CPU gains nothing from more images
-    than `optimizer.base_batch_size`; there it is that, or less.
+    On a GPU it is as large as possible, but at most 64 and small enough for 16 steps per epoch. On a CPU it is
+    `optimizer.base_batch_size` or less, because a CPU gains nothing from larger batches.
 
     Args:
-        config: with the images' size settled.
-        train: what will be learnt from.
-        device: where. Steps are taken there with a network that is thrown away.
+        config: settings of the run; the image size is no longer "auto".
+        train: training images.
+        device: device to train on. The measurement takes training steps on it, with a network of its own.
         model: a network of one's own, which is copied; built from the config if left out.
 
     Raises:
         TrainingError: not even one image fits.
-        ConfigError: this system does not tell how much memory there is.
+        ConfigError: memory cannot be measured on this system.
     """
+    # The budget. On the host it is smaller, because other programs need memory, too.
     on_gpu = device.type == "cuda"
     if not on_gpu and not (_STATUS.exists() and _MEMINFO.exists()):
         raise ConfigError(f"memory cannot be measured on {sys.platform}; say how many images with --batch-size")
     room = _free(device)
     budget = int(room * (_SHARE_OF_GPU if on_gpu else _SHARE_OF_HOST))
+    # The upper limit: beyond it, more images per step gain nothing, or leave too few steps to learn.
     usual = config.optimizer.base_batch_size
     most = min(_MOST_ON_GPU, max(1, len(train) // _STEPS_IN_AN_EPOCH)) if on_gpu else usual
 
     def needed(images: int) -> int:
         return step_memory(config, train, device, images, model)
 
+    # The largest batch between one image and the limit.
     batch_size, memory = largest(needed, budget, min(most, len(train)))
     if memory > budget:
         raise TrainingError(
@@ -92,19 +96,24 @@ def fitting_batch(
 
 
 def largest(needed: Callable[[int], int], budget: int, most: int) -> tuple[int, int]:
-    """The most images, from 1 to `most`, of which a step fits, and the bytes it needs; 1 if none does.
+    """Largest batch size from 1 to `most` that fits into the budget.
 
     Args:
-        needed: bytes that a step of so many images takes at its peak, about linear in their number.
-        budget: bytes.
-        most: at least 1.
+        needed: measures the peak memory of a step, in bytes, for a number of images; about linear in that number.
+        budget: memory that may be used, in bytes.
+        most: upper limit, at least 1.
+
+    Returns:
+        The batch size, and the bytes that a step of it needs. If not even one image fits, 1 and the bytes for one.
     """
+    # Two measurements give a straight line, and the line a first guess. A measurement is expensive, a search is not
+    # worth it.
     one = needed(1)
     if most == 1 or one > budget:
         return 1, one
     each = max(1, needed(2) - one)
     count = max(1, min(most, 1 + (budget - one) // each))
-    # The line was a guess.
+    # Memory is only about linear, so the guess is measured, and lowered by a tenth until it fits.
     while count > 1 and (bytes_needed := needed(count)) > budget:
         count = max(1, min(count - 1, count * 9 // 10))
     return (count, bytes_needed) if count > 1 else (1, one)
@@ -117,10 +126,11 @@ def step_memory(
     num_images: int,
     model: nn.Module | None = None,
 ) -> int:
-    """Bytes that a training takes at its peak with so many images in a step, beyond what is in use now.
+    """Peak memory of a training with this number of images per step, in bytes, beyond what is in use now.
 
-    Measured with the setup of a run and with its step.
+    It is measured with the setup and the step of a real run. If memory runs out, it is `sys.maxsize`.
     """
+    # Collect garbage before and after: a measurement must not count what an earlier one has left.
     gc.collect()
     before = _begin_peak(device)
     try:
@@ -137,18 +147,17 @@ def step_memory(
 def _two_steps(
     config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int, model: nn.Module | None
 ) -> None:
-    sized = replace(config, run=replace(config.run, batch_size=num_images))
     copy = None if model is None else deepcopy(model)
-    learner = make_learner(sized, make_model(sized, device, weights=False, model=copy))
+    learner = make_learner(config, make_model(config, device, weights=False, model=copy), num_images)
     to_training_mode(learner.model, config.run.freeze)
     batch = _largest_batch(config, train, num_images)
-    # The first step makes the optimizer's own state, the second has it from the start.
+    # The first step creates the state of the optimizer. The second has it from its start, so its peak is the highest.
     for _ in range(2):
         gradient_step(learner, batch)
 
 
 def _largest_batch(config: TrainConfig, train: DetectionDataset, num_images: int) -> Batch:
-    """Batch of black images as large, and with as many objects, as any that this data set can give."""
+    """Batch of black images as large as the largest, and with as many objects as the most, of this data set."""
     width, height = _largest_wh(settled(config.augmentation), train)
     num_objects = _most_objects(settled(config.augmentation), train)
     target = Target(torch.zeros(num_objects, dtype=torch.long), torch.full((num_objects, 4), 0.5))
@@ -162,13 +171,13 @@ def _largest_batch(config: TrainConfig, train: DetectionDataset, num_images: int
 
 
 def _largest_wh(augmentation: Augmentation, train: DetectionDataset) -> tuple[int, int]:
-    """What the widest and the highest image of a batch would be padded to."""
+    """Largest size that the images of a batch can be padded to, in pixels."""
     side = max(augmentation.short_sides)
     sizes = [resized_wh(sample.size_wh, side, augmentation.max_side) for sample in train.samples]
     if augmentation.rotate90:
         sizes += [(height, width) for width, height in sizes]
     width, height = max(width for width, _ in sizes), max(height for _, height in sizes)
-    # A window may be longer, or lie across: it is resized by its own shorter side.
+    # A crop may be longer in shape than its image, or turn portrait into landscape, and is resized by its shorter side.
     longer = 1.0
     if augmentation.crop_probability:
         longer = augmentation.crop_max / augmentation.crop_min
@@ -181,7 +190,7 @@ def _largest_wh(augmentation: Augmentation, train: DetectionDataset) -> tuple[in
 
 
 def _most_objects(augmentation: Augmentation, train: DetectionDataset) -> int:
-    """On one image, which may be made of several."""
+    """Largest number of objects in one training image, which mosaic and mixup may make of several images."""
     most = max((len(sample.class_ids) for sample in train.samples), default=0)
     return most * (4 if augmentation.mosaic else 1) * (2 if augmentation.mixup else 1)
 
@@ -192,7 +201,7 @@ def _begin_peak(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     _give_back()
     try:
-        _PEAK.write_text("5", encoding="ascii")  # the kernel's own mark of the most resident memory begins anew
+        _PEAK.write_text("5", encoding="ascii")  # resets the kernel's peak of resident memory
     except OSError as error:
         raise ConfigError(
             f"memory cannot be measured here ({_PEAK}: {error.strerror}); say how many images with --batch-size"
@@ -201,8 +210,8 @@ def _begin_peak(device: torch.device) -> int:
 
 
 def _give_back() -> None:
-    """To the system, what was freed: a step that takes it again would seem to need nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others do not keep as much
+    """Return freed memory to the system; a step that used it again would seem to need no memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it; other libraries keep less memory
     if trim is not None:
         trim(0)
 
@@ -214,10 +223,11 @@ def _peak(device: torch.device) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that could be had now."""
+    """Free memory, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
+    # A container may be allowed less than the machine has.
     free = _kibibytes(_MEMINFO, "MemAvailable")
     try:
         most = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
@@ -225,7 +235,7 @@ def _free(device: torch.device) -> int:
         statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
     except OSError:
         return free
-    # Files that were read lately count as used, and go as soon as somebody needs the room.
+    # Cached files count as used, but the kernel drops them as soon as memory is needed.
     read_files = int(dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", 0))
     return free if most == "max" else min(free, int(most) - used + read_files)
 

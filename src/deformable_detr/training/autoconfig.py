@@ -1,19 +1,19 @@
-"""What the training data decide of a run: a few rules, each of them a function, and each explained before training."""
+"""Automatic settings of a run from its training data: one function for each rule, and a reason for each choice."""
 
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.errors import ConfigError, listed
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import ScheduleConfig, TrainConfig, settled
 from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
@@ -33,20 +33,23 @@ _HANDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 class Fitted(NamedTuple):
-    """Config with nothing left open, and for people what was chosen and why, a line for each choice."""
+    """Config fitted to the data."""
 
     config: TrainConfig
+    """Settings, none of them "auto" except perhaps the learning rate."""
     reasons: tuple[str, ...]
+    """Choices that were made, and why, one line each, for people."""
 
 
 class ImageSize(NamedTuple):
-    """A short side in pixels, and the class that asked for it."""
+    """Image size that fits the objects in the data."""
 
     short_side: int
+    """Shorter side of the images, in pixels."""
     class_name: str
-    """The one with the smallest objects; empty if there are no objects."""
+    """Class with the smallest objects, which decided; empty if there are no objects."""
     pixels: float
-    """Side of its median object in images of that size."""
+    """Side of the median object of that class in images of this size, in pixels."""
 
 
 def fit_to_data(
@@ -57,72 +60,86 @@ def fit_to_data(
     model: nn.Module | None = None,
     normalisation: Preprocessing | None = None,
 ) -> Fitted:
-    """Config with everything settled that it leaves to the training data; what it sets stays.
+    """Fit a config to the training data: choose every setting that is "auto", except for the learning rate.
+
+    The number of classes is always taken from the data, and the batch size is never larger than the data set.
 
     Args:
-        config: its classes and a batch larger than the data set are always settled; every setting that is "auto",
-            but for the learning rate, is chosen.
-        train: what will be learnt from.
-        device: of the training, asked for its memory where the batch size is "auto".
-        model: a network of one's own, for that measurement.
-        normalisation: mean and standard deviation where the size of images is "auto"; ImageNet's if left out.
+        config: the config to fit.
+        train: training images.
+        device: device to train on; its memory is measured if the batch size is "auto".
+        model: a network of one's own, which is used in that measurement.
+        normalisation: preprocessing with the mean and standard deviation to use if the image size is "auto"; those of
+            ImageNet if left out.
 
     Raises:
-        TrainingError: memory does not suffice for one image.
-        ConfigError: the system does not tell how much there is, or the network is for another number of classes.
+        TrainingError: not even one image fits into memory.
+        ConfigError: memory cannot be measured on this system, or the network is for another number of classes.
     """
     reasons: list[str] = []
+    # Classes: a network from outside cannot be changed, only refused.
     if model is None:
         config = replace(config, model=config.model.with_classes(len(train.classes)))
     elif config.model.num_classes != len(train.classes):
         raise ConfigError(
             f"the network is for {config.model.num_classes} classes, the data set has {len(train.classes)} "
-            f"({', '.join(train.classes[:8])}); build it for these"
+            f"({listed(train.classes)}); build it for these"
         )
-    config = _settle_size(config, train, normalisation or Preprocessing(), reasons.append)
+    # Each rule needs what those before have chosen: memory depends on the size of images, epochs on the batch size.
+    config = _settle_size(config, train, normalisation, reasons.append)
     config = _settle_augmentation(config, train, reasons.append)
-    config = _settle_batch(config, train, device, model, reasons.append)
-    for rule in (_settle_epochs, _settle_warmup, _settle_evaluations):
-        config = rule(config, train, reasons.append)
+    # Then the numbers, each of which follows from those before.
+    batch_size = _settled_batch(config, train, device, model, reasons.append)
+    steps_per_epoch = max(1, len(train.samples) // batch_size)
+    schedule = _settled_schedule(config.schedule, steps_per_epoch, reasons.append)
+    assert schedule.epochs != "auto"
+    eval_every = _settled_interval(config.run.eval_every, schedule.epochs, reasons.append)
+    run, compute = replace(config.run, batch_size=batch_size, eval_every=eval_every), config.compute
+    if compute.accumulate > batch_size:
+        compute = replace(compute, accumulate=batch_size)
+    config = replace(config, schedule=schedule, run=run, compute=compute)
     return Fitted(config, tuple(reasons))
 
 
-def fitted_epochs(num_images: int, batch_size: int) -> int:
-    """Epochs for a data set of this size: about 3000 steps, but never fewer than 12 epochs nor more than 300.
+def fitted_epochs(steps_per_epoch: int) -> int:
+    """Number of epochs for a data set of this size: about 3000 steps, but at least 12 epochs and at most 300.
 
-    A few photos are seen often, many photos are seen 12 times, after which a small model has most of what it can get.
+    After 12 epochs on many photos, a small model has reached most of the accuracy that it can reach.
     """
     fewest, most = _EPOCHS
-    return min(most, max(fewest, math.ceil(_STEPS / _steps_per_epoch(num_images, batch_size))))
+    return min(most, max(fewest, math.ceil(_STEPS / steps_per_epoch)))
 
 
 def fitted_warmup(num_steps: int) -> int:
-    """Steps of warm-up for a run of so many: a thirtieth of them, at most 1000."""
+    """Number of warm-up steps for a run of `num_steps`: a thirtieth of them, at most 1000."""
     return min(_MOST_WARMUP_STEPS, round(num_steps * _WARMUP_SHARE))
 
 
 def fitted_interval(epochs: int) -> int:
-    """Epochs between evaluations: one epoch, or more where that would be over 30 evaluations."""
+    """Number of epochs between evaluations, so that there are at most 30 evaluations."""
     return math.ceil(epochs / _EVALUATIONS)
 
 
 def fitted_size(train: DetectionDataset) -> ImageSize:
-    """The image size at which the median object of every class has a side of 24 pixels: three positions of stride 8.
+    """Image size at which the median object of every class has a side of at least 24 pixels, three cells of stride 8.
 
-    Classes of fewer than five objects are not asked if others have more. The side of an object is the square root of
-    its area. A multiple of 32, from 256 to 512, and above 256 no larger than the images themselves.
+    The side of an object is the square root of its area. Classes with fewer than five objects are ignored if other
+    classes have more. The size is a multiple of 32, from 256 to 512. It is not larger than the images themselves,
+    except that it is at least 256.
     """
+    # Sides of the objects of each class, as shares of the shorter side of their image.
     smallest, larger = _SIDES
     sides: dict[int, list[float]] = {}
     for sample in train.samples:
         widths_heights = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2])[~sample.is_crowd]
         shares = np.sqrt(widths_heights.prod(axis=1)) / min(sample.size_wh)
         for class_id, share in zip(sample.class_ids[~sample.is_crowd], shares, strict=True):
-            if share > 0:  # the readers leave out boxes without area; whoever makes a data set in Python may not
+            if share > 0:  # a data set made in Python may have boxes without area
                 sides.setdefault(int(class_id), []).append(float(share))
     enough = {one: shares for one, shares in sides.items() if len(shares) >= _ENOUGH_OBJECTS} or sides
     if not enough:
         return ImageSize(smallest, "", 0.0)
+    # The class with the smallest objects decides.
     medians = {class_id: float(np.median(shares)) for class_id, shares in enough.items()}
     class_id = min(medians, key=medians.__getitem__)
     own = float(np.median([min(sample.size_wh) for sample in train.samples]))
@@ -132,12 +149,8 @@ def fitted_size(train: DetectionDataset) -> ImageSize:
 
 
 def handed_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Classes whose names say left or right: in a mirror image they would be wrong."""
+    """Classes with "left" or "right" in their names, which would be wrong in a mirrored image."""
     return tuple(name for name in classes if _HANDED.search(_WORDS.sub(" ", name)))
-
-
-def _steps_per_epoch(num_images: int, batch_size: int) -> int:
-    return max(1, num_images // batch_size)
 
 
 def _in_steps(side: float) -> int:
@@ -145,7 +158,7 @@ def _in_steps(side: float) -> int:
 
 
 def _settle_size(
-    config: TrainConfig, train: DetectionDataset, normalisation: Preprocessing, say: Callable[[str], None]
+    config: TrainConfig, train: DetectionDataset, normalisation: Preprocessing | None, say: Callable[[str], None]
 ) -> TrainConfig:
     if config.preprocessing != "auto":
         return config
@@ -157,9 +170,12 @@ def _settle_size(
         most = max(size.short_side, round(size.short_side * _WANTED_PIXELS / size.pixels))
         found += f"; --image-size {most} would give them {_WANTED_PIXELS:.0f}, for more time and memory"
     say(found)
-    # The paper's proportions of the sides, whatever the size of what the weights have seen.
-    usual = replace(Preprocessing(), mean=normalisation.mean, std=normalisation.std)
-    return with_image_size(replace(config, preprocessing=usual), size.short_side)
+    sized = with_image_size(config, size.short_side)
+    if normalisation is None:
+        return sized
+    # The proportions of the sides are the paper's, also where the run starts from weights.
+    numbers = replace(settled(sized.preprocessing), mean=normalisation.mean, std=normalisation.std)
+    return replace(sized, preprocessing=numbers)
 
 
 def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
@@ -170,57 +186,43 @@ def _settle_augmentation(config: TrainConfig, train: DetectionDataset, say: Call
     if not handed:
         say(f"augmentation {_PRESET}")
         return config
-    say(f"augmentation {_PRESET} without mirror images, in which {', '.join(handed)} would be wrong")
+    say(f"augmentation {_PRESET} without mirroring, which would make {', '.join(handed)} wrong")
     return replace(config, augmentation=replace(settled(config.augmentation), hflip=0.0))
 
 
-def _settle_batch(
+def _settled_batch(
     config: TrainConfig,
     train: DetectionDataset,
     device: torch.device,
     model: nn.Module | None,
     say: Callable[[str], None],
-) -> TrainConfig:
+) -> int:
     if config.run.batch_size == "auto":
         batch_size, reason = fitting_batch(config, train, device, model)
         say(f"batches of {batch_size} images, which take {reason}")
     else:
         batch_size = config.run.batch_size
-    most = max(1, len(train))
+    most = max(1, len(train.samples))
     if batch_size > most:
-        say(f"batches of {most} instead of {batch_size} images: there are no more")
-    batch_size = min(batch_size, most)
-    accumulate = min(config.compute.accumulate, batch_size)
-    return replace(
-        config,
-        run=replace(config.run, batch_size=batch_size),
-        compute=replace(config.compute, accumulate=accumulate),
-    )
+        say(f"batches of {most} instead of {batch_size} images: the data set has no more")
+    return min(batch_size, most)
 
 
-def _settle_epochs(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.schedule.epochs != "auto":
-        return config
-    batch_size = settled(config.run.batch_size)
-    epochs = fitted_epochs(len(train), batch_size)
-    say(f"{epochs} epochs, which are {epochs * _steps_per_epoch(len(train), batch_size)} steps")
-    return replace(config, schedule=replace(config.schedule, epochs=epochs))
+def _settled_schedule(schedule: ScheduleConfig, steps_per_epoch: int, say: Callable[[str], None]) -> ScheduleConfig:
+    epochs, warmup_steps = schedule.epochs, schedule.warmup_steps
+    if epochs == "auto":
+        epochs = fitted_epochs(steps_per_epoch)
+        say(f"{epochs} epochs, which are {epochs * steps_per_epoch} steps")
+    if warmup_steps == "auto":
+        warmup_steps = fitted_warmup(epochs * steps_per_epoch)
+        say(f"{warmup_steps} steps of warm-up, a thirtieth of all")
+    return replace(schedule, epochs=epochs, warmup_steps=warmup_steps)
 
 
-def _settle_warmup(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.schedule.warmup_steps != "auto":
-        return config
-    num_steps = settled(config.schedule.epochs) * _steps_per_epoch(len(train), settled(config.run.batch_size))
-    steps = fitted_warmup(num_steps)
-    say(f"{steps} steps of warm-up, a thirtieth of all")
-    return replace(config, schedule=replace(config.schedule, warmup_steps=steps))
-
-
-def _settle_evaluations(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if config.run.eval_every != "auto":
-        return config
-    epochs = settled(config.schedule.epochs)
+def _settled_interval(eval_every: int | Literal["auto"], epochs: int, say: Callable[[str], None]) -> int:
+    if eval_every != "auto":
+        return eval_every
     interval = fitted_interval(epochs)
     if interval > 1:
         say(f"an evaluation every {interval} epochs: {math.ceil(epochs / interval)} in all")
-    return replace(config, run=replace(config.run, eval_every=interval))
+    return interval

@@ -1,4 +1,4 @@
-"""The whole way without network or photos: draw scenes, train on them, and look at scenes nobody has trained on."""
+"""Demonstration without internet or photos: draw scenes, train on them, and evaluate on scenes not used in training."""
 
 import shutil
 import time
@@ -25,31 +25,33 @@ _NUM_PICTURES = 12
 _COLUMNS = 4
 _THRESHOLD = 0.4
 _SCALE = 2.0
-# What a demonstration writes, and what the next one in the same folder may remove.
-# No longer made is curves.png: the run's report draws them.
+# Files and folders that a demonstration writes, and that the next one in the same folder may remove. Only earlier
+# versions wrote curves.png.
 _OWN = {"scenes", "unseen", "run", "pictures", "contact_sheet.jpg", "curves.png", "summary.md"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumScenes:
-    """How many scenes to draw."""
+    """Numbers of scenes to draw."""
 
     train: int = 400
+    """Scenes to train on."""
     val: int = 40
-    """To choose the best weights by."""
+    """Validation scenes, to select the best weights."""
     unseen: int = 100
-    """To judge by."""
+    """Test scenes, to evaluate the best weights on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """What the demonstration left behind."""
+    """Result of a demonstration."""
 
     folder: Path
+    """Folder with pictures, run folder and summary."""
     metrics: Metrics
-    """On scenes that were neither trained on nor used to choose the weights."""
+    """Metrics on scenes that were neither trained on nor used to select the weights."""
     summary: str
-    """In Markdown; also in summary.md."""
+    """Summary for people in Markdown, the text of summary.md."""
 
 
 def demo(
@@ -60,31 +62,33 @@ def demo(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Demonstration | None:
-    """Draw scenes, train on them, evaluate on unseen ones, and leave pictures, the run's report and a summary.
+    """Draw scenes, train on them, evaluate on unseen ones, and write pictures, the report of the run and a summary.
 
     Args:
         output: a folder that does not exist, is empty, or holds an earlier demonstration, which is replaced.
         config: another recipe than `recipes.demo`; its seed decides the scenes, too.
-        scenes: how many.
-        device: see `Detector`.
-        reporter: is told how it goes.
+        scenes: numbers of scenes.
+        device: device to train on, see `Detector`.
+        reporter: receives messages and the progress.
 
     Returns:
-        None if Ctrl-C ended the training.
+        Metrics and summary, or None if Ctrl-C ended the training.
 
     Raises:
         OutputError: the folder holds something else or cannot be written.
     """
+    # Draw. The unseen scenes have a seed of their own: they are neither trained on nor used to select the weights.
     reporter, config, scenes = reporter or Silence(), config or demo_recipe(), scenes or NumScenes()
     folder, started = Path(output), time.monotonic()
     _make_room(folder)
     data = draw_scenes(folder / "scenes", scenes.train, scenes.val, seed=config.run.seed)
-    # A seed of their own, and no part in choosing the weights.
     unseen = draw_scenes(folder / "unseen", 0, scenes.unseen, seed=config.run.seed + 1)
     reporter.say(f"drew {scenes.train + scenes.val + scenes.unseen} scenes in {duration(time.monotonic() - started)}")
+    # Train.
     run = train(config, data=data, output=folder / "run", device=device, on_interrupt="return", reporter=reporter)
     if run.interrupted:
         return None
+    # Evaluate the best weights as a user would: from the file.
     detector = Detector.load(run.folder / "best.safetensors", device=device)
     dataset = open_dataset(unseen, split="val")
     report = evaluate(detector, dataset, num_workers=config.data.num_workers, reporter=reporter)
@@ -114,7 +118,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _draw_pictures(folder: Path, report: EvaluationReport) -> None:
-    """Found boxes in colour, the truth in dashed white."""
+    """Draw the first unseen scenes, one by one and on one sheet: detections in colour, true boxes in dashed white."""
     drawn: list[Image.Image] = []
     samples = report.dataset.samples[:_NUM_PICTURES]
     for sample, found in zip(samples, report.detections, strict=False):
@@ -148,10 +152,10 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
         [
             "# Demonstration of deformable-detr",
             "",
-            f"Drew {scenes.train} scenes to train on, {scenes.val} to choose the best weights by and {scenes.unseen}",
-            f"to judge by; trained a model from random weights ({model.describe()}) for {run.epochs_completed} epochs;",
-            f"kept epoch {run.best_epoch}; evaluated it on the {scenes.unseen} scenes it had never seen. "
-            f"It took {duration(seconds)} in all.",
+            f"Drew {scenes.train} training scenes, {scenes.val} validation scenes and {scenes.unseen} test scenes.",
+            f"Trained a model from random weights ({model.describe()}) for {run.epochs_completed} epochs, and kept the",
+            f"best weights, those of epoch {run.best_epoch}. Evaluated them on the {scenes.unseen} test scenes, which",
+            f"were not used in training. It took {duration(seconds)} in all.",
             "",
             f"**AP50 {percent(metrics.ap50)}, AP {percent(metrics.ap)}** (COCO's definitions, percent); "
             f"AP of small objects {percent(metrics.ap_small)}, medium {percent(metrics.ap_medium)}, "
@@ -161,8 +165,8 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
             "|---|---|---|---|",
             *rows,
             "",
-            f"- `contact_sheet.jpg`, `pictures/`: unseen scenes; found boxes with scores of {_THRESHOLD} and more in",
-            "  colour, the truth in dashed white",
+            f"- `contact_sheet.jpg`, `pictures/`: test scenes; detections with a score of {_THRESHOLD} or more in",
+            "  colour, true boxes in dashed white",
             *_report_line(folder, run),
             "- `run/`: the run folder, as `ddetr train` leaves it",
             "",
@@ -180,7 +184,7 @@ def _summary(folder: Path, run: Run, report: EvaluationReport, scenes: NumScenes
 
 
 def _report_line(folder: Path, run: Run) -> list[str]:
-    """Nothing if the report has failed: the training has said why."""
+    """Line of the summary about the report; none if there is no report, for a reason that the training has said."""
     if run.report is None:
         return []
     return [f"- `{run.report.relative_to(folder)}`: the run on one page: curves, accuracy and the worst mistakes"]

@@ -9,28 +9,29 @@ from deformable_detr.training.sharding import local_shard
 
 
 def averaging_copy(model: nn.Module) -> nn.Module:
-    """A copy for averaged weights: it learns nothing by itself."""
+    """Copy of a network for its averaged weights, in evaluation mode and without gradients."""
     return deepcopy(model).eval().requires_grad_(False)
 
 
 class EMA:
-    """Exponential moving average of a network's weights, in a network of its own: as much memory as the weights again.
+    """Exponential moving average of a network's weights, in a second network; it needs the memory of the weights again.
 
-    After update t, from 1, the average is moved by 1 - d towards the model's weights, where d is the smaller of `decay`
-    and (1 + t) / (10 + t). So it reaches back over about a ninth of the steps taken, however short the run, and never
-    over more than about 1 / (1 - decay). Statistics of batch norm are averaged like weights; counters are copied.
+    Update t, counted from 1, moves the average by 1 - d towards the weights of the network, where d is the smaller of
+    `decay` and (1 + t) / (10 + t). The average thus covers about the last ninth of the steps, however short the run,
+    but never much more than 1 / (1 - decay) steps. Statistics of batch norm are averaged like weights; counters are
+    copied.
 
     Args:
-        model: what is trained; it must stay on its device from now on.
-        decay: above 0, below 1.
-        copy: what `averaging_copy` made of the model; needed where both are sharded since.
+        model: network that is trained; it must stay on its device from now on.
+        decay: largest decay, above 0 and below 1.
+        copy: copy of the network from `averaging_copy`; needed if both have been sharded since.
     """
 
     def __init__(self, model: nn.Module, decay: float, copy: nn.Module | None = None) -> None:
         self.decay = decay
         self.updates = 0
         self.model = copy or averaging_copy(model)
-        # Looked up once: both lists hold the same tensors from the first step to the last.
+        # Looked up once, because the networks keep the same tensors from the first step to the last.
         weights = model.state_dict()
         pairs = [(local_shard(own), local_shard(weights[name])) for name, own in self.model.state_dict().items()]
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -40,7 +41,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step."""
+        """Update the average with the weights after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
@@ -49,7 +50,7 @@ class EMA:
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start anew from the model's weights as they are."""
+        """Restart the average from the current weights."""
         self.updates = 0
         for own, weight in zip(self._averages, self._weights, strict=True):
             own.copy_(weight)

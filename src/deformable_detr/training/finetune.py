@@ -1,4 +1,4 @@
-"""Fine-tuning: start from another detector's weights, in its structure, each class from the rows of its own name."""
+"""Fine-tuning: start from the weights of a detector, with its structure; known classes keep their rows in the heads."""
 
 import re
 from collections import Counter
@@ -24,71 +24,76 @@ from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
 from deformable_detr.weights.download import shown
 
 _HOLES = frozenset(name for name in COCO_CLASSES if name.startswith(UNUSED))
-# Not at the ends, where a hyphen may be a sign, and not between digits: level 1-1 is not level 11.
+# Separators between two words: not at the ends, where a hyphen may be a sign, and not between two digits, because
+# "level 1-1" is not "level 11".
 _JOINT = re.compile(r"(?<=[^\W_])(?:(?<!\d)[\s_-]+|[\s_-]+(?!\d))(?=[^\W_])")
 _JOINT_OF_DIGITS = re.compile(r"(?<=\d)[\s_-]+(?=\d)")
 _NAMED = 8
 
 
 class Source(NamedTuple):
-    """Weights to start from. Its model and preprocessing are what a run takes over."""
+    """Source of weights to start from."""
 
     name: str
-    """Of a file or folder, without the path to it; of anything else as it was asked for."""
+    """Name of the file or folder without its path, or the address as it was given."""
     checkpoint: Checkpoint
+    """Weights, with the structure and preprocessing that the run takes over."""
 
 
 class Origin(NamedTuple):
-    """Origin of the weights that a run started from, as new checkpoints name it; empty where it started from none."""
+    """Origin of the weights that a run started from, as its checkpoints name it; empty if it started from none."""
 
     weights: str = ""
+    """Name of the weights, and what is known about how they were made."""
     licence: str = ""
+    """Licence of the weights; empty if it is not known."""
 
 
 class Transfer(NamedTuple):
-    """Which class of a run goes on from which class of the weights."""
+    """Transfer of classes: which class of the weights each class of the run continues."""
 
     source: Source
+    """Weights to start from."""
     classes: tuple[str, ...]
-    """The run's, by class id."""
+    """Names of the run's classes, by class id."""
     rows: tuple[int | None, ...]
-    """Class id that each had in the weights; None starts fresh."""
+    """Class id in the weights for each class of the run; None for a class that starts from its initial values."""
     class_rows: ClassRows
-    """Tensors of the network with rows that mean something of their own."""
+    """Names of the tensors of the network that have a row for each class or channel."""
 
     @property
     def kept(self) -> dict[str, str]:
-        """Names of classes that go on, and their names in the weights."""
+        """Classes that the weights know: names in the weights by names in the run."""
         known = self.source.checkpoint.classes
         return {name: known[row] for name, row in zip(self.classes, self.rows, strict=True) if row is not None}
 
     @property
     def fresh(self) -> list[str]:
-        """Names of classes that the weights do not know."""
+        """Names of the run's classes that the weights do not know."""
         return [name for name, row in zip(self.classes, self.rows, strict=True) if row is None]
 
     @property
     def not_needed(self) -> list[str]:
-        """Names of classes that only the weights know; COCO's holes are no classes."""
+        """Names of classes that only the weights know; unused category ids of COCO do not count."""
         known = self.source.checkpoint.classes
         return [name for row, name in enumerate(known) if row not in self.rows and name not in _HOLES]
 
     @property
     def origin(self) -> Origin:
-        """The weights' name, what is known of how they were made, and their licence."""
+        """Origin of the weights: their name, what is known about how they were made, and their licence."""
         checkpoint = self.source.checkpoint
         made = [checkpoint.provenance[key] for key in ("recipe", "data") if checkpoint.provenance.get(key)]
         made += [f"from {earlier}" for earlier in [checkpoint.provenance.get("weights")] if earlier]
         return Origin(self.source.name + (f" ({', '.join(made)})" if made else ""), checkpoint.licence)
 
     def heads(self) -> tuple[list[str], list[str]]:
-        """Names of tensors with a row for each class, and of those with a row for each channel of the proposals."""
+        """Names of tensors with a row for each class, and of tensors with a row for each channel of the proposals."""
         names, rows = self.source.checkpoint.weights, self.class_rows
         by_class = [name for name in names if name.startswith(rows.by_class)]
         return by_class, [name for name in names if name.startswith(rows.by_channel)]
 
     def describe(self) -> str:
-        """One line for people: what came from where, what did not, and what starts fresh."""
+        """Line for people: how many tensors are taken over, and which classes are kept, fresh or not needed."""
         by_class, by_channel = self.heads()
         total = len(self.source.checkpoint.weights)
         renamed = [name if name == old else f"{name} <- {old}" for name, old in self.kept.items()]
@@ -103,7 +108,7 @@ class Transfer(NamedTuple):
         return line + (f"; licence {self.origin.licence}" if self.origin.licence else "")
 
     def record(self) -> dict[str, Any]:
-        """The same as data, with nothing left out, as transfer.json holds it."""
+        """Content of transfer.json: the transfer in full."""
         by_class, by_channel = self.heads()
         return {
             "weights": self.origin.weights,
@@ -117,10 +122,14 @@ class Transfer(NamedTuple):
 
 
 def read_source(weights: str | Path | Source, *, reporter: Reporter | None = None) -> Source:
-    """Weights from wherever `deformable_detr.weights.read` finds them.
+    """Source of weights, read by `deformable_detr.weights.read`.
+
+    Args:
+        weights: a file, a folder, an address, or a source, which is returned as it is.
+        reporter: receives messages and the progress of a download.
 
     Raises:
-        CheckpointError: they are missing, damaged or not of a detector.
+        CheckpointError: the weights are missing, damaged or not of a detector.
     """
     if isinstance(weights, Source):
         return weights
@@ -130,14 +139,14 @@ def read_source(weights: str | Path | Source, *, reporter: Reporter | None = Non
 
 
 def start_from(config: TrainConfig, source: Source | None) -> TrainConfig:
-    """Config of a run that starts from `source`, or from the weights of a backbone at most.
+    """Config of a run that starts from `source`, or, without a source, at most from the weights of a backbone.
 
-    With a source, the whole of `model` is the source's and so is the preprocessing, but for the size of the images:
-    that stays the config's, unless `preprocessing` is "weights". Where it is "auto", mean and standard deviation are
-    the source's when it is chosen.
+    With a source, `model` and the preprocessing are those of the source. Only the image size stays that of the config,
+    unless `preprocessing` is "weights". If `preprocessing` is "auto", it is chosen later, with the mean and standard
+    deviation of the source.
 
     Raises:
-        ConfigError: the recipe needs a source, or parts would be frozen that have learnt nothing.
+        ConfigError: the recipe needs a source, or parts with random weights would be frozen.
     """
     if source is not None:
         theirs, ours = source.checkpoint.preprocessing, config.preprocessing
@@ -157,33 +166,33 @@ def start_from(config: TrainConfig, source: Source | None) -> TrainConfig:
     random = [name for name in config.run.freeze if name not in config.model.pretrained_parts]
     if random:
         raise ConfigError(
-            f"freeze holds {', '.join(random)}, which would keep random values: "
+            f"freeze holds {', '.join(random)}, which would keep random weights: "
             "name weights of a whole detector with --weights, or leave that out"
         )
     return config
 
 
 def changed(source: Source, config: TrainConfig) -> Source:
-    """Weights with the settings that they leave free, and the preprocessing, as `config` has them.
+    """Source with the free settings of the model and the preprocessing of `config`.
 
-    Free are those settings of the model on which no tensor depends, such as dropout.
+    A setting of the model is free if the shape and meaning of no tensor depend on it, such as dropout.
 
     Raises:
-        ConfigError: the config wants another structure.
+        ConfigError: the config has another structure than the source.
     """
     ours, checkpoint = config.model, source.checkpoint
     theirs = checkpoint.model
     if type(ours) is not type(theirs):
         raise ConfigError(
             f"model.name is {MODELS.name_of(ours)}, and {source.name} is of a {MODELS.name_of(theirs)}: "
-            "who starts from weights takes their structure"
+            "a run that starts from weights takes their structure"
         )
     for name in [name for name in to_dict(theirs) if name not in theirs.free_settings]:
         wanted, there = getattr(ours, name), getattr(theirs, name)
         if wanted != there:
             raise ConfigError(
                 f"model.{name} is set to {wanted!r}, and {source.name} has {there!r}: "
-                "who starts from weights takes their structure; leave the setting out"
+                "a run that starts from weights takes their structure; leave the setting out"
             )
     preprocessing = config.preprocessing
     if isinstance(preprocessing, str):
@@ -194,16 +203,16 @@ def changed(source: Source, config: TrainConfig) -> Source:
 def plan(
     source: Source, classes: Sequence[str], freeze: Iterable[str] = (), model: nn.Module | None = None
 ) -> Transfer:
-    """Transfer to a run with these classes: which of them the weights know.
+    """Plan the transfer of weights to a run with these classes.
 
     Args:
-        source: the weights.
-        classes: of the run.
-        freeze: parts that will not learn.
-        model: the network, if it is one of somebody's own.
+        source: the weights to start from.
+        classes: names of the run's classes, by class id.
+        freeze: names of the parts that are frozen.
+        model: a network of one's own; that of the source if left out.
 
     Raises:
-        ConfigError: `freeze` holds the heads, and there are classes for them to learn.
+        ConfigError: `freeze` holds the heads, and there are classes that the weights do not know.
     """
     known = source.checkpoint
     class_rows = MODELS.class_rows(known.model) if model is None else interface_of(model).class_rows
@@ -217,11 +226,14 @@ def plan(
 
 
 def match_classes(wanted: Sequence[str], known: Sequence[str]) -> tuple[int | None, ...]:
-    """For each class wanted, which of the known ones it is; None for one that is new.
+    """Match classes by name.
 
-    The same name comes first, then one that differs only in case or in how its words are joined: "Hot_dog", "hot dog"
-    and "hotdog" are one. A name that could be two is neither, no known class is given twice, and the holes among
-    COCO's category ids are nobody's.
+    Equal names are matched first, then names that differ only in case or in how their words are joined: "Hot_dog",
+    "hot dog" and "hotdog" are one class. A name that matches two classes is matched to none. No known class is matched
+    twice, and unused category ids of COCO are never matched.
+
+    Returns:
+        Position in `known` for each class in `wanted`; None for a new class.
     """
     found: dict[int, int] = {}
     for key in (str, _plain):
@@ -233,14 +245,19 @@ def match_classes(wanted: Sequence[str], known: Sequence[str]) -> tuple[int | No
 
 
 def fill(model: nn.Module, transfer: Transfer) -> None:
-    """Put the weights into a network of their structure that is initialised for the run's classes.
+    """Load the weights into a network of the same structure that is initialised for the classes of the run.
 
-    In every class head, rows of classes that go on are the weights', and the others stay as they are. The proposals'
-    class head asks for objects of any class in its channel 0 and trains its others as background: its channels stay
-    where they are, whatever the classes are.
+    In every class head, rows of known classes are taken from the weights, and the others keep their initial values. The
+    class head of the proposals is different: its channel 0 stands for an object of any class, and its other channels
+    are trained as background. So its channels are taken over one by one, whatever the classes are.
+
+    Args:
+        model: network to change.
+        transfer: weights and classes, from `plan`.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or of another shape, class heads not counted.
+        CheckpointError: tensors are missing, unexpected or of another shape; the number of rows in class heads may
+            differ.
     """
     checkpoint = transfer.source.checkpoint
     own, weights = model.state_dict(), dict(checkpoint.weights)
@@ -259,7 +276,7 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
 
 
 def _rows(fresh: Tensor, old: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """`fresh` with the rows of the first numbers taken from `old` at the second."""
+    """Copy of `fresh` with some rows of `old`; `pairs` are positions of a row in `fresh` and in `old`."""
     rows = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
     mixed = fresh.clone()
     mixed[rows[:, 0]] = old[rows[:, 1]].to(mixed)
@@ -267,7 +284,7 @@ def _rows(fresh: Tensor, old: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
 
 
 def _by_name(numbered: Iterable[tuple[int, str]]) -> dict[str, int]:
-    """Numbers by name, without the names that occur more than once."""
+    """Numbers by name, without names that occur more than once."""
     pairs = list(numbered)
     counts = Counter(name for _, name in pairs)
     return {name: number for number, name in pairs if counts[name] == 1}

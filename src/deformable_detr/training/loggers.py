@@ -1,4 +1,4 @@
-"""Where else a run's figures go: TensorBoard's files, Weights & Biases, MLflow. None of them can stop a run."""
+"""Services that receive the metrics of a run: TensorBoard, Weights & Biases, MLflow. None of them can stop a run."""
 
 import importlib.util
 import os
@@ -17,28 +17,34 @@ ServiceName = Literal["tensorboard", "wandb", "mlflow"]
 
 _TITLES: dict[ServiceName, str] = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
 _PROJECT = "deformable-detr"
-# What MLflow does not take in the name of a metric, as a class may have it.
+# Characters that MLflow refuses in the name of a metric; the name of a class may hold them.
 _NOT_FOR_MLFLOW = re.compile(r"[^\w.\- /]")
 
 
 @runtime_checkable
 class Service(Protocol):
-    """Takes numbers by name."""
+    """Service that receives metrics."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Numbers of one step or epoch; `step` counts from the start of the run."""
+        """Log the numbers of one step or epoch, by name; `step` counts from the start of the run."""
         ...
 
     def close(self, *, failed: bool) -> None:
-        """The run has ended."""
+        """Finish the log at the end of the run."""
         ...
 
 
 def chosen_services(wanted: Sequence[str] | None) -> tuple[ServiceName, ...]:
-    """Find out before any work whether what is wanted is there; None wants TensorBoard where it is installed.
+    """Check the names of the services to log to, before any work.
+
+    Args:
+        wanted: names of services; None means TensorBoard if it is installed.
+
+    Returns:
+        The services to log to.
 
     Raises:
-        ConfigError: one of them is unknown or not installed.
+        ConfigError: a service is unknown or not installed.
     """
     if wanted is None:
         return ("tensorboard",) if _is_installed("tensorboard") else ()
@@ -59,13 +65,13 @@ def chosen_services(wanted: Sequence[str] | None) -> tuple[ServiceName, ...]:
 def open_service(
     name: ServiceName, folder: RunFolder, settings: Mapping[str, Any], say: Callable[[str], None]
 ) -> Service:
-    """Begin to log; what goes wrong in the service, now or later, is said once and ends the logging, not the run.
+    """Open a service. An error in it, now or later, is reported once and ends the logging, but not the run.
 
     Args:
-        name: as `chosen_services` returned it.
-        folder: of the run, whose name is shown; the service's own id of the run is kept in it for resuming.
-        settings: of the run, to be shown beside the figures.
-        say: is told what went wrong.
+        name: name from `chosen_services`.
+        folder: the run folder. The service shows its name, and it keeps the id of the run at the service for resuming.
+        settings: settings of the run, which the service shows.
+        say: receives a message if the service fails.
     """
     start: dict[ServiceName, Callable[[], Service]] = {
         "tensorboard": lambda: _TensorBoard(folder.path / "tensorboard"),
@@ -76,7 +82,7 @@ def open_service(
 
 
 class _Guarded:
-    """A service that falls silent at its first error. What foreign code raises over a network cannot be listed."""
+    """Service that is given up at its first error. It catches every exception, because foreign code may raise any."""
 
     def __init__(self, title: str, start: Callable[[], Service], say: Callable[[str], None]) -> None:
         self._title, self._say = title, say
@@ -102,11 +108,11 @@ class _Guarded:
         except Exception as error:
             self._service = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._say(f"{self._title} failed and gets no more figures ({reason}); metrics.jsonl has them all")
+            self._say(f"{self._title} failed and gets no more metrics ({reason}); metrics.jsonl has them all")
 
 
 class _TensorBoard:
-    """Event files. The first figures begin them: a run that fails before leaves nothing behind."""
+    """TensorBoard's event files. They are created by the first metrics, so a run that fails earlier leaves none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -115,10 +121,10 @@ class _TensorBoard:
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         if self._writer is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about its own insides, which a user cannot mend
+                warnings.simplefilter("ignore")  # they are about TensorBoard's own code; users cannot do anything
                 from torch.utils.tensorboard import SummaryWriter
 
-                # What a crash has left after the last checkpoint is done again, and would be shown twice.
+                # Steps after the last checkpoint are repeated after a crash, and would be shown twice.
                 self._writer = SummaryWriter(str(self._path), purge_step=step if self._path.exists() else None)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
@@ -129,6 +135,8 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
+    """Run at Weights & Biases."""
+
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
         import wandb
 
@@ -150,6 +158,8 @@ class _WeightsAndBiases:
 
 
 class _MLflow:
+    """Run at MLflow."""
+
     def __init__(self, folder: RunFolder, settings: Mapping[str, Any]) -> None:
         import mlflow
 

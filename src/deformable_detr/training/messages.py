@@ -1,4 +1,4 @@
-"""Messages of a run: what it says before it begins, its lines and records, and errors in a user's words."""
+"""Messages of a run: its introduction, its progress lines and records, and errors explained to users."""
 
 import signal
 import time
@@ -12,7 +12,7 @@ from deformable_detr.core.errors import TrainingError
 from deformable_detr.core.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.core.types import Batch
 from deformable_detr.evaluation.evaluate import EvaluationReport
-from deformable_detr.runs.config import TrainConfig, idle_remarks, settled
+from deformable_detr.runs.config import idle_remarks
 from deformable_detr.training.acceleration import checkpointed_parts
 from deformable_detr.training.freezing import count_parameters
 from deformable_detr.training.optimizer import learning_rate
@@ -22,7 +22,7 @@ _NAMED_IMAGES = 8
 
 
 class Pace:
-    """Steps and images of an epoch since it began or was resumed, and how long they took."""
+    """Pace of an epoch: steps and images since it began or was resumed, and their duration."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -30,29 +30,29 @@ class Pace:
         self._started = time.monotonic()
 
     def add(self, num_images: int) -> None:
-        """One step more."""
+        """Count one step, and its images in this process."""
         self.num_steps += 1
         self.num_images += num_images
 
     @property
     def seconds(self) -> float:
-        """Time since the beginning."""
+        """Time since the epoch began or was resumed."""
         return time.monotonic() - self._started
 
     @property
     def seconds_per_step(self) -> float:
-        """Time of a step, reading its images included."""
+        """Mean duration of a step, with the reading of its images."""
         return self.seconds / max(1, self.num_steps)
 
 
 def introduce(run: RunState, reporter: Reporter) -> None:
-    """Say what will be done, before it is done."""
+    """Introduce a run before its first step: data, model, schedule, and remarks on its settings."""
     config, data, precision, compute = run.config, run.data, run.learner.precision, run.config.compute
     device, classes = run.detector.device, run.data.train.classes
     reporter.say(f"data: {data.train.source}")
     reporter.say(
-        f"{len(data.train)} images with {data.train.num_objects} objects of {len(classes)} classes "
-        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); judged by {data.origin}"
+        f"{len(data.train.samples)} images with {data.train.num_objects} objects of {len(classes)} classes "
+        f"({', '.join(classes[:8])}{', ...' if len(classes) > 8 else ''}); evaluated on {data.origin}"
     )
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
@@ -71,7 +71,7 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     if compute.compile:
         gain = "; on a CPU steps are no quicker for it" if device.type == "cpu" else ""
         reporter.say(f"the network's layers are compiled in the first steps, which takes a minute{gain}")
-    reporter.say(_schedule_line(config, len(run.loader)))
+    reporter.say(_schedule_line(run))
     for remark in idle_remarks(config):
         reporter.say(remark)
     if compute.sharded:
@@ -80,25 +80,25 @@ def introduce(run: RunState, reporter: Reporter) -> None:
             if run.learner.sharded
             else "compute.sharded is true and has no effect: there is one process, and it keeps everything"
         )
-    # A shell that starts a job in the background has it ignore Ctrl-C, and Python then leaves it so.
+    # Jobs that a shell starts in the background ignore Ctrl-C, and Python does not change that.
     is_off = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     stops = "Ctrl-C is off here, SIGTERM stops" if is_off else "Ctrl-C stops"
     reporter.say(f"run folder: {run.folder.path}; {stops}, and what is there can be resumed")
 
 
-def _schedule_line(config: TrainConfig, num_steps: int) -> str:
-    optimizer, batch_size = config.optimizer, settled(config.run.batch_size)
+def _schedule_line(run: RunState) -> str:
+    optimizer, batch_size = run.config.optimizer, run.plan.batch_size
     origin = ""
     if optimizer.lr == "auto" and optimizer.base_batch_size != batch_size:
         origin = f" ({optimizer.base_lr:g} x sqrt({batch_size} / {optimizer.base_batch_size}))"
     return (
-        f"{config.schedule.epochs} epochs of {num_steps} steps of {batch_size} images, "
+        f"{run.plan.epochs} epochs of {run.steps_per_epoch} steps of {batch_size} images, "
         f"learning rate {learning_rate(optimizer, batch_size):.3g}{origin}"
     )
 
 
 def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float], pace: Pace) -> dict[str, Any]:
-    """Line of metrics.jsonl for a step that has been taken."""
+    """Record of a step for metrics.jsonl."""
     device = run.learner.device
     return {
         "epoch": run.progress.epoch + 1,
@@ -108,19 +108,19 @@ def step_record(run: RunState, figures: dict[str, float], terms: dict[str, float
         "class_error": figures["class_error"],
         "grad_norm": figures["grad_norm"],
         "lr": run.learner.optimizer.param_groups[0]["lr"],
-        "images_per_second": settled(run.config.run.batch_size) / pace.seconds_per_step,
+        "images_per_second": run.plan.batch_size / pace.seconds_per_step,
         "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory_in_use(),
     }
 
 
 def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
-    """Loss terms of the last layer, learning rate, speed, memory, and time left of the epoch and the run."""
+    """Details of a step for the progress line: loss, learning rate, speed, memory, and time left."""
     progress = run.progress
     stages = [name.rsplit("/", 1)[0] for name in record["terms"]]
     last = next((stage for stage in reversed(stages) if stage != "proposals"), "")
     terms = {name.rsplit("/", 1)[-1]: term for name, term in record["terms"].items() if name.startswith(f"{last}/")}
     shown = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
-    left = pace.seconds_per_step * (len(run.loader) - progress.step_in_epoch)
+    left = pace.seconds_per_step * (run.steps_per_epoch - progress.step_in_epoch)
     run_left = pace.seconds_per_step * (run.total_steps - progress.step)
     run_left += progress.evaluation_seconds * run.evaluations_left
     return (
@@ -130,7 +130,7 @@ def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
 
 
 def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> dict[str, Any]:
-    """Line of metrics.jsonl for an epoch that is complete."""
+    """Record of a complete epoch for metrics.jsonl."""
     record: dict[str, Any] = {
         "epoch": run.progress.epoch,
         "step": run.progress.step,
@@ -146,14 +146,14 @@ def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> 
 
 
 def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_best: bool) -> str:
-    """Line for people about an epoch that is complete."""
-    line = f"epoch {run.progress.epoch}/{run.epochs}"
+    """Line for people about a complete epoch."""
+    line = f"epoch {run.progress.epoch}/{run.plan.epochs}"
     if run.progress.num_summed:
         line += f"  loss {run.progress.averages()['loss']:.2f}"
     if report is not None:
         line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"
         line += "  best so far" if is_best else ""
-        line += f"  {len(report.skipped)} of the images to judge by skipped" if report.skipped else ""
+        line += f"  {len(report.skipped)} validation images skipped" if report.skipped else ""
     return f"{line}  ({duration(pace.seconds)})"
 
 
@@ -161,15 +161,18 @@ def early_stop_line(run: RunState) -> str:
     """Line for people about a run that `patience` has ended."""
     waited = run.progress.evaluations_without_gain
     best_by = run.config.checkpoints.best_by
-    return f"stopped early: no better {best_by} in the last {waited} evaluations; --epochs goes on"
+    return (
+        f"stopped early: no better {best_by} in the last {waited} evaluations; to continue: --resume with more --epochs"
+    )
 
 
 @contextmanager
 def explained_step(run: RunState, batch: Batch) -> Iterator[None]:
-    """Errors of a step in a user's words: where it was, which images, and what to do.
+    """Context of a step that explains its errors to users: where they occurred, with which images, and a way out.
 
     Raises:
-        TrainingError: of the same class where the step itself raised one; or memory or batch norm were at fault.
+        TrainingError: the step raised one itself (its class stays), there is not enough memory, or batch norm has too
+            few values.
     """
     height, width = batch.images.shape[2:]
     try:
@@ -196,20 +199,19 @@ def explained_step(run: RunState, batch: Batch) -> Iterator[None]:
 
 @contextmanager
 def explained_evaluation(run: RunState, batch_size: int) -> Iterator[None]:
-    """Errors of an evaluation in a user's words.
+    """Context of an evaluation that explains its errors to users.
 
     Raises:
-        TrainingError: memory does not suffice.
+        TrainingError: there is not enough memory.
     """
-    config = run.config
     try:
         yield
     except torch.OutOfMemoryError as error:
-        images = settled(config.run.batch_size)
+        images = run.plan.batch_size
         singly = f"; with --set accumulate={images} it is one at a time" * (batch_size > 1)
         raise TrainingError(
             f"not enough memory on {run.detector.device} to evaluate {batch_size} images of "
-            f"{settled(config.preprocessing).short_side} pixels at once{singly}; a smaller --image-size needs less"
+            f"{run.plan.preprocessing.short_side} pixels at once{singly}; a smaller --image-size needs less"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A run's figures: lines of JSON, a table of the epochs, and services such as TensorBoard for those who want them."""
+"""Log of a run's metrics: records in metrics.jsonl, the epochs in metrics.csv, and services such as TensorBoard."""
 
 import csv
 import io
@@ -13,12 +13,19 @@ from deformable_detr.training.loggers import ServiceName, open_service
 
 
 class MetricsLog:
-    """Writes records of steps and epochs; use in a `with`.
+    """Log of the records of steps and epochs; use it in a `with` statement.
 
-    Each line of metrics.jsonl has a "kind", "step" or "epoch", the epoch (from 1), the step (since the start) and the
-    time in seconds since 1970. A step's line has loss, terms, grad_norm, lr, images_per_second and memory_bytes; an
-    epoch's has the averages as "train", and the twelve numbers as "val" and each class's own as "val_per_class" if it
-    was evaluated. metrics.csv is made from those lines, so that the two agree after resuming, too.
+    Each record in metrics.jsonl has its "kind" ("step" or "epoch"), the epoch (from 1), the step (since the start of
+    the run) and the time in seconds since 1970. The record of a step has loss, terms, grad_norm, lr, images_per_second
+    and memory_bytes. The record of an epoch has the averages as "train". If the epoch was evaluated, it also has COCO's
+    twelve numbers as "val" and the metrics of each class as "val_per_class". metrics.csv is made from these records, so
+    that the two files agree after resuming, too.
+
+    Args:
+        folder: the run folder; None writes nothing, as in all but the first of several processes.
+        services: services to log to.
+        settings: settings of the run, which services show.
+        say: receives a message if a service fails.
     """
 
     def __init__(
@@ -29,7 +36,6 @@ class MetricsLog:
         settings: Mapping[str, Any] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """Without a folder nothing is written: of several processes one does."""
         self._folder = folder
         self._table = None if folder is None else _EpochTable(folder)
         self._services = (
@@ -46,11 +52,11 @@ class MetricsLog:
             service.close(failed=kind is not None)
 
     def step(self, record: dict[str, Any]) -> None:
-        """One training step."""
+        """Log one training step."""
         self._write("step", record)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """One epoch with its evaluation."""
+        """Log one epoch with its evaluation."""
         self._write("epoch", record)
 
     def _write(self, kind: str, record: dict[str, Any]) -> None:
@@ -65,7 +71,7 @@ class MetricsLog:
 
 
 class _EpochTable:
-    """metrics.csv: a row for each epoch, the same columns in all of them, empty where a number is undefined."""
+    """Table in metrics.csv: a row for each epoch; a cell is empty where a number is undefined."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.metrics_csv
@@ -96,13 +102,13 @@ class _EpochTable:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for row in self._rows:
-            # COCO's -1: there was no such object. Anything else that counts as a metric lies in 0..1.
+            # COCO's -1 means that there was no such object. All other values of metrics are in 0..1.
             writer.writerow({k: "" if v is None or (k.startswith("val") and v == -1) else v for k, v in row.items()})
         write_atomically(self._path, lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def flat_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Numbers by their path: {"val": {"ap": 1}} is "epoch/val/ap"."""
+    """Numbers of a nested record by their paths: with prefix "epoch", {"val": {"ap": 1}} becomes "epoch/val/ap"."""
     numbers: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, dict):
@@ -113,4 +119,4 @@ def flat_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _nobody(line: str) -> None:
-    """Listens to nothing."""
+    """Ignore a message."""

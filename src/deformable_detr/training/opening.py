@@ -1,4 +1,4 @@
-"""Opening of a run: its processes, device and services, its data, and its folder, whether it begins or goes on."""
+"""Opening of a run, a new or a resumed one: its processes, device and services, its data, and its folder."""
 
 import os
 import re
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import Ranks, joined
@@ -27,38 +29,61 @@ _RUNS = Path("runs")
 
 
 class Surroundings(NamedTuple):
-    """Surroundings of a run, whether it begins or goes on."""
+    """Surroundings of a run, a new or a resumed one."""
 
     ranks: Ranks
-    device: str
+    """Processes that train together."""
+    device: torch.device
+    """Device of this process."""
     services: tuple[ServiceName, ...]
+    """Services to log to."""
     reporter: Reporter
+    """Receiver of messages; silent in all but the first process."""
 
 
 @contextmanager
 def surroundings(device: str, log: Sequence[str] | None, reporter: Reporter | None) -> Iterator[Surroundings]:
-    """Processes joined, a device that is here, and services that are installed, before any work."""
+    """Join the processes, and check the device and the services before any work.
+
+    Args:
+        device: device as the user names it.
+        log: names of services to log to; None means TensorBoard if it is installed.
+        reporter: receives messages, in the first process only.
+
+    Raises:
+        BackendError: the device is not available.
+        ConfigError: a service is unknown or not installed.
+    """
     bound_primitive_cache()
     with joined(device) as ranks:
         reporter = (reporter if ranks.is_first else None) or Silence()
-        device = ranks.device(device)
         with ranks.first_alone():
             services = chosen_services(log)
-            choose_device(device)
+            chosen = choose_device(ranks.device(device))
         if log is None and not services:
-            reporter.say("TensorBoard is not installed: figures go to metrics.jsonl and metrics.csv only")
-        yield Surroundings(ranks, device, services, reporter)
+            reporter.say("TensorBoard is not installed: metrics are written to metrics.jsonl and metrics.csv only")
+        yield Surroundings(ranks, chosen, services, reporter)
 
 
 def new_folder(output: str | Path | None, config: TrainConfig, data_name: str, ranks: Ranks) -> RunFolder:
-    """Folder that the first process makes; the others are told of it later."""
+    """Make a new run folder, in the first process; the others learn its path later.
+
+    Args:
+        output: path of the folder; a new folder in runs/ if left out.
+        config: settings of the run.
+        data_name: short name of the data set.
+        ranks: the processes that train together.
+
+    Raises:
+        OutputError: the folder is not empty or cannot be written.
+    """
     if not ranks.is_first:
         return RunFolder(Path())
     return create_run_folder(Path(output)) if output else new_run_folder(_RUNS, config.name, data_name)
 
 
 def write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any], transfer: Transfer | None) -> None:
-    """Write what a run begins with: its settings, where its data are, and what came from weights."""
+    """Write the files that a run starts with: its settings, the paths of its data, and the transfer of weights."""
     if transfer is not None:
         write_json(folder.transfer, transfer.record())
     write_json(folder.config, to_json(config))
@@ -71,7 +96,7 @@ def data_record(
     format: FormatName | None,
     opened: TrainingData,
 ) -> dict[str, Any]:
-    """Where the images are and which of them were held out, for those who come back to the run."""
+    """Content of data.json: paths of the images, and names of those held out, for resuming and for the report."""
 
     def place(given: str | Path | DetectionDataset | None) -> str | None:
         return os.path.abspath(os.path.expanduser(given)) if isinstance(given, str | Path) else None
@@ -85,7 +110,15 @@ def data_record(
 
 
 def newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoint]:
-    """Where the newest checkpoint lies that can be read, and its content."""
+    """Path and content of the newest checkpoint that is not damaged.
+
+    Args:
+        folder: the run folder.
+        reporter: receives the errors of newer checkpoints that are damaged.
+
+    Raises:
+        CheckpointError: all checkpoints are damaged.
+    """
     failures: list[CheckpointError] = []
     for path in folder.resumable():
         try:
@@ -96,16 +129,16 @@ def newest_whole(folder: RunFolder, reporter: Reporter) -> tuple[Path, Checkpoin
         for failure in failures:
             reporter.say(f"{failure}")
         if path != folder.last:
-            reporter.say(f"going on from {path.name}, the checkpoint before")
+            reporter.say(f"continuing from {path.name}, an older checkpoint")
         return path, saved
     raise failures[0]
 
 
 def check_metric(config: TrainConfig, data: TrainingData) -> None:
-    """Refuse to wait for a metric of a class that there is not.
+    """Refuse a `best_by` that names a class which is not in the data.
 
     Raises:
-        ConfigError: names the classes.
+        ConfigError: there is no such class; the message lists the classes.
     """
     class_name, slash, _ = config.checkpoints.best_by.rpartition("/")
     if slash and class_name not in data.train.classes:
@@ -121,7 +154,7 @@ def open_data(
     format: FormatName | None,
     held_out: Sequence[str] | None = None,
 ) -> TrainingData:
-    """Data of a run, opened as its settings say; see `open_training_data`."""
+    """Open the training and validation images of a run with its settings; see `open_training_data`."""
     return open_training_data(
         data,
         val_data,
@@ -134,7 +167,7 @@ def open_data(
 
 
 def data_name(data: str | Path | DetectionDataset) -> str:
-    """Short name of a data set, for a run's folder and its provenance, without paths of this machine."""
+    """Short name of a data set without its path, for the name of a run folder and for the provenance."""
     if not isinstance(data, DetectionDataset):
         return Path(data).resolve().stem
     return " ".join(Path(word).name for word in re.split(r"[,:;] ", data.source)[0].split())

@@ -1,4 +1,4 @@
-"""AdamW with the paper's parameter groups, schedules and gradient clipping (arXiv 2010.04159, A.2)."""
+"""Optimizer: AdamW with the paper's parameter groups, learning rate schedules, clipping (arXiv 2010.04159, A.2)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from deformable_detr.models import interface_of
-from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, settled
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig
 from deformable_detr.training.freezing import part_of
+from deformable_detr.training.sharding import is_cut
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int) -> float:
-    """Learning rate for this batch size: `lr` as it is, or `base_lr` brought to it.
+    """Peak learning rate for this batch size: `lr` as it is, or, if it is "auto", `base_lr` scaled to the batch size.
 
-    Adam's noise grows with 1/sqrt(batch), so the rate shrinks with sqrt(batch).
-
-    The paper's 2e-4 belongs to 32 images a step; the same rate with a few images a step does not learn at all.
+    The noise of Adam's steps grows with 1 / sqrt(batch size), so the rate is scaled with sqrt(batch size). The paper's
+    2e-4 is for 32 images per step; with this rate and a few images per step, a network does not learn at all.
     """
     if config.lr != "auto":
         return config.lr
@@ -33,18 +32,18 @@ def make_optimizer(
     parts: Mapping[str, tuple[str, ...]] | None = None,
     offsets: Sequence[str] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over three groups: the backbone, the sampling offsets and reference points, and the rest.
+    """AdamW with three parameter groups: the backbone, the sampling offsets and reference points, and the rest.
 
-    Where encoder, decoder or heads have factors of their own, there are more; the first follows `lr` as it is.
-
-    Frozen parameters are in none. Weight decay is on everything, biases and norms included, as in the paper.
+    There are more groups if encoder, decoder or heads have factors of their own. The first group has the rate `lr`
+    itself. Frozen parameters are in no group. Weight decay acts on all parameters, biases and norms included, as in the
+    paper.
 
     Args:
-        model: what to train.
-        config: factors of the groups and weight decay.
-        lr: what `learning_rate` gave.
-        parts: named parts of the network; its own if left out, see `DetectionModel`.
-        offsets: words in the names of offsets and reference points; likewise.
+        model: network to train.
+        config: factors of the groups, and weight decay.
+        lr: peak learning rate, from `learning_rate`.
+        parts: parts of the network by name, see `DetectionModel`; those of the network itself if left out.
+        offsets: words in the names of offsets and reference points; those of the network itself if left out.
     """
     parts = interface_of(model).parts if parts is None else parts
     offsets = interface_of(model).offsets if offsets is None else offsets
@@ -59,12 +58,12 @@ def make_optimizer(
         for (_, factor), parameters in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
         if parameters
     ]
-    # Fused: one pass over each parameter instead of a dozen.
+    # Fused: one pass over each parameter instead of about ten.
     return torch.optim.AdamW(settings, weight_decay=config.weight_decay, fused=True)
 
 
 def _group(part: str | None, is_offset: bool, config: OptimizerConfig) -> tuple[str, float]:
-    """Which of the paper's groups a parameter is in, and its share of the learning rate."""
+    """Parameter group as in the paper, and factor on the learning rate."""
     if part == "backbone":
         return "backbone", config.backbone_lr_factor
     factors = {
@@ -77,10 +76,16 @@ def _group(part: str | None, is_offset: bool, config: OptimizerConfig) -> tuple[
 
 
 def schedule_share(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then as `config.shape` says."""
-    warmup_steps = settled(config.warmup_steps)
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    begin = warmup_steps if config.shape == "cosine" else round(config.drop_at * total_steps)
+    """Share of the peak learning rate at a step: linear warm-up, then the course that `config.shape` names.
+
+    Args:
+        config: settings of the schedule.
+        step: number of the step, from 0.
+        total_steps: number of steps of the whole run.
+    """
+    assert config.warmup_steps != "auto"
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    begin = config.warmup_steps if config.shape == "cosine" else round(config.drop_at * total_steps)
     if step < begin:
         return warmup
     if config.shape == "step":
@@ -90,15 +95,23 @@ def schedule_share(config: ScheduleConfig, step: int, total_steps: int) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Put every group at this share of its peak."""
+    """Set the learning rate of every group to this share of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
 
 
 def clip_gradients(model: nn.Module, clip_norm: float) -> float:
-    """Scale gradients down to `clip_norm` if they are longer; returns their length before, one 2-norm over all."""
+    """Clip the gradients to a norm, one 2-norm over all parameters.
+
+    Args:
+        model: network with gradients, which are changed.
+        clip_norm: largest norm; 0 = no clipping.
+
+    Returns:
+        The norm before clipping.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     limit = clip_norm if clip_norm > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    # Where each process has a part of every gradient, it has a part of this, too.
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    # With sharded weights each process has a part of every gradient, and so a part of the norm.
+    return float(norm.full_tensor() if is_cut(norm) else norm)

@@ -1,4 +1,4 @@
-"""Pictures of what a training will really see: after augmentation and preprocessing, boxes and names drawn in."""
+"""Preview of training images after augmentation and preprocessing, with boxes and names drawn in."""
 
 import itertools
 from collections.abc import Callable
@@ -31,9 +31,15 @@ def training_pictures(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
-    """The first images of a training with these settings, in the order it will read them, epoch after epoch.
+    """Pictures of the first training images with these settings, in the order in which a training reads them.
 
-    They come from the loader a training uses, normalised as for the model, and are turned back into pictures.
+    They come from the same loader as in a training, normalised for the network, and are turned back into pictures.
+
+    Args:
+        dataset: training images.
+        config: settings of the run.
+        count: number of pictures; more than there are images continues with the next epoch.
+        on_progress: called with the number of finished pictures and the number of all.
 
     Raises:
         DataError: there are no images, or one of them cannot be read.
@@ -77,7 +83,15 @@ def save_preview(
     format: FormatName | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write one sheet with so many training images of a data set, as a training would choose them.
+    """Write a sheet with the first training images of a data set, see `training_pictures`.
+
+    Args:
+        output: file of the picture: JPEG if its name ends so, else PNG.
+        data: path of a data set in any known format, or an open data set.
+        config: settings of the run.
+        count: number of images on the sheet.
+        format: format of the data set; recognised automatically if left out.
+        on_progress: called with the number of finished images and the number of all.
 
     Raises:
         DataError: the data set or an image in it cannot be used.
@@ -100,6 +114,6 @@ def save_preview(
 def _drawn(item: Item, classes: tuple[str, ...], preprocessing: Preprocessing) -> Image.Image:
     picture = to_picture(item.image, preprocessing)
     boxes = scaled(cxcywh_to_xyxy(item.target.boxes), float(picture.width), float(picture.height))
-    # As large as it will be shown, so that lines and letters are not scaled with it.
+    # The picture is scaled to its size on the sheet before lines and letters are drawn: these would shrink with it.
     scale = _CELL_PX / max(picture.size)
     return draw_objects(picture, boxes.tolist(), item.target.labels.tolist(), classes, scale=scale)

@@ -1,4 +1,4 @@
-"""Setup of a run: the network, what it learns with, and what it learns from, as the settings say."""
+"""Setup of a run from its settings: network, loss, optimizer and loader."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.data.dataset import DetectionDataset
@@ -14,7 +13,7 @@ from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.splits import TrainingData
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import MODELS, interface_of
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import Plan, TrainConfig, plan_of, settled
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.progress import RunProgress
 from deformable_detr.training.acceleration import Precision, checkpoint_activations, compile_layers
@@ -33,45 +32,49 @@ def set_up(
     data: TrainingData,
     data_name: str,
     *,
-    device: str,
+    device: torch.device,
     weights: bool | Transfer,
     model: nn.Module | None = None,
     ranks: Ranks = ALONE,
 ) -> RunState:
-    """Build all parts of a run whose config already fits its data. Seeds torch's global random generator.
+    """Build all parts of a run. This seeds torch's global random generator.
 
     Args:
-        config: as `fit_to_data` returned it.
-        folder: where the run is kept.
-        data: what it learns from.
-        data_name: for provenance.
-        device: see `choose_device`.
-        weights: load the backbone's weights, or those of a whole detector; False where `restore` will bring them.
+        config: settings fitted to the data, from `fit_to_data`.
+        folder: the run folder.
+        data: training and validation images.
+        data_name: short name of the data set, for the provenance of checkpoints.
+        device: device to train on.
+        weights: True loads the pretrained weights of the backbone, a transfer those of a whole detector, and False
+            none, because `restore` will load them.
         model: a network of one's own, which is trained itself; built from the config if left out.
         ranks: the processes that train together.
 
     Raises:
-        ConfigError: the model cannot be built, or all of it is to be frozen.
-        CheckpointError: the backbone's weights cannot be had, or those of a detector do not fit.
-        BackendError: the device is not here, or cannot compute in this precision.
+        ConfigError: the model cannot be built, or all of it would be frozen.
+        CheckpointError: the weights of the backbone are not available, or those of a detector do not fit.
+        BackendError: the device cannot compute in this precision.
     """
+    # The same seed in all processes: they start from the same weights.
     torch.manual_seed(config.run.seed)
-    chosen = choose_device(device)
-    model = make_model(config, chosen, weights=weights, model=model)
+    plan = plan_of(config)
+    model = make_model(config, device, weights=weights, model=model)
     train = data.train
-    detector = Detector(model, train.classes, train.category_ids, settled(config.preprocessing), device=str(chosen))
-    loader = training_loader(config, train, detector.device, ranks)
+    detector = Detector(model, train.classes, train.category_ids, plan.preprocessing, device=device)
+    loader = training_loader(config, plan, train, device, ranks)
     whole = whole_copy(model, config) if config.compute.sharded and ranks.size > 1 else None
-    learner = make_learner(config, model, ranks)
+    learner = make_learner(config, model, plan.batch_size, ranks)
     if ranks.rank:
-        torch.manual_seed(config.run.seed + ranks.rank)  # the same weights, but a dropout of its own
+        torch.manual_seed(config.run.seed + ranks.rank)  # from here on, each process has its own dropout
     return RunState(
         config=config,
+        plan=plan,
         folder=folder,
         data=data,
         detector=detector,
         learner=learner,
         loader=loader,
+        steps_per_epoch=len(loader),
         progress=RunProgress(),
         data_name=data_name,
         origin=weights.origin if isinstance(weights, Transfer) else Origin(),
@@ -83,7 +86,7 @@ def set_up(
 def make_model(
     config: TrainConfig, device: torch.device, *, weights: bool | Transfer, model: nn.Module | None = None
 ) -> nn.Module:
-    """Network on its device, with the weights it starts from, and parts of it frozen. See `set_up`."""
+    """Network on its device, with the weights that it starts from and its frozen parts; see `set_up`."""
     if model is None:
         model = MODELS.build(config.model, load_backbone_weights=weights is True)
     if isinstance(weights, Transfer):
@@ -92,16 +95,24 @@ def make_model(
     return model.to(device).eval()
 
 
-def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) -> Learner:
-    """Network with all that a step of it needs; changes it in place where it is compiled, recomputed or sharded.
+def make_learner(config: TrainConfig, model: nn.Module, batch_size: int, ranks: Ranks = ALONE) -> Learner:
+    """Learner for a network: loss, optimizer, precision and averaged weights.
+
+    The network is changed in place if it is compiled, sharded, or recomputes activations.
+
+    Args:
+        config: settings of the run.
+        model: the network, on its device.
+        batch_size: images per step, which the learning rate follows.
+        ranks: the processes that train together.
 
     Raises:
         ConfigError: there is no compiler, or a parameter cannot be sharded.
-        BackendError: its device cannot compute in this precision.
+        BackendError: the device cannot compute in this precision.
     """
     compute, device = config.compute, next(model.parameters()).device
     sharded = compute.sharded and ranks.size > 1
-    # The copy first: it neither learns nor is compiled, and is sharded together with the network.
+    # The copy for averaged weights comes first: it is not compiled, and it is sharded together with the network.
     copy = averaging_copy(model) if config.optimizer.ema_decay else None
     if compute.activation_checkpointing:
         checkpoint_activations(model)
@@ -111,18 +122,19 @@ def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) ->
     if sharded:
         shard([model] if copy is None else [model, copy], ranks, device)
     elif ranks.together:
-        # Frozen norms are the same everywhere and stay so; those that learn are the first process' at every step.
+        # Statistics of batch norm that learns are copied from the first process at every step.
         network = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-    criterion = interface_of(model).make_criterion(config.criterion)
+    interface = interface_of(model)
+    criterion = interface.make_criterion(config.criterion)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
-    # The optimizer last: sharding has put other parameters in the place of those before.
-    rate = learning_rate(config.optimizer, settled(config.run.batch_size))
+    # The optimizer comes last, because sharding replaces the parameters.
+    rate = learning_rate(config.optimizer, batch_size)
     return Learner(
         model=model,
         network=network,
         criterion=criterion,
-        optimizer=make_optimizer(model, config.optimizer, rate),
+        optimizer=make_optimizer(model, config.optimizer, rate, parts=interface.parts, offsets=interface.offsets),
         precision=Precision(compute.precision, device),
         device=device,
         clip_norm=config.optimizer.clip_norm,
@@ -133,28 +145,30 @@ def make_learner(config: TrainConfig, model: nn.Module, ranks: Ranks = ALONE) ->
     )
 
 
-def training_loader(config: TrainConfig, train: DetectionDataset, device: torch.device, ranks: Ranks) -> BatchLoader:
-    """Loader of the batches that a run learns from."""
+def training_loader(
+    config: TrainConfig, plan: Plan, train: DetectionDataset, device: torch.device, ranks: Ranks
+) -> BatchLoader:
+    """Loader of the training batches of a run."""
     return make_loader(
         train,
-        settled(config.preprocessing),
-        batch_size=settled(config.run.batch_size),
-        augmentation=settled(config.augmentation),
+        plan.preprocessing,
+        batch_size=plan.batch_size,
+        augmentation=plan.augmentation,
         seed=config.run.seed,
         num_workers=config.data.num_workers,
         skip_bad_images=config.data.skip_bad_images,
         cache_bytes=round(config.data.image_cache_gb * 1e9 / ranks.size),
         pin_memory=device.type == "cuda",
         ranks=ranks,
-        epochs=settled(config.schedule.epochs),
+        epochs=plan.epochs,
     )
 
 
 def check_same_classes(saved: Checkpoint, train: DetectionDataset, path: Path) -> None:
-    """Refuse to go on with data of other classes than the run began with.
+    """Refuse to resume a run with data of other classes.
 
     Raises:
-        CheckpointError: both counts and the names.
+        CheckpointError: the classes differ; the message names all of them.
     """
     if saved.classes != train.classes:
         raise CheckpointError(
@@ -165,10 +179,10 @@ def check_same_classes(saved: Checkpoint, train: DetectionDataset, path: Path) -
 
 
 def check_share(config: TrainConfig, num_processes: int) -> None:
-    """Refuse batches that leave a process, or a part of its share, without an image.
+    """Refuse a batch size that would leave a process, or one of its parts of a step, without an image.
 
     Raises:
-        ConfigError: the numbers.
+        ConfigError: the batch size is too small, or is "auto" with several processes.
     """
     batch_size, accumulate = config.run.batch_size, config.compute.accumulate
     if batch_size == "auto" and num_processes > 1:
@@ -182,10 +196,15 @@ def check_share(config: TrainConfig, num_processes: int) -> None:
 
 
 def with_epochs(config: TrainConfig, epochs: int | None, progress: RunProgress) -> TrainConfig:
-    """Config to resume with: `epochs` in all, or as many as it has if None.
+    """Config to resume a run with.
+
+    Args:
+        config: settings of the run.
+        epochs: number of epochs of the whole run; that of the config if None.
+        progress: progress of the run.
 
     Raises:
-        ConfigError: nothing is left to do.
+        ConfigError: no epoch is left to train.
     """
     completed = progress.epoch
     if epochs is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps, never inside one."""
+"""Handling of Ctrl-C and SIGTERM: they interrupt a run between two steps, never inside one."""
 
 import os
 import signal
@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SAME_ONE_S = 5.0
-"""A scheduler may send SIGTERM to a process and to what started it, which passes it on: that is one, not two."""
+"""Seconds within which a second SIGTERM is ignored. A scheduler may send one to a process and one to its parent, which
+passes it on: the process receives two, but one was meant."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as clusters send it before they take a machine away."""
+    """Interrupt by SIGTERM, which clusters send before they take a machine away."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block the first SIGTERM raises `Terminated`; one that comes later ends the process at once.
+    """Raise `Terminated` at the first SIGTERM within the block; a second one, after 5 seconds, ends the process.
 
-    Does nothing outside the main thread, and where the process ignores or handles SIGTERM in a way of its own.
+    It does nothing outside the main thread, or if the process already ignores or handles SIGTERM.
     """
     if not _in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -50,10 +51,10 @@ def _expect_another() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let the block finish when Ctrl-C or SIGTERM arrives in it, and raise KeyboardInterrupt or `Terminated` after.
+    """Delay Ctrl-C and SIGTERM until the end of the block, and raise KeyboardInterrupt or `Terminated` then.
 
-    Does nothing outside the main thread, with Ctrl-C where the process ignores or handles it in a way of its own, and
-    with SIGTERM outside of `terminable`.
+    It does nothing outside the main thread. Ctrl-C is delayed only if the process does not ignore or handle it in its
+    own way; SIGTERM is delayed only inside `terminable`.
     """
     with held() as arrived:
         yield
@@ -62,10 +63,12 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[list[int]]:
-    """The same, but nothing is raised: the block asks what has arrived and may `answer`. `uninterrupted` nests in it.
+    """Hold back Ctrl-C and SIGTERM in the block without raising anything; the block may `answer` them itself.
+
+    It works under the same conditions as `uninterrupted`, which may be used inside it.
 
     Yields:
-        The signals that have arrived so far.
+        List of the signals that have arrived so far; it grows when another one arrives.
     """
     arrived: list[int] = []
     if not _in_main_thread():
@@ -90,7 +93,7 @@ def held() -> Iterator[list[int]]:
 
 
 def answer(interrupted: bool, terminated: bool) -> None:
-    """Raise what stands for the signals that have arrived, if any has."""
+    """Raise `Terminated` or KeyboardInterrupt for signals that have arrived, SIGTERM first."""
     if terminated:
         raise Terminated
     if interrupted:

@@ -1,4 +1,4 @@
-"""State of a run: its parts, how far it is, how it is saved and found again, to the very bit."""
+"""State of a run: its parts and its progress, saved and restored to the last bit."""
 
 import time
 from copy import deepcopy
@@ -16,7 +16,7 @@ from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import MODELS
 from deformable_detr.models.interface import CriterionLike, GivenModelConfig
-from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config import Plan, TrainConfig
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.progress import RunProgress, saved_run_progress
 from deformable_detr.training.acceleration import Precision
@@ -34,113 +34,129 @@ from deformable_detr.weights import checkpoint as checkpoints
 from deformable_detr.weights.checkpoint import Checkpoint, TrainingState
 
 TRAINED = "trained/"
-"""Before the names of weights that take the steps, in a checkpoint whose own weights are their average."""
+"""Prefix of the names of trained weights in a checkpoint whose own weights are their average."""
 _GENERATORS = "generator/"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Learner(NamedTuple):
-    """Network that learns, with all that a step needs besides images, see `gradient_step`."""
+    """Learner: a network with all that a training step needs besides images, see `gradient_step`."""
 
     model: nn.Module
+    """Network that is trained."""
     network: nn.Module
-    """The model, or, where several processes train it, what gives each of them the mean of their gradients."""
+    """Model, or a wrapper (DistributedDataParallel) that averages its gradients over several processes."""
     criterion: CriterionLike
+    """Loss."""
     optimizer: torch.optim.AdamW
+    """Optimizer of the parameters that are not frozen."""
     precision: Precision
+    """Number format of the forward pass."""
     device: torch.device
+    """Device of the network."""
     clip_norm: float
+    """Largest 2-norm of all gradients together; 0 = no clipping."""
     accumulate: int
-    """Parts in which a batch goes through the network."""
+    """Number of parts in which a batch goes through the network."""
     ema: EMA | None = None
+    """Averaged weights, if the run has them."""
     ranks: Ranks = ALONE
+    """Processes that train together."""
     sharded: bool = False
-    """Whether each process has a part of every weight."""
+    """Whether each process has only a part of every weight."""
 
 
 class RunState(NamedTuple):
-    """A run under way. Only `progress` and the weights, moments and averages of `learner` change."""
+    """State of a current run. Only `progress` and the weights, moments and averages of `learner` change."""
 
     config: TrainConfig
+    """Settings fitted to the data."""
+    plan: Plan
+    """The values that the data decided on, if they were left to them."""
     folder: RunFolder
+    """Run folder."""
     data: TrainingData
+    """Training and validation images."""
     detector: Detector
-    """Detector around the network that is being trained."""
+    """Detector with the network that is trained."""
     learner: Learner
+    """Network with all that a training step needs."""
     loader: BatchLoader
+    """Loader of the training batches."""
+    steps_per_epoch: int
+    """Number of steps of an epoch."""
     progress: RunProgress
+    """Progress of the run."""
     data_name: str
+    """Short name of the data set, for the provenance of checkpoints."""
     origin: Origin = Origin()
     """Origin of the weights that the run started from."""
     ranks: Ranks = ALONE
-    """The processes that train together; the first of them writes."""
+    """Processes that train together; the first of them writes."""
     whole: nn.Module | None = None
-    """Copy of a network of somebody's own, whole, for evaluation where the weights are sharded."""
+    """Unsharded copy of a network of one's own, for evaluation if the weights are sharded."""
 
     def judged(self) -> Detector:
-        """Detector that is evaluated: around the weights that are kept, or around a whole copy where they are sharded.
+        """Detector to evaluate, with the weights that are kept for use; sharded weights are gathered in a copy.
 
-        Several processes call it together.
+        All processes call it together.
         """
         if not self.learner.sharded:
             if self.ranks.together:
-                take_from_first(learnt_statistics(self.kept))  # those of the others are of their own images
+                # In each process, statistics of batch norm come from its own images; those of the first are saved.
+                take_from_first(learnt_statistics(self.kept))
             return self.detector if self.learner.ema is None else self.detector.around(self.kept)
-        with torch.random.fork_rng(devices=[]):  # building draws random numbers; the run's own go on where they were
+        with torch.random.fork_rng(devices=[]):  # building draws random numbers, which must not change those of the run
             whole = self.whole or MODELS.build(self.config.model, load_backbone_weights=False)
         gather_into(whole, self.kept)
         return self.detector.around(whole)
 
     @property
     def model(self) -> nn.Module:
-        """Network being trained."""
+        """Network that is trained."""
         return self.learner.model
 
     @property
     def own_model(self) -> nn.Module | None:
-        """Copy of the network if it is one of somebody's own, which only its author can build."""
+        """Copy of the network if it is one of one's own, which cannot be built from the settings; else None."""
         return deepcopy(self.model) if isinstance(self.config.model, GivenModelConfig) else None
 
     @property
     def kept(self) -> nn.Module:
-        """Network whose weights are evaluated and kept for use: the averaged ones if there are any."""
+        """Network with the weights that are evaluated and kept for use: the averaged weights if there are any."""
         return self.model if self.learner.ema is None else self.learner.ema.model
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the whole run."""
-        return settled(self.config.schedule.epochs)
 
     @property
     def is_over(self) -> bool:
         """Whether no epoch is left, or `patience` has ended the run."""
-        return self.progress.epoch >= self.epochs or self.progress.stopped_early
+        return self.progress.epoch >= self.plan.epochs or self.progress.stopped_early
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self.epochs * len(self.loader)
+        """Number of steps of the whole run."""
+        return self.plan.epochs * self.steps_per_epoch
 
     @property
     def evaluations_left(self) -> int:
-        """How often the run will still be evaluated."""
-        every = settled(self.config.run.eval_every)
-        return -(-self.epochs // every) - self.progress.epoch // every
+        """Number of evaluations that are still to come."""
+        every = self.plan.eval_every
+        return -(-self.plan.epochs // every) - self.progress.epoch // every
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Path of each training image that could not be read so far, and why."""
+        """Reason for each training image that could not be read so far, by the path of the image."""
         return {str(self.data.train.samples[index].path): why for index, why in self.loader.skipped.items()}
 
     def save_last(self) -> None:
-        """Write the weights and all that is needed to go on from here; the checkpoints before move one place down.
+        """Save last.safetensors: the weights, and all that is needed to resume from here.
 
-        Several processes call it together.
+        Earlier checkpoints are kept, as many as `keep_last` says. All processes call it together.
 
         Raises:
-            TrainingError: a weight is not finite; what was saved before stays.
-            OutputError: the disk is full, or the folder cannot be written; likewise.
+            TrainingError: a weight is not finite; earlier checkpoints stay as they are.
+            OutputError: the disk is full, or the folder cannot be written; earlier checkpoints stay as they are.
         """
+        # All processes take part in gathering; only the first one keeps the result and writes it.
         learner, first = self.learner, self.ranks.is_first
         generators = self.ranks.gathered(generator_states(learner.device))
         kept = gathered(self.kept.state_dict(), keep=first)
@@ -148,26 +164,27 @@ class RunState(NamedTuple):
         tensors = gathered(optimizer_tensors(self.model, learner.optimizer), keep=first)
         if not first:
             return
+        # Counters, random numbers of each process, and the weights that are trained if the file has their average.
         progress: dict[str, Any] = {
             "progress": asdict(self.progress),
-            "steps_per_epoch": len(self.loader),
+            "steps_per_epoch": self.steps_per_epoch,
             "precision": learner.precision.state(),
         }
         for rank, states in enumerate(generators):
             tensors |= {f"{_GENERATORS}{rank}/{name}": state for name, state in states.items()}
         if learner.ema is not None:
-            # The averaged ones are the file's weights, for use; those that take the steps are for going on.
             progress["average_updates"] = learner.ema.updates
             tensors |= {TRAINED + name: tensor for name, tensor in trained.items()}
+        # Write, unless training has destroyed the weights.
         _check_finite(trained, self.progress)
         saved = self._checkpoint(kept, {}, TrainingState(progress=progress, tensors=tensors))
         write = checkpoints.writer(saved, copy=not learner.sharded)
         self.folder.replace_last(write, keep=self.config.checkpoints.keep_last)
 
     def save_best(self, metrics: Metrics) -> None:
-        """Write the weights, for use, with what was measured.
+        """Save best.safetensors: the weights that are kept for use, with their metrics.
 
-        Several processes call it together.
+        All processes call it together.
 
         Raises:
             TrainingError: a weight is not finite.
@@ -179,28 +196,34 @@ class RunState(NamedTuple):
             checkpoints.save(self._checkpoint(kept, metrics.twelve(), None), self.folder.best)
 
     def restore(self, saved: Checkpoint) -> list[str]:
-        """Go back to where `save_last` was called; returns what is not as it was, for people.
+        """Restore the state that `save_last` saved.
+
+        Args:
+            saved: checkpoint, read with its state of training.
+
+        Returns:
+            Remarks for people on what could not be restored.
 
         Raises:
-            CheckpointError: the weights or the optimizer's state are of another network, or the counters are missing.
+            CheckpointError: weights or state of the optimizer are of another network, or counters are missing.
         """
         assert saved.training is not None
         learner, source = self.learner, str(self.folder.last)
         notes, saved_progress, tensors = [], saved.training.progress, saved.training.tensors
-        # The weights that take the steps, and how far they are.
+        # Trained weights, which are not the file's own weights if there is an average.
         trained = cut_like_those_of(self.model, trained_weights(saved))
         checkpoints.load_weights(self.model, trained, source)
+        # Progress. With other images or another batch size, a position inside an epoch means nothing any more.
         progress = saved_run_progress(saved_progress, self.folder.last, self.config)
-        if saved_progress["steps_per_epoch"] != len(self.loader):
-            # Other images or another batch size: a place inside the epoch means nothing any more.
+        if saved_progress["steps_per_epoch"] != self.steps_per_epoch:
             progress.begin_epoch()
-            progress.step = progress.epoch * len(self.loader)
+            progress.step = progress.epoch * self.steps_per_epoch
             notes.append(
-                f"an epoch now has {len(self.loader)} steps instead of {saved_progress['steps_per_epoch']}: "
+                f"an epoch now has {self.steps_per_epoch} steps instead of {saved_progress['steps_per_epoch']}: "
                 f"epoch {progress.epoch + 1} begins anew"
             )
         vars(self.progress).update(vars(progress))
-        # Their average, which is what the file holds for use.
+        # Averaged weights, the file's own weights. Without them, averaging starts from the trained weights.
         if learner.ema is not None and "average_updates" in saved_progress:
             averaged = cut_like_those_of(learner.ema.model, saved.weights)
             checkpoints.load_weights(learner.ema.model, averaged, source)
@@ -208,12 +231,12 @@ class RunState(NamedTuple):
         elif learner.ema is not None:
             learner.ema.begin()
             notes.append("the checkpoint has no averaged weights: averaging begins here; ema_decay=0 goes without")
-        # Moments, the scale of float16, and the random numbers of dropout.
+        # Moments of the optimizer, the float16 scale, and the random generators, which dropout uses.
         restore_optimizer(self.model, learner.optimizer, tensors)
         learner.precision.restore(saved_progress.get("precision", {}))
         states = below(f"{_GENERATORS}{self.ranks.rank}/", tensors)
         if not states and not self.ranks.together:
-            states = below(_GENERATORS, tensors)  # of an earlier version, which knew one process only
+            states = below(_GENERATORS, tensors)  # in a checkpoint of an earlier version, which knew only one process
         restore_generators(states, learner.device)
         return notes
 
@@ -240,14 +263,14 @@ class RunState(NamedTuple):
 
 
 def whole_copy(model: nn.Module, config: TrainConfig) -> nn.Module | None:
-    """Copy of a network that only its author can build, to be evaluated where the weights themselves are sharded."""
+    """Copy of a network of one's own, for evaluation if its weights are sharded; None for one that can be built."""
     return deepcopy(model) if isinstance(config.model, GivenModelConfig) else None
 
 
 def _check_finite(weights: dict[str, Tensor], progress: RunProgress) -> None:
-    """Never let weights that are lost replace some that are not."""
+    """Refuse to save weights that are not finite, which would replace good ones."""
     floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    # The largest number of each, not its square, which might be beyond what the type holds.
+    # By the largest number of each tensor: a sum of squares might overflow.
     largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(floating.values()), torch.inf)])
     if not largest.isfinite().all():
         name = list(floating)[int((~largest.isfinite()).nonzero()[0])]
@@ -258,21 +281,21 @@ def _check_finite(weights: dict[str, Tensor], progress: RunProgress) -> None:
 
 
 def below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whose names begin so, by the rest of their names."""
+    """Tensors whose names begin with `start`, by the rest of their names."""
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def trained_weights(saved: Checkpoint) -> dict[str, Tensor]:
-    """Weights that take the steps; the file's own are their average if there is one.
+    """Trained weights of a checkpoint, whose own weights are their average if the run has one.
 
     Args:
-        saved: a checkpoint to go on from, read with `training=True`.
+        saved: checkpoint to resume from, read with `training=True`.
     """
     return below(TRAINED, saved.training.tensors if saved.training else {}) or saved.weights
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Moments of every parameter that has had a gradient, by "moment/parameter"."""
+    """Moments of every parameter that has had a gradient, by names such as "exp_avg/backbone.conv1.weight"."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{moment}/{names[parameter]}": state[moment]
@@ -282,10 +305,15 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[st
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Restore the moments from `optimizer_tensors`.
+
+    Args:
+        model: network whose parameters the optimizer has.
+        optimizer: optimizer to change.
+        tensors: moments by name; other tensors are ignored.
 
     Raises:
-        CheckpointError: some are missing or of another shape.
+        CheckpointError: moments are missing or have another shape.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
@@ -296,8 +324,8 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: d
                 continue  # a parameter that had no gradient yet
             if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
-            # Fused AdamW keeps all of it beside the parameter. Copies, because what was loaded may still lie in the
-            # file, and a file may go away.
+            # Fused AdamW needs all moments on the device of the parameter. They are copied, because a loaded tensor may
+            # still be part of the file, which may be deleted.
             step = found.pop("step").to(parameter.device, copy=True)
             optimizer.state[parameter] = {"step": step} | {
                 moment: cut_like(one, parameter) for moment, one in found.items()
@@ -305,7 +333,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: d
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """States of this process' random generators: dropout's numbers are the only ones that a run draws as it goes."""
+    """States of the random generators of this process; during a run only dropout draws from them."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -313,7 +341,7 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what `generator_states` gave; what is missing stays as it is."""
+    """Restore the states from `generator_states`; a generator without a state stays as it is."""
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:

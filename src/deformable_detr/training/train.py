@@ -8,13 +8,12 @@ from typing import Literal
 
 from torch import nn
 
-from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import ConfigError, DeformableDetrError
 from deformable_detr.core.files import read_json, write_json
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.loader import explained_worker_deaths
+from deformable_detr.data.loader import open_workers
 from deformable_detr.data.open import FormatName
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.report import try_to_report
@@ -46,28 +45,30 @@ from deformable_detr.weights import checkpoint as checkpoints
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Result of a training run: where it is, and how well it went."""
+    """Result of a training run."""
 
     folder: Path
+    """Run folder."""
     config: TrainConfig
-    """Settings, with everything settled that depended on the data."""
+    """Settings of the run, fitted to the data."""
     epochs_completed: int
+    """Number of completed epochs."""
     best_epoch: int | None
-    """Counted from 1; None if nothing has been evaluated yet."""
+    """Epoch of best.safetensors, from 1; None if no epoch has been evaluated yet."""
     best: dict[str, float]
-    """The twelve numbers of best.safetensors on the validation images."""
+    """COCO's twelve numbers of best.safetensors on the validation images, by name."""
     skipped: dict[str, str]
-    """Path of each training image that could not be read, and why."""
+    """Reason for each training image that could not be read, by the path of the image."""
     interrupted: bool
-    """Whether Ctrl-C or SIGTERM ended it; `resume` goes on."""
+    """Whether Ctrl-C or SIGTERM ended the run; `resume` continues it."""
     terminated: bool = False
-    """Whether it was SIGTERM."""
+    """Whether SIGTERM ended the run."""
     stopped_early: bool = False
-    """Whether `patience` ended it; it counts as complete."""
+    """Whether `patience` ended the run, which then counts as complete."""
     num_not_finite: int = 0
-    """Steps left out because loss or gradient was not finite."""
+    """Number of steps left out because loss or gradient was not finite."""
     report: Path | None = None
-    """The page that shows it; None if there is none."""
+    """Path of report.html; None if there is no report."""
 
 
 def train(
@@ -87,38 +88,42 @@ def train(
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
 
-    Ctrl-C or SIGTERM ends it after the step under way and leaves a run to `resume`. Seeds torch's global generator.
+    Ctrl-C or SIGTERM ends the run after the current step, and `resume` can continue it. This seeds torch's global
+    random generator.
 
     Args:
-        config: a recipe, perhaps changed with its `with_settings`.
-        data: a data set in any known format, or one that is already open.
-        val_data: what to judge by, of either kind; the validation split of `data` if left out, or a share that is
-            held out of it.
+        config: settings of the run: a recipe, perhaps changed by its `with_settings`.
+        data: path of a data set in any known format, or an open data set.
+        val_data: validation images, as a path or an open data set. If left out, they are the validation split of
+            `data`, or, if it has none, a share of its training images.
         output: the run folder, which must be empty or not exist; `runs/RECIPE-DATA-NUMBER` if left out.
-        format: of the data set; recognised by itself if left out.
-        weights: of a whole detector, to start from: anything `deformable_detr.weights.read` takes. The network's
-            structure is theirs, whatever `config.model` says; classes of the same name go on where they were.
+        format: format of the data set; recognised automatically if left out.
+        weights: weights of a whole detector to start from, anything that `deformable_detr.weights.read` takes. Their
+            structure replaces `config.model`, and classes of the same name keep what they have learnt.
         model: a network of your own, a `deformable_detr.models.DetectionModel`, for the classes of the data;
             `config.model` is not used then. It is trained itself, and `resume` and `Detector.load` need one, too.
-        device: "auto" is a CUDA device if there is one, else the CPU.
-        log: where the figures go besides metrics.jsonl and metrics.csv: "tensorboard", "wandb", "mlflow"; TensorBoard
-            where it is installed if left out, nowhere if empty.
-        report: write report.html at the end, which takes another look at the validation images.
-        on_interrupt: what follows when Ctrl-C or SIGTERM has ended the run and it is saved: "raise" passes the
-            KeyboardInterrupt on, "return" returns a `Run` that says so.
-        reporter: is told how it goes.
+        device: device to train on; "auto" is a CUDA device if there is one, else the CPU.
+        log: services to log to, besides metrics.jsonl and metrics.csv: "tensorboard", "wandb", "mlflow". If left out,
+            TensorBoard if it is installed; if empty, none.
+        report: write report.html at the end, which evaluates the best weights once more.
+        on_interrupt: reaction to Ctrl-C or SIGTERM after the run is saved: "raise" raises the KeyboardInterrupt,
+            "return" returns a `Run` with `interrupted` set.
+        reporter: receives messages and the progress.
+
+    Returns:
+        Folder and figures of the run.
 
     Raises:
         DataError: the data set or an image in it cannot be used.
         ConfigError: the settings contradict the data or each other, or a service to log to is not installed.
-        CheckpointError: the weights cannot be had.
-        BackendError: the device is not here.
+        CheckpointError: the weights are not available or do not fit.
+        BackendError: the device is not available.
         OutputError: the run folder is not empty or cannot be written.
-        TrainingError: the loss is not finite, or memory does not suffice.
+        TrainingError: the loss is not finite, or there is not enough memory.
         KeyboardInterrupt: see `on_interrupt`.
     """
     with surroundings(device, log, reporter) as around:
-        # Settle the settings. What is wrong is found here, before there is a folder or anything has been computed.
+        # Settings and data. Mistakes in them are found here, before a folder is made or anything is computed.
         with around.ranks.first_alone():
             if model is not None:
                 config = replace(config, model=given_config(model))
@@ -131,7 +136,7 @@ def train(
             config, reasons = fit_to_data(
                 config,
                 opened.train,
-                device=choose_device(around.device),
+                device=around.device,
                 model=model,
                 normalisation=None if source is None else source.checkpoint.preprocessing,
             )
@@ -144,7 +149,7 @@ def train(
             if transfer is None and config.model.downloads:
                 around.reporter.say(f"{config.model.downloads}: from the hub, or from its cache if they are there")
         folder = RunFolder(around.ranks.from_first(folder.path))
-        # Set up. Weights may still be missing, or another run may have begun in the folder.
+        # Setup. It may still fail: pretrained weights may be missing, or another run may have begun in the folder.
         claimed = False
         try:
             run = set_up(
@@ -163,10 +168,10 @@ def train(
                 folder.claim()
                 claimed = True
                 write_settings(folder, config, data_record(data, val_data, format, opened), transfer)
-            run.save_last()  # from now on, whatever ends the run, it can be resumed
+            run.save_last()  # from now on the run can be resumed, whatever ends it
             return _run(run, around, report=report, on_interrupt=on_interrupt)
         except DeformableDetrError:
-            # A run that has learnt nothing leaves nothing, and what somebody else has begun stays.
+            # A run that has not taken a step leaves no files. The files of another run in the folder stay.
             if claimed and run.progress.step == 0:
                 folder.take_back()
             elif not claimed and around.ranks.is_first:
@@ -187,34 +192,37 @@ def resume(
     on_interrupt: Literal["raise", "return"] = "raise",
     reporter: Reporter | None = None,
 ) -> Run:
-    """Go on with a run that was interrupted, at the very step, or train a finished one for longer.
+    """Resume a run at the step at which it was interrupted, or train a finished run for more epochs.
 
-    If last.safetensors is damaged, the newest whole checkpoint before it takes its place, and `reporter` is told. The
-    learning rate follows its schedule for the new number of epochs.
+    If last.safetensors is damaged, the newest checkpoint that is not takes its place, and `reporter` receives a
+    message. The learning rate follows its schedule for the new number of epochs.
 
     Args:
         run: the run folder.
-        epochs: in all; as many as the run was started with if left out.
-        data: where the data set is now; where it was if left out.
-        val_data: as for `train`.
-        model: a network of the class that the run was started with, if that was one of your own.
+        epochs: number of epochs of the whole run; that of the run if left out.
+        data: new path of the data set, or an open data set; the path that the run was given if left out.
+        val_data: validation images, as for `train`.
+        model: a network of the same class, if the run was started with a network of your own.
         device: as for `train`.
         log: as for `train`.
         report: as for `train`.
         on_interrupt: as for `train`.
-        reporter: is told how it goes.
+        reporter: receives messages and the progress.
+
+    Returns:
+        Folder and figures of the run.
 
     Raises:
         OutputError: there is no such run, or its folder cannot be written.
-        BackendError: the device is not here.
-        CheckpointError: last.safetensors is damaged or is of other classes than the data set.
-        ConfigError: nothing is left to do.
+        BackendError: the device is not available.
+        CheckpointError: all checkpoints are damaged, or the data set has other classes than the run.
+        ConfigError: no epoch is left to train, or a service to log to is not installed.
         DataError: see `train`.
         TrainingError: see `train`.
         KeyboardInterrupt: see `train`.
     """
     with surroundings(device, log, reporter) as around:
-        # Settle the settings: those of the run, and perhaps more epochs.
+        # Settings of the run, perhaps with more epochs, and data. Nothing in the folder changes yet.
         with around.ranks.first_alone():
             folder = open_run_folder(Path(run))
             path, saved = newest_whole(folder, around.reporter)
@@ -230,21 +238,22 @@ def resume(
             opened = open_data(config, where, judged_by, origin.get("format"), origin.get("held_out"))
             check_same_classes(saved, opened.train, path)
             checkpoints.check_given(saved, path, model)
-        # Set up, and go back to where it was.
+        # Setup, and back to the step at which the checkpoint was saved.
         name = saved.provenance.get("data", "")
         state = set_up(
             config, folder, opened, name, device=around.device, weights=False, model=model, ranks=around.ranks
         )
         state = state._replace(origin=Origin(saved.provenance.get("weights", ""), saved.licence))
         notes = state.restore(saved)
-        around.ranks.gathered(None)  # from here on files change, and all have read them
+        # Files. All processes have to be here, because the files that they have read change now.
+        around.ranks.gathered(None)
         progress = state.progress
-        if progress.stopped_early:  # and asked to go on: with all its patience
+        if progress.stopped_early:  # the user wants to go on, so patience starts again
             progress.stopped_early, progress.evaluations_without_gain = False, 0
         if around.ranks.is_first:
             folder.make_last(path)
             write_json(folder.config, to_json(config))
-            if data is not None or val_data is not None:  # who comes next finds it there
+            if data is not None or val_data is not None:  # the next `resume` and the report find the data there
                 now = data_record(where, judged_by, origin.get("format"), opened)
                 write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
             folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
@@ -255,11 +264,11 @@ def resume(
 
 
 def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Literal["raise", "return"]) -> Run:
-    """All epochs that are left. Ctrl-C and SIGTERM are answered between steps and leave a run that can go on."""
+    """Train the remaining epochs. Ctrl-C and SIGTERM end them between two steps, and the run can be resumed."""
     reporter, progress = around.reporter, run.progress
     introduce(run, reporter)
     interrupt: KeyboardInterrupt | None = None
-    with _metrics_log(run, around) as log, terminable(), explained_worker_deaths(), _signals(run.ranks) as held_back:
+    with _metrics_log(run, around) as log, terminable(), open_workers(run.loader), _signals(run.ranks) as held_back:
         try:
             while not run.is_over:
                 pace = take_steps(run, log, reporter, held_back)
@@ -271,15 +280,13 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
                 run.save_last()
         except DeformableDetrError:
             if progress.step > 0:
-                reporter.say(f"what was saved last is whole; go on with: ddetr train --resume {run.folder.path}")
+                reporter.say(f"the last checkpoint is complete; to continue: ddetr train --resume {run.folder.path}")
             raise
-        finally:
-            run.loader.close()
     skipped = {path: why for part in run.ranks.gathered(run.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
         reporter.say(f"skipped: {why}")
     if interrupt is not None and on_interrupt == "raise":
-        reporter.say(f"stopped and saved; go on with: ddetr train --resume {run.folder.path}")
+        reporter.say(f"stopped and saved; to continue: ddetr train --resume {run.folder.path}")
         raise interrupt
     page = None
     if report and interrupt is None and run.ranks.is_first:
@@ -302,11 +309,14 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
 
 
 def _metrics_log(run: RunState, around: Surroundings) -> MetricsLog:
-    """Log of the figures, which the first process writes."""
+    """Log of the metrics, which only the first process writes."""
     folder = run.folder if run.ranks.is_first else None
     return MetricsLog(folder, services=around.services, settings=to_json(run.config), say=around.reporter.say)
 
 
 def _signals(ranks: Ranks) -> AbstractContextManager[list[int]]:
-    """Alone one answers a signal wherever one is; together only where all ask, or the others would wait for ever."""
+    """Context that holds back Ctrl-C and SIGTERM in several processes, until all ask for them at the same step.
+
+    A process that stopped on its own would leave the others waiting for ever. A single process stops at once.
+    """
     return held() if ranks.together else nullcontext([])

@@ -1,4 +1,4 @@
-"""Weights in every published layout, from wherever they are, as a Checkpoint; and back."""
+"""Checkpoints: reading, writing, downloading and converting weights in our layout and in the published ones."""
 
 from deformable_detr.weights.read import read
 

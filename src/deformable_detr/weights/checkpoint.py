@@ -1,12 +1,14 @@
-"""One safetensors file: weights under their parameter names, and in its header, as JSON, all that gives them meaning.
+"""Checkpoints in our layout: one safetensors file with the weights and, as JSON in its header, their description.
 
-The header's entry "deformable_detr" holds the schema version, the model's name and settings, class names,
-preprocessing, metrics and provenance. A file to resume from also holds the optimizer's tensors, under "training/".
+The header's entry "deformable_detr" holds the schema version, the model's name and settings, class names, category ids,
+preprocessing, metrics, provenance and licence. A file to resume from also holds the optimizer's tensors, with names
+that start with "training/".
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,80 +26,87 @@ from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.interface import GivenModelConfig, class_name_of
 
 SCHEMA_VERSION = 1
+"""Version of the header's structure that is written; newer versions are refused."""
 BEST_NAME = "best.safetensors"
-"""What a run calls its best weights, for use."""
+"""File name of a run's best weights, for use."""
 LAST_NAME = "last.safetensors"
-"""What a run calls its newest weights, with all that is needed to go on."""
+"""File name of a run's newest weights, with the training state to resume from."""
 HEADER_ENTRY = "deformable_detr"
-"""Where the header says what gives the weights meaning; other layouts keep it under this name, too."""
+"""Entry of the header that describes the weights; other layouts use this name for it, too."""
 TRAINING_PREFIX = "training/"
-"""How names of tensors begin that are needed to resume alone."""
+"""Prefix of the names of tensors that are needed only to resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a run needs to go on as if it had never stopped."""
+    """Training state: everything a run needs to resume as if it had never stopped."""
 
     progress: dict[str, Any]
-    """Counters and settings, as JSON can hold them."""
+    """Counters and settings, as plain JSON values."""
     tensors: dict[str, Tensor]
-    """The optimizer's moments and the random generators' states."""
+    """State of the optimizer and of the random generators, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights and what they mean."""
+    """Weights with their description: model, classes, preprocessing, metrics and provenance."""
 
     weights: dict[str, Tensor]
+    """Parameters and buffers by our names, as `state_dict` of the network gives them."""
     model: ModelConfig
+    """Settings of the network."""
     classes: tuple[str, ...]
+    """Class names by class id."""
     category_ids: tuple[int, ...]
-    """The data set's own numbers for the classes."""
+    """Category ids of the data set, by class id."""
     preprocessing: Preprocessing
+    """Preprocessing that the network was trained with."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was measured with these weights, e.g. "ap50"."""
+    """Metrics measured with these weights, by name, for instance "ap50"."""
     provenance: dict[str, str] = field(default_factory=dict)
-    """Recipe, data set, versions and date, for people."""
+    """Provenance for readers: recipe, data set, versions, date."""
     licence: str = ""
-    """Of the weights, as far as whoever made them has said."""
+    """Licence of the weights as their author states it; empty if unknown."""
     training: TrainingState | None = None
+    """Training state to resume from; None if the weights are for use only."""
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the file; an older one at this place stays whole until the new one is.
+    """Write a checkpoint; an older file at this path is replaced only when the new one is complete.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     write_atomically(path, writer(checkpoint))
 
 
 def writer(checkpoint: Checkpoint, *, copy: bool = True) -> Callable[[Path], None]:
-    """What writes the file to a path it is given, from a copy of the tensors made now.
+    """Function that writes the checkpoint to a path, from a copy of the tensors that is made now.
 
     Args:
-        checkpoint: what to write.
-        copy: False where the tensors are copies already, of which none shares memory with another.
+        checkpoint: the checkpoint to write.
+        copy: False where the tensors are copies already and none shares memory with another.
     """
     tensors = dict(checkpoint.weights)
     header = to_header(checkpoint)
     if checkpoint.training is not None:
         header["training"] = checkpoint.training.progress
         tensors |= {TRAINING_PREFIX + name: tensor for name, tensor in checkpoint.training.tensors.items()}
-    # Copies, so that tensors which share memory become independent, as the format wants.
+    # Copies: the format does not allow tensors that share memory.
     owned = {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
-    return lambda path: write_tensors(owned, path, {HEADER_ENTRY: json.dumps(header)})
+    return partial(write_tensors, owned, metadata={HEADER_ENTRY: json.dumps(header)})
 
 
 def load(path: Path, *, training: bool = False) -> Checkpoint:
-    """Read a file that `save` wrote.
+    """Checkpoint from a file that `save` wrote.
 
     Args:
-        path: the file.
-        training: bring what is needed to resume, too.
+        path: path of the file.
+        training: read the training state, too.
 
     Raises:
-        CheckpointError: no such file, cut off, not a checkpoint of this software, or of a newer version of it.
+        CheckpointError: the file does not exist, is incomplete, is no checkpoint of this package or one of a newer
+            version of it, or has no training state though `training` asks for it.
     """
     if not path.is_file():
         hint = "; a run folder has best.safetensors in it" if path.is_dir() else ""
@@ -114,7 +123,7 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
 
 
 def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What gives the weights meaning, as JSON can hold it; what is needed to resume is not in it."""
+    """Description of a checkpoint as plain JSON values, without the training state."""
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {"name": MODELS.name_of(checkpoint.model), "config": to_dict(checkpoint.model)},
@@ -132,10 +141,14 @@ def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def parse_header(path: Path, text: str) -> dict[str, Any]:
-    """The header from its JSON; `path` is for messages.
+    """Header from its JSON text.
+
+    Args:
+        path: path of the file, for messages.
+        text: JSON text of the entry `HEADER_ENTRY`.
 
     Raises:
-        CheckpointError: not JSON, not a header, or of a newer version of this software.
+        CheckpointError: the text is not JSON, is no header, or is of a newer version of this package.
     """
     try:
         header = json.loads(text)
@@ -153,10 +166,15 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
 
 
 def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
-    """The checkpoint that `to_header` described, with these weights; `path` is for messages.
+    """Checkpoint from a description that `to_header` made, and its weights.
+
+    Args:
+        path: path of the file, for messages.
+        header: the description.
+        weights: tensors by our names; they are not compared with the model.
 
     Raises:
-        CheckpointError: the description is incomplete, contradicts itself or is of a model that is not known here.
+        CheckpointError: the description is incomplete, contradicts itself, or names a model that is not known.
     """
     try:
         name = header["model"]["name"]
@@ -187,10 +205,14 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
 
 
 def deformable_config(checkpoint: Checkpoint, layout: str) -> DeformableDETRConfig:
-    """Settings of a Deformable DETR, the only model that the published layouts hold; `layout` is for messages.
+    """Settings of a checkpoint whose model is a Deformable DETR, the only model of the published layouts.
+
+    Args:
+        checkpoint: the checkpoint.
+        layout: name of the layout, for messages.
 
     Raises:
-        CheckpointError: it is another model.
+        CheckpointError: the checkpoint is of another model.
     """
     if isinstance(checkpoint.model, DeformableDETRConfig):
         return checkpoint.model
@@ -204,13 +226,14 @@ def build_model(checkpoint: Checkpoint, source: str | Path, model: nn.Module | N
     """Network with the checkpoint's weights.
 
     Args:
-        checkpoint: what was read.
-        source: for messages.
-        model: the network to put them into, which must be of the class they were trained with; needed where that is
-            a class of somebody's own.
+        checkpoint: weights with their description.
+        source: where the checkpoint is from, for messages.
+        model: network that receives the weights; needed only if its class is not of this package, and then of the
+            class that the weights were trained with.
 
     Raises:
-        CheckpointError: keys are missing, unexpected or of another shape, or the class is not known here.
+        CheckpointError: keys are missing, unexpected or of another shape; or `model` is missing, not needed, or of
+            another class.
     """
     check_given(checkpoint, source, model)
     if model is None:
@@ -220,10 +243,15 @@ def build_model(checkpoint: Checkpoint, source: str | Path, model: nn.Module | N
 
 
 def check_given(checkpoint: Checkpoint, source: str | Path, model: nn.Module | None) -> None:
-    """Refuse a network of one's own where none is needed, and weights of one without it; `source` is for messages.
+    """Check that a network is passed exactly where the checkpoint needs one, and that its class is right.
+
+    Args:
+        checkpoint: weights with their description.
+        source: where the checkpoint is from, for messages.
+        model: network that was passed, or None.
 
     Raises:
-        CheckpointError: names both classes.
+        CheckpointError: a network is missing, not needed, or of another class; the message names the classes.
     """
     config = checkpoint.model
     if not isinstance(config, GivenModelConfig):
@@ -239,17 +267,27 @@ def check_given(checkpoint: Checkpoint, source: str | Path, model: nn.Module | N
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Put weights into a network of exactly this shape; `source` is for messages.
+    """Load weights into a network, strictly.
+
+    Args:
+        model: network that receives the weights.
+        weights: tensors by our names.
+        source: where the weights are from, for messages.
 
     Raises:
-        CheckpointError: see `check_fit`.
+        CheckpointError: keys are missing, unexpected or of another shape.
     """
     check_fit(model, weights, source)
     model.load_state_dict(dict(weights))
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Whether weights are those of exactly this network, which may be without memory; `source` is for messages.
+    """Check that the names and shapes of weights are exactly those of a network.
+
+    Args:
+        model: the network; it may be on the meta device.
+        weights: tensors by our names.
+        source: where the weights are from, for messages.
 
     Raises:
         CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.

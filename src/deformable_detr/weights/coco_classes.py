@@ -1,6 +1,6 @@
-"""Names of COCO's category ids 0..90, as the published models have them: channel i of a class head is category id i."""
+"""Class names of COCO's category ids 0..90; in the published models channel i of a class head is category id i."""
 
-# Eleven numbers are categories that the data set never got; no image teaches these channels anything.
+# Eleven numbers have no category in the data set, so no image trains these channels.
 _NAMES = (
     "unused-0 person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant unused-12 "
     "stop_sign parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe unused-26 backpack "
@@ -11,6 +11,6 @@ _NAMES = (
     "toaster sink refrigerator unused-83 book clock vase scissors teddy_bear hair_drier toothbrush"
 )
 UNUSED = "unused-"
-"""Start of the name of a channel that no category belongs to."""
+"""Prefix of the names of channels without a category."""
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _NAMES.split())
-"""91 names by category id; those that start with UNUSED are holes."""
+"""Class names by category id, 91 of them; names that start with `UNUSED` belong to no category."""

@@ -1,4 +1,4 @@
-"""Weights from one layout to another, read back and compared before the result gets its name."""
+"""Conversion of checkpoints between layouts; the result is read back and compared before it gets its final name."""
 
 import os
 import shutil
@@ -31,15 +31,18 @@ _FILES = {".safetensors", ".pth", ".pt", ".bin"}
 
 
 class Conversion(NamedTuple):
-    """What was written."""
+    """Result of a conversion."""
 
     output: Path
+    """File or folder that was written."""
     layout: Layout
+    """Layout of `output`."""
     checkpoint: Checkpoint
-    """As it is read back from there."""
+    """Checkpoint as read back from `output`."""
     num_parameters: int
+    """Number of parameters of the network, without buffers."""
     lost: tuple[str, ...]
-    """What the source had and this layout has no place for."""
+    """Contents of the source that this layout cannot hold, in words."""
 
 
 def convert(
@@ -51,38 +54,42 @@ def convert(
     sha256: str | None = None,
     reporter: Reporter | None = None,
 ) -> Conversion:
-    """Write weights in another layout.
+    """Convert a checkpoint to another layout.
 
-    The result is read back before it gets its name, and every tensor compared bit for bit. Licence, metrics and
-    provenance go along where the layout has a place for them.
+    The result is read back before it gets its final name, and every tensor is compared bit for bit. Licence, metrics
+    and provenance are kept where the layout can hold them.
 
     Args:
-        source: whatever `read` takes.
-        output: a .safetensors file for ours, a .pth file for official, a folder for transformers.
-        to: the layout.
-        force: write over what is there. Of a folder, only files of the same names are replaced.
-        sha256: what the source's weights file must hash to, in hex.
-        reporter: told how far it is.
+        source: every source that `deformable_detr.weights.read` takes.
+        output: a .safetensors file for "ours", a .pth file for "official", a folder for "transformers".
+        to: layout of the output.
+        force: replace an existing output. In a folder, only files of the same names are replaced.
+        sha256: SHA-256 that the weights file of the source must have, in hexadecimal digits.
+        reporter: receives the progress.
+
+    Returns:
+        The output, its checkpoint as read back, and a list of what was lost.
 
     Raises:
-        CheckpointError: the source cannot be read, the layout has no such model, or what was written is not the same.
-        OutputError: something is there already, or it cannot be written.
+        CheckpointError: the source cannot be read, the layout cannot hold its model, or the result read back differs.
+        OutputError: the output exists already, or cannot be written.
     """
     reporter = reporter or Silence()
     _check_output(output, to, force)
     located = locate(source, sha256=sha256, reporter=reporter)
     found = recognise(located.path)
     loaded = read_recognised(found)
-    # Weights that do not fit their own settings stop here, before anything is written.
+    # Weights that do not fit their own settings are refused here, before anything is written.
     model = build_model(loaded, located.path)
     lost = ["the state of training"] * _holds_training_state(found)
     loaded = replace(loaded, provenance=loaded.provenance | {"converted_from": located.origin})
+    # The result is written to a temporary folder, compared, and only then moved to its final name.
     with _beside(output) as folder:
         made = folder / output.name
         try:
             _write_as(loaded, made, to)
         except (CheckpointError, OutputError) as error:
-            # Nobody asked for the place where it is made.
+            # The message names the output that the caller knows, not the temporary one.
             raise type(error)(str(error).replace(str(made), str(output))) from error
         reporter.say(f"comparing {len(loaded.weights)} tensors")
         back = read_recognised(Recognised(to, made))
@@ -125,16 +132,17 @@ def _holds_training_state(found: Recognised) -> bool:
 
 
 def _differences(before: Checkpoint, after: Checkpoint, output: Path) -> list[str]:
-    """What is other than before and may be; tensors may not.
+    """Differences that are allowed after a conversion, in words; differences between tensors are not.
 
     Raises:
-        CheckpointError: a tensor is missing, added, or not the same in every bit.
+        CheckpointError: a tensor is missing, added, or differs in a bit.
     """
     lost = []
-    # Nothing depends on what batch norm counted, and not all layouts keep it.
+    # No result depends on the counters of batch norm, and not all layouts hold them.
     counters = [name for name in before.weights if name.endswith(COUNTERS)]
     if any(not _same(before.weights, after.weights, name) for name in counters):
         lost += [f"{len(counters)} counters of batch norm"]
+    # Tensors must be equal; only half precision may become float32 of the same values.
     compared = {name for name in before.weights.keys() | after.weights.keys() if not name.endswith(COUNTERS)}
     wrong = [name for name in compared if not _same(before.weights, after.weights, name)]
     widened = {str(tensor.dtype) for tensor in before.weights.values()} - {
@@ -146,11 +154,12 @@ def _differences(before: Checkpoint, after: Checkpoint, output: Path) -> list[st
             f"{output} was not written: read back, {len(wrong)} of {len(compared)} tensors are not the same in every "
             f"bit, {min(wrong)} among them; this is a defect of deformable-detr, please report it"
         )
+    # Settings and descriptions may be lost, but are reported.
     old, new = to_dict(before.model), to_dict(after.model)
     lost += [f"model.{name}={old[name]}" for name in old if old[name] != new[name]]
     kept = {field.name for field in fields(Checkpoint)} - {"weights", "model", "training", "provenance", "licence"}
     lost += sorted(name for name in kept if getattr(before, name) != getattr(after, name))
-    # The hub writes licences in small letters.
+    # The hub writes licences in lower case.
     lost += ["licence"] * (before.licence.lower() != after.licence.lower())
     return lost + ["provenance"] * (not before.provenance.items() <= after.provenance.items())
 
@@ -159,18 +168,18 @@ def _same(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> boo
     if name not in before or name not in after:
         return False
     one, other = before[name], after[name]
-    if one.dtype in _HALVES and other.dtype == torch.float32:  # has every value of these, so nothing is lost
+    if one.dtype in _HALVES and other.dtype == torch.float32:  # float32 has every value of half precision
         one = one.float()
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    # As bytes, so that -0 is not 0, and what is not a number equals itself.
+    # Compared as bytes: -0 differs from 0, and NaN equals itself.
     flat = (tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(*flat)
 
 
 @contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A folder on the same disk that is gone afterwards, whatever happens."""
+    """Temporary folder on the disk of the output; it is always deleted at the end."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))

@@ -1,4 +1,4 @@
-"""Files at an https address, kept in a folder of ours: resumed where they stopped, checked, never half there."""
+"""Downloads from https addresses into the package's cache: resumed, checked, and visible only when complete."""
 
 import hashlib
 import json
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -29,23 +27,23 @@ _MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class _Version:
-    """What the server calls this version of the file, so that two are never mixed."""
+    """Version of a file as the server names it, so that parts of two versions are never joined."""
 
     etag: str = ""
     modified: str = ""
 
     @property
     def name(self) -> str:
-        """As If-Range wants it; weak tags do not promise equal bytes."""
+        """Value for the header If-Range; weak tags are not used, because they do not promise equal bytes."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
 class _Entry:
-    """One file's place in the cache: the whole file, the part that is there of it, and what versions these are."""
+    """Entry of the cache: paths of the complete file, of its downloaded part, of their versions, and of the lock."""
 
     def __init__(self, address: str, sha256: str | None) -> None:
         self.address, self.sha256 = address, sha256
-        # With a hash, the same file has the same place wherever it comes from, whatever tokens the address holds.
+        # With a hash, a file has one place in the cache, whatever its address and the tokens in it.
         key = sha256 or hashlib.sha256(address.encode()).hexdigest()
         name = re.sub(r"[^\w.-]+", "_", unquote(urlsplit(address).path).rpartition("/")[2]) or "weights"
         self.folder = cache_folder() / key[:16]
@@ -56,12 +54,12 @@ class _Entry:
     def version_of(self, file: Path) -> _Version:
         try:
             return _Version(**json.loads(_note(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # a note that is lost costs one download
+        except (OSError, ValueError, TypeError):  # a lost note costs one more download
             return _Version()
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: DEFORMABLE_DETR_CACHE, or deformable_detr in XDG_CACHE_HOME or in ~/.cache."""
+    """Folder of downloads: DEFORMABLE_DETR_CACHE, else deformable_detr in XDG_CACHE_HOME or in ~/.cache."""
     own = os.environ.get("DEFORMABLE_DETR_CACHE")
     if own:
         return Path(own).expanduser()
@@ -69,25 +67,28 @@ def cache_folder() -> Path:
 
 
 def download(address: str, *, sha256: str | None = None, reporter: Reporter | None = None) -> Path:
-    """The file at an address, from the cache if it is there and still what the address has.
+    """Local path of the file at an address; from the cache if the server has no newer version.
 
     Args:
-        address: https; http only from this machine or with `sha256`, since anyone on the way may exchange the file.
-        sha256: of the file, in hex. A cached file of this hash is used without asking the server.
-        reporter: told how far it is.
+        address: an https address. http is allowed only from this machine or with `sha256`, because anyone on the way
+            may replace the file.
+        sha256: SHA-256 of the file, in hexadecimal digits. A cached file with it is used without asking the server.
+        reporter: receives the progress.
 
     Raises:
-        CheckpointError: no such file there, no network, a connection that broke (the next call goes on where it
-            stopped), or a file of another hash (it is not kept).
+        CheckpointError: no such file, no network, a broken connection (the next call resumes the download), or
+            another SHA-256 (the file is deleted).
         OutputError: the cache cannot be written; its disk may be full.
     """
     _check_scheme(address, sha256)
     entry, reporter = _Entry(address, sha256), reporter or Silence()
     with _writing(entry.folder):
         entry.folder.mkdir(parents=True, exist_ok=True)
+    # One process downloads; others wait for the lock and then find the file.
     with _locked(entry, reporter):
         if sha256 is not None and entry.file.is_file() and hash_of(entry.file) == sha256:
             return entry.file
+        # The server sends only what is missing or newer. Without a server, the cached file serves.
         try:
             response = _ask(entry, _conditions(entry))
         except _Unreachable as error:
@@ -104,10 +105,10 @@ def download(address: str, *, sha256: str | None = None, reporter: Reporter | No
 
 
 def hash_of(file: Path) -> str:
-    """SHA-256 of a file's content, in hex.
+    """SHA-256 of a file's content, in hexadecimal digits.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the file cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -117,11 +118,11 @@ def hash_of(file: Path) -> str:
 
 
 class _Unreachable(CheckpointError):
-    """The server cannot be asked at all."""
+    """Server that cannot be reached, or that fails itself."""
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server elsewhere, but not from https to http."""
+    """Redirects of the server, followed except from https to http."""
 
     def __init__(self, sha256: str | None) -> None:
         self._sha256 = sha256
@@ -145,7 +146,7 @@ def _check_scheme(address: str, sha256: str | None) -> None:
 
 
 def shown(address: str) -> str:
-    """An address without what may be a secret in it: users, passwords, tokens. Other texts are as they were."""
+    """Address without the parts that may be secret: user, password, tokens. Other texts stay as they are."""
     if "://" not in address:
         return address
     parts = urlsplit(address)
@@ -155,7 +156,9 @@ def shown(address: str) -> str:
 
 @contextmanager
 def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
-    """Only one process writes an entry; the lock ends with the process that has it."""
+    """Lock of a cache entry, for one process at a time; it ends with the process that holds it."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(entry.lock)
     with _writing(entry.folder):
         try:
@@ -180,11 +183,11 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 def _conditions(entry: _Entry) -> dict[str, str]:
-    """Headers by which the server sends no more than is missing."""
+    """Request headers that make the server send only what is missing."""
     if entry.part.is_file() and entry.part.stat().st_size:
         version = entry.version_of(entry.part).name
         if not version and entry.sha256 is None:
-            return {}  # the start of one file and the end of another would go unnoticed
+            return {}  # else the start of one version and the end of another could be joined
         wanted = {"Range": f"bytes={entry.part.stat().st_size}-"}
         return wanted | ({"If-Range": version} if version else {})
     if entry.file.is_file() and entry.sha256 is None:
@@ -197,7 +200,7 @@ def _conditions(entry: _Entry) -> dict[str, str]:
 
 
 def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
-    """The server's answer; None if the cached file is still what it has."""
+    """Answer of the server; None if the cached file is still its newest version."""
     headers = {"User-Agent": f"deformable-detr/{__version__}", "Accept-Encoding": "identity", **conditions}
     opener = urllib.request.build_opener(_SafeRedirects(entry.sha256))
     where = shown(entry.address)
@@ -207,7 +210,7 @@ def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
         error.close()
         if error.code == 304:
             return None
-        if error.code == 416 and "Range" in conditions:  # the part is no part of what is there now
+        if error.code == 416 and "Range" in conditions:  # the part does not belong to the server's version
             entry.part.unlink()
             return _ask(entry, {})
         if error.code >= 500:
@@ -226,7 +229,8 @@ def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
 
 
 def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
-    """Write what comes to the end of the part, and make sure that all of it came."""
+    """Append the answer to the downloaded part, and check that it is complete."""
+    # Go on after the part only if the server sends exactly the rest; a full answer starts anew.
     have = entry.part.stat().st_size if entry.part.is_file() else 0
     resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
     if response.status == 206 and not resumed:
@@ -234,6 +238,7 @@ def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
     have = have if resumed else 0
     length = response.headers.get("Content-Length")
     total = have + int(length) if length else 0
+    # The version is noted before the first byte, so that an interrupted download can be resumed.
     version = _Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
     write_json(_note(entry.part), asdict(version))
     stage = f"fetching {entry.file.name}, MB"
@@ -271,7 +276,7 @@ def _broken(entry: _Entry, how: str) -> str:
 
 
 def _accept(entry: _Entry, reporter: Reporter) -> None:
-    """Give the finished part its name, if it is what it should be."""
+    """Check the SHA-256 of the finished part and give it its final name."""
     found = hash_of(entry.part)
     if entry.sha256 is not None and found != entry.sha256:
         entry.part.unlink()

@@ -1,4 +1,4 @@
-"""Models on huggingface.co by their names, through its own library: its cache, its tokens, its way to resume."""
+"""Downloads of models from huggingface.co by name, through the library huggingface_hub with its cache and tokens."""
 
 import errno
 import inspect
@@ -13,27 +13,27 @@ CONFIG = "config.json"
 PREPROCESSING = "preprocessor_config.json"
 CARD = "README.md"
 _BESIDE = (PREPROCESSING, CARD)
-"""What else is read of a model: how it wants its images, and its licence."""
+"""Other files that are read: the preprocessing, and the model card with the licence."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""What a model's weights are called there, the better first."""
+"""File names of weights on the hub, in order of preference."""
 _HUB = "huggingface.co"
 _MEGABYTE = 10**6
 
 
 def fetch(name: str, revision: str | None = None, *, reporter: Reporter | None = None) -> Path:
-    """The folder with a model's settings and weights; the file itself where weights are all there is.
+    """Local folder with the settings and weights of a model; the weights file alone if the model has no settings.
 
-    What was fetched before is used as long as it is the newest there is, or there is no network, or HF_HUB_OFFLINE is
-    set. Nothing but the settings, the model card, which says the licence, and the weights is fetched.
+    Earlier downloads are used again if they are the newest version, if there is no network, or if HF_HUB_OFFLINE is
+    set. Only the settings, the preprocessing, the model card with its licence, and the weights are downloaded.
 
     Args:
-        name: owner/name.
-        revision: a branch, a tag or a commit; the newest of the branch main if left out.
-        reporter: told how far it is.
+        name: name of the model, owner/name.
+        revision: a branch, a tag or a commit; the newest commit of the branch main if left out.
+        reporter: receives the progress.
 
     Raises:
         CheckpointError: no such model or revision, no access to it, no network, or no weights in it.
-        OutputError: the library's cache cannot be written; its disk may be full.
+        OutputError: the cache of huggingface_hub cannot be written; its disk may be full.
     """
     repository = _Repository(name, revision, reporter or Silence())
     has_settings = repository.file(CONFIG) is not None
@@ -46,13 +46,13 @@ def fetch(name: str, revision: str | None = None, *, reporter: Reporter | None =
 
 
 class _Repository:
-    """One model there. All files are of one commit, even if a new one comes in between."""
+    """Model on the hub. All its files come from one commit, even if a new commit appears during the download."""
 
     def __init__(self, name: str, revision: str | None, reporter: Reporter) -> None:
         self._name, self._revision, self._reporter = name, revision, reporter
 
     def file(self, file: str) -> Path | None:
-        """Where it is on the disk; None if the model has none."""
+        """Local path of a file of the model; None if the model has no such file."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
@@ -64,10 +64,10 @@ class _Repository:
             RevisionNotFoundError,
         )
 
-        # The library's releases have had three bases for what goes wrong on the way, none of which they export.
+        # Network errors have had three base classes over the library's releases, and it exports none of them.
         broken: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError)
         options: dict[str, Any] = {"revision": self._revision}
-        # Releases before 1.3 draw bars of their own.
+        # Releases before 1.3 always draw their own progress bars.
         if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
             options["tqdm_class"] = _bar(self._reporter, file)
         self._reporter.update(f"asking {_HUB} for {self._name}", 0, 1)
@@ -100,24 +100,24 @@ class _Repository:
                     f"cannot keep {file} of {where}: {error.strerror}; HF_HOME names another folder for its cache"
                 ) from error
             raise CheckpointError(f"{file} of {where} cannot be fetched: {first_line(error)}") from error
-        self._revision = path.parent.name  # from here on this commit, whatever the branch does
+        self._revision = path.parent.name  # all further files come from this commit
         return path
 
     def _is_known_to_be_absent(self, file: str) -> bool:
-        """Whether the cache remembers that there is no such file, so that no network is needed to know it."""
+        """Whether the cache has recorded that the model has no such file, so that no network is needed."""
         from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
         return try_to_load_from_cache(self._name, file, revision=self._revision) is _CACHED_NO_EXIST
 
 
 def _bar(reporter: Reporter, file: str) -> type:
-    """A bar as the library wants one that draws nothing and tells the reporter."""
+    """Progress bar class for the library that draws nothing and informs the reporter."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"file": io.StringIO()})
-            # What is switched off, as it is where there is no terminal, counts nothing itself.
+            # A bar that is disabled, as it is without a terminal, does not count by itself.
             self._done = kwargs.get("initial") or 0
 
         def update(self, n: Any = 1) -> Any:

@@ -1,17 +1,20 @@
-"""Tables of parameter names, ours and others', read both ways; a published layout is one table."""
+"""Key maps: tables that translate parameter names between our layout and a published one.
+
+"Ours" are the names in this package's networks and files, "theirs" those of the other layout.
+"""
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 COUNTERS = "num_batches_tracked"
-"""How names of batch norm's counters end: nothing depends on them, and frozen norms have none."""
-# A number, a number that is one less on the other side, and a last part without dots.
+"""Suffix of the names of batch norm's counters: no result depends on them, and frozen norms have none."""
+# A number; a number that is one less in the other layout; a last part without dots.
 _SIGNS = {"#": r"(\d+)", "%": r"(\d+)", "*": r"([^.]+)"}
 
 
 class _Row(NamedTuple):
-    """One line of a table: how names start on both sides, as what finds them and as what they become."""
+    """Row of a key map: for each layout, the pattern that finds a name and the template that makes one."""
 
     find_ours: re.Pattern[str]
     make_theirs: str
@@ -20,17 +23,21 @@ class _Row(NamedTuple):
 
 
 class KeyMap:
-    """How names start here and how they start in another layout; the rest of a name stays, and the first row counts.
+    """Key map: prefixes of parameter names in our layout and in another one. The rest of a name stays.
 
-    Each row has the same signs on both sides, in the same order: "#" stands for a number, "%" for a number that is one
-    less there than here, and "*", at the end alone, for a last part of the name, after which nothing follows.
+    Of several rows that fit a name, the first is used.
+
+    Args:
+        rows: pairs of our prefix and their prefix. Both have the same signs in the same order: "#" for a number, "%"
+            for a number that is one less in their layout than in ours, and "*", only at the end, for the last part of
+            the name, without dots.
     """
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         self._rows = [_Row(_pattern(ours), theirs, _pattern(theirs), ours) for ours, theirs in rows]
 
     def to_theirs(self, name: str) -> str | None:
-        """Their name of a parameter of ours; None if the table has none."""
+        """Name of a parameter in the other layout; None if no row fits."""
         for row in self._rows:
             match = row.find_ours.match(name)
             if match is not None:
@@ -38,7 +45,7 @@ class KeyMap:
         return None
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a parameter of theirs; None if the table has none."""
+        """Name in our layout of a parameter of the other one; None if no row fits."""
         for row in self._rows:
             match = row.find_theirs.match(name)
             if match is not None:

@@ -1,4 +1,4 @@
-"""Where weights may be: a path, an https address, a name on huggingface.co. All end as a file or folder here."""
+"""Sources of weights: paths, https addresses and names on huggingface.co, each made a local file or folder."""
 
 import re
 from pathlib import Path
@@ -11,34 +11,34 @@ from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 from deformable_detr.weights.download import download, hash_of, shown
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
-# What a browser shows while one looks at a model there.
+# The address of a model's page in a browser.
 _HUB_PAGE = re.compile(r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?/?")
-# Nobody calls a model so; a path that does not exist should not be asked for elsewhere.
+# Names of models do not end so: these are paths, and one that does not exist is not looked up on the hub.
 _FILE_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".json", ".zip", ".pkl"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Located(NamedTuple):
-    """Weights that are here now."""
+    """Local weights, and where they came from."""
 
     path: Path
-    """A file, or a folder with settings and weights in it."""
+    """Local file, or local folder with settings and weights."""
     origin: str
-    """Where they came from, for the provenance: an address, a name and its commit, or the file's own name."""
+    """Origin for the provenance: an address, a name with its commit, or the name of the file and its folder."""
 
 
 def locate(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Located:
-    """Have the weights here, fetched and checked if they were elsewhere.
+    """Local path of weights, which are downloaded and checked first where necessary.
 
     Args:
-        source: a path, which comes first; an https address, that may end in #sha256=...; or a name on huggingface.co,
-            owner/name or owner/name@revision.
-        sha256: what the weights file must hash to, in hex, wherever it comes from.
-        reporter: told how far a download is.
+        source: a path, which is tried first; an https address, which may end in #sha256=...; or a name on
+            huggingface.co, owner/name or owner/name@revision.
+        sha256: SHA-256 that the weights file must have, in hexadecimal digits, wherever it comes from.
+        reporter: receives the progress of a download.
 
     Raises:
-        CheckpointError: they are not there, cannot be fetched, or are others than `sha256` says.
-        OutputError: they cannot be kept; the disk may be full.
+        CheckpointError: the weights do not exist, cannot be downloaded, or have another SHA-256.
+        OutputError: the download cannot be stored; the disk may be full.
     """
     reporter = reporter or Silence()
     text = str(source)
@@ -56,7 +56,7 @@ def locate(source: str | Path, *, sha256: str | None = None, reporter: Reporter 
 
 
 def weights_file(path: Path) -> Path | None:
-    """The file with the tensors: the path itself, or the one in a run folder or a folder of transformers."""
+    """File with the tensors: the path itself, or the weights file in a folder; None if the folder has none."""
     if not path.is_dir():
         return path
     places = [path / BEST_NAME, path / LAST_NAME, *(path / name for name in hub.WEIGHTS)]
@@ -96,5 +96,5 @@ def _check_hash(path: Path, sha256: str) -> None:
 
 
 def _own_name(path: Path) -> str:
-    """Its own and its folder's; the rest of the way says more about a person's disk than about the weights."""
+    """Name of the file and of its folder; the rest of the path tells about the user's disk, not about the weights."""
     return "/".join(path.absolute().parts[-2:])

@@ -1,4 +1,4 @@
-"""Any published weights, whatever their layout and wherever they are, as a Checkpoint."""
+"""Reading of checkpoints in every layout from a path, an address or a name on huggingface.co."""
 
 from pathlib import Path
 
@@ -12,17 +12,18 @@ from deformable_detr.weights.recognise import Recognised, recognise
 
 
 def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Checkpoint:
-    """The weights, with what gives them meaning.
+    """Checkpoint from a file, a folder, an https address or a name on huggingface.co.
 
     Args:
-        source: a file of ours, an official .pth, a folder of transformers or a run's; as a path, an https address or
-            a name on huggingface.co (owner/name, owner/name@revision).
-        sha256: what the weights file must hash to, in hex.
-        reporter: told how far a download is, and which file of a folder is taken.
+        source: path of a .safetensors file of this package, of an official .pth file, of a run folder or of a folder
+            of transformers; or an https address of such a file; or a name on huggingface.co (owner/name,
+            owner/name@revision).
+        sha256: SHA-256 that the weights file must have, in hexadecimal digits.
+        reporter: receives the progress of a download and the name of the file that is taken from a folder.
 
     Raises:
-        CheckpointError: missing, not to be fetched, damaged, or not a checkpoint of this model.
-        OutputError: a download cannot be kept.
+        CheckpointError: the source is missing, cannot be downloaded, is damaged, or is no checkpoint of this model.
+        OutputError: a download cannot be stored.
     """
     path = locate(source, sha256=sha256, reporter=reporter).path
     found = recognise(path)
@@ -32,10 +33,13 @@ def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | 
 
 
 def read_recognised(found: Recognised) -> Checkpoint:
-    """What `recognise` found, by the reader of its layout.
+    """Checkpoint from a file or folder of known layout.
+
+    Args:
+        found: result of `recognise`.
 
     Raises:
-        CheckpointError: damaged, or not what it looks like.
+        CheckpointError: the file is damaged, or is not of this layout after all.
     """
     if found.layout == "ours":
         return checkpoint.load(found.path)

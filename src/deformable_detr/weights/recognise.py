@@ -1,4 +1,4 @@
-"""What a file or folder is, by what is in it; names say little. What is no checkpoint is told what it is."""
+"""Recognition of checkpoint layouts by the content of a file or folder, with precise errors for everything else."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
-from deformable_detr.weights.official.settings import has_the_telling_tensors
+from deformable_detr.weights.official.settings import has_size_tensors
 
 Layout = Literal["ours", "official", "transformers"]
 
 _THEIR_TYPE = "deformable_detr"
-_LONGEST_HEADER = 100_000_000  # as the format has it
-# The first whose name is there counts, so the closest relatives stand first.
+_LONGEST_HEADER = 100_000_000  # limit of the format
+# The first pattern that fits a parameter name decides, so the closest relatives come first.
 _MODELS_OF_OTHERS = (
     (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
     (r"backbone\.1\.(row|col)_embed", "Deformable DETR with learned position embeddings; only those of sines are here"),
@@ -34,19 +34,20 @@ _MODELS_OF_OTHERS = (
 
 
 class Recognised(NamedTuple):
-    """What to read, and who reads it."""
+    """Checkpoint that was recognised: its layout and the file or folder to read."""
 
     layout: Layout
     path: Path
 
 
 def recognise(path: Path) -> Recognised:
-    """Which of the layouts that are read here a file or folder has.
+    """Layout of a file or folder, by its content.
 
-    A run folder stands for its best.safetensors, or for its last.safetensors before there is a best.
+    In a run folder best.safetensors is taken, or last.safetensors as long as there is no best.
 
     Raises:
-        CheckpointError: it has none of them; the message says what it is, and what reads it, as far as that is known.
+        CheckpointError: it is no checkpoint that can be read; the message says what it is and what reads it, as far as
+            that is known.
     """
     if path.is_dir():
         return _folder(path)
@@ -89,7 +90,7 @@ def _of_transformers(folder: Path, model_type: str) -> Recognised:
 
 
 def _model_type(folder: Path) -> str:
-    """What config.json of transformers says; empty if there is none, or a run's."""
+    """Model type in the config.json of transformers; empty if there is no such file, or it is that of a run."""
     try:
         settings: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -107,12 +108,12 @@ def _safetensors(path: Path) -> Recognised:
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    if has_the_telling_tensors(names):
+    if has_size_tensors(names):
         raise CheckpointError(
             f"{path} holds an official Deformable DETR, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
         )
-    kind = whose(names)
+    kind = foreign_model(names)
     raise CheckpointError(
         f"{path} is a safetensors file, but not a checkpoint of deformable-detr: "
         + (f"it looks like {kind}" if kind else "it does not say what model it is of")
@@ -137,8 +138,8 @@ def _raw_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def whose(names: Iterable[str]) -> str | None:
-    """What model parameters of these names look like, and what reads them; None if nothing is known of them."""
+def foreign_model(names: Iterable[str]) -> str | None:
+    """Model that these parameter names look like, and the software that reads it; None if they are not known."""
     known = list(names)
     for pattern, kind in _MODELS_OF_OTHERS:
         start = re.compile(pattern)

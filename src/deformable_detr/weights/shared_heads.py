@@ -1,8 +1,9 @@
-"""Class and box heads in files of others: named alike in the official code and in transformers, and held several times.
+"""Class heads and box heads in the published layouts, which hold each of them several times under different names.
 
-In the base model all layers share one head, and the files hold a copy for each. With refinement each layer has its own
-box head, and the files hold them again as the decoder's; in two stages the class heads, too, and one more of each kind,
-numbered after the last layer, for the proposals.
+The official code and transformers agree here. In the base model all layers share one head of each kind, and the files
+hold one copy per layer. With refinement each layer has its own box head, and the files hold them a second time below
+the decoder. In two-stage the files hold the class heads a second time, too, and one more head of each kind, numbered
+after the last layer, for the proposals.
 """
 
 import re
@@ -14,19 +15,19 @@ from torch import Tensor
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
 
-# Kind, number and parameter of a head.
+# Groups: kind, number and parameter of a head.
 _HEAD = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.+)")
-# What we call those of the proposals, by kind.
+# Our prefix of the heads of the proposals, by kind.
 _PROPOSAL_HEADS = {"class_embed": "query_source.class_head", "bbox_embed": "query_source.box_head"}
 
 
 def with_copies(weights: Mapping[str, Tensor], config: DeformableDETRConfig, decoder: str) -> dict[str, Tensor]:
-    """Weights under the others' names, their heads as often as the others' files hold them. Copies share memory.
+    """Weights by published names with all copies of the heads that such files hold. Copies share memory.
 
     Args:
-        weights: each head once.
-        config: of the model they are of.
-        decoder: how names of the decoder's parameters start there.
+        weights: weights by published names, with each head once.
+        config: settings of the model.
+        decoder: prefix of the decoder's parameters in that layout.
     """
     copied = dict(weights)
     for name, tensor in weights.items():
@@ -42,12 +43,12 @@ def with_copies(weights: Mapping[str, Tensor], config: DeformableDETRConfig, dec
 
 
 def without_copies(theirs: Mapping[str, Tensor], config: DeformableDETRConfig, decoder: str) -> dict[str, Tensor]:
-    """The others' weights, their heads once: what `with_copies` added is compared and left out.
+    """Weights by published names with each head once: the opposite of `with_copies`.
 
     Args:
-        theirs: what their file holds.
-        config: of the model they are for.
-        decoder: how names of the decoder's parameters start there.
+        theirs: weights of a published file.
+        config: settings of the model.
+        decoder: prefix of the decoder's parameters in that layout.
 
     Raises:
         CheckpointError: copies of a shared head differ.
@@ -70,7 +71,7 @@ def without_copies(theirs: Mapping[str, Tensor], config: DeformableDETRConfig, d
 
 
 def proposal_head_there(name: str, config: DeformableDETRConfig) -> str | None:
-    """The others' name of a parameter of the proposals' heads; None if it is one of something else."""
+    """Published name of a parameter of the proposals' heads, from our name; None for all other parameters."""
     for theirs, ours in _PROPOSAL_HEADS.items():
         if name.startswith(ours + "."):
             return f"{theirs}.{config.decoder_layers}.{name.removeprefix(ours + '.')}"
@@ -78,7 +79,7 @@ def proposal_head_there(name: str, config: DeformableDETRConfig) -> str | None:
 
 
 def proposal_head_here(name: str, config: DeformableDETRConfig) -> str | None:
-    """Our name of a parameter of the proposals' heads, which come after the last layer's; None if it is another."""
+    """Name in our layout of a parameter of the proposals' heads; None for all other published names."""
     head = _HEAD.fullmatch(name)
     if head is None or int(head[2]) != config.decoder_layers:
         return None

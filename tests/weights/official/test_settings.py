@@ -10,7 +10,7 @@ import torchvision
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.official.keys import to_official_keys
-from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
+from deformable_detr.weights.official.settings import has_size_tensors, settings_of, to_args
 
 # No two counts alike, none as published.
 ODD = DeformableDETRConfig(
@@ -58,7 +58,7 @@ def official(config):
 def test_settings_come_back(name):
     config = CONFIGS[name]
     tensors = official(config)
-    assert has_the_telling_tensors(tensors)
+    assert has_size_tensors(tensors)
     assert settings_of(tensors, to_args(config)) == (config, ())
 
 
@@ -131,7 +131,7 @@ def test_some_tensors_must_be_there(name):
     with pytest.raises(CheckpointError, match=rf"no such model can be: {name} is \[\], not of \d axes"):
         settings_of(tensors | {name: torch.empty((), device="meta")}, None)
     del tensors[name]
-    assert not has_the_telling_tensors(tensors)
+    assert not has_size_tensors(tensors)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

@@ -1,14 +1,15 @@
-"""Other light and other colours on the same picture; boxes are never touched."""
+"""Colour augmentation: brightness, contrast, saturation and hue; boxes stay as they are."""
 
 import torch
-from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.data.augmentation.geometry import Example
 from deformable_detr.data.rng import happens, uniform
 
 
 def color_jitter(example: Example, strength: float, generator: torch.Generator) -> Example:
-    """Random brightness, contrast, saturation (up to 40 % times `strength`) and hue (up to 5 % of the circle)."""
+    """Random brightness, contrast, saturation (by up to 40 % times `strength`) and hue (by up to 5 % of the circle)."""
+    from torchvision.transforms.v2 import functional as tv  # takes seconds to import
+
     brightness, contrast, saturation, hue = (2 * torch.rand(4, generator=generator, dtype=torch.float64) - 1).tolist()
     spread = 0.4 * strength
     image = tv.adjust_brightness(example.image, 1 + spread * brightness)
@@ -18,11 +19,13 @@ def color_jitter(example: Example, strength: float, generator: torch.Generator) 
 
 
 def distort(example: Example, probability: float, generator: torch.Generator) -> Example:
-    """SSD's distortion (arXiv 1512.02325): brightness, contrast, saturation and hue, each with this probability.
+    """Photometric distortion of SSD (arXiv 1512.02325): four changes of colour, each with the given probability.
 
     Brightness times 0.875 to 1.125, contrast and saturation times 0.5 to 1.5, hue up to 5 % of the circle. Contrast
-    comes before or after the colours, at random. Channels are not exchanged: what is red in blood stays red.
+    comes before or after saturation and hue, at random. Unlike SSD, channels are not exchanged: blood stays red.
     """
+    from torchvision.transforms.v2 import functional as tv
+
     image = example.image
     if happens(probability, generator):
         image = tv.adjust_brightness(image, uniform(0.875, 1.125, generator))

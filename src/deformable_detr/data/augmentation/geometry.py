@@ -1,6 +1,6 @@
-"""Where the objects of an image go when it is resized, turned, cut or given a margin: image and boxes together.
+"""Geometric transforms of an image together with its boxes: resize, flip, turn, crop, and a margin around it.
 
-Cutting is the only thing that loses objects, and it has one rule, `keep_visible`.
+Only cropping loses objects, by one rule: `keep_visible`.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from deformable_detr.core.boxes import area
 from deformable_detr.data.rng import uniform, uniform_integer
 
 FILL = (124, 116, 104)
-"""What is laid where no image is: the mean colour of ImageNet, close to 0 after normalisation, as is padding."""
+"""Colour where there is no image: the mean of ImageNet, close to 0 after normalisation, as padding is."""
 
 _IOU_CHOICES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 _IOU_TRIALS = 40
@@ -26,19 +24,21 @@ _IOU_ASPECTS = (0.5, 2.0)
 
 
 class Example(NamedTuple):
-    """An annotated image on its way through the transforms; boxes in pixels of the image as it is now."""
+    """Annotated image on its way through the transforms."""
 
     image: Image.Image
-    """Always RGB."""
+    """Image, always in RGB."""
     boxes_xyxy: Float[Tensor, "objects 4"]
+    """Left, top, right, bottom of each object in pixels of the image as it is now."""
     labels: Int64[Tensor, "objects"]
+    """Class id of each object."""
 
 
 def resized_wh(size_wh: tuple[int, int], short_side: int, max_side: int | None) -> tuple[int, int]:
     """Width and height after bringing the shorter side to `short_side`, less if the longer would exceed `max_side`.
 
-    The published rule, to the pixel: then the shorter side is rounded to the nearest and the longer one down, so that
-    an extreme aspect ratio may miss `max_side` by a few pixels.
+    This is the rule of the published code, to the pixel. If `max_side` decides, the shorter side is rounded to the
+    nearest pixel and the longer one down, so that an extreme aspect ratio may miss `max_side` by a few pixels.
     """
     short, long = min(size_wh), max(size_wh)
     if max_side is not None and long * short_side > max_side * short:
@@ -49,38 +49,38 @@ def resized_wh(size_wh: tuple[int, int], short_side: int, max_side: int | None) 
 
 
 def resize(example: Example, size_wh: tuple[int, int]) -> Example:
-    """To exactly this size, with PIL's antialiased bilinear filter."""
+    """Example resized to exactly this size, with PIL's antialiased bilinear filter."""
     old_width, old_height = example.image.size
     width, height = size_wh
     if (width, height) == (old_width, old_height):
         return example
-    image = tv.resize(example.image, [height, width], interpolation=InterpolationMode.BILINEAR)
+    image = example.image.resize((width, height), Image.Resampling.BILINEAR)
     return example._replace(image=image, boxes_xyxy=scaled(example.boxes_xyxy, width / old_width, height / old_height))
 
 
 def scaled(boxes_xyxy: Float[Tensor, "objects 4"], x: float, y: float) -> Float[Tensor, "objects 4"]:
-    """Boxes in an image that has become `x` times as wide and `y` times as high."""
+    """Boxes of an image that has become `x` times as wide and `y` times as high."""
     return boxes_xyxy * torch.tensor([x, y, x, y], dtype=boxes_xyxy.dtype)
 
 
 def hflip(example: Example) -> Example:
-    """Left and right exchanged."""
+    """Example with left and right exchanged."""
     width = example.image.width
     left, top, right, bottom = example.boxes_xyxy.unbind(-1)
     boxes = torch.stack([width - right, top, width - left, bottom], dim=-1)
-    return example._replace(image=tv.horizontal_flip(example.image), boxes_xyxy=boxes)
+    return example._replace(image=example.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes_xyxy=boxes)
 
 
 def vflip(example: Example) -> Example:
-    """Top and bottom exchanged."""
+    """Example with top and bottom exchanged."""
     height = example.image.height
     left, top, right, bottom = example.boxes_xyxy.unbind(-1)
     boxes = torch.stack([left, height - bottom, right, height - top], dim=-1)
-    return example._replace(image=tv.vertical_flip(example.image), boxes_xyxy=boxes)
+    return example._replace(image=example.image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), boxes_xyxy=boxes)
 
 
 def rotate90(example: Example, quarter_turns: int) -> Example:
-    """Turned counter-clockwise by so many quarters, without loss."""
+    """Example turned counter-clockwise by a number of quarter turns, without loss."""
     turns = quarter_turns % 4
     if turns == 0:
         return example
@@ -90,50 +90,54 @@ def rotate90(example: Example, quarter_turns: int) -> Example:
         left, top, right, bottom = boxes.unbind(-1)
         boxes = torch.stack([top, width - right, bottom, width - left], dim=-1)
         width, height = height, width
-    return example._replace(image=tv.rotate(example.image, 90.0 * turns, expand=True), boxes_xyxy=boxes)
+    return example._replace(image=example.image.rotate(90 * turns, expand=True), boxes_xyxy=boxes)
 
 
 def keep_visible(
     before_xyxy: Float[Tensor, "objects 4"], after_xyxy: Float[Tensor, "objects 4"], min_visible: float
 ) -> Bool[Tensor, "objects"]:
-    """Which objects stay after a cut: those with some area left, and at least `min_visible` of what they had.
+    """Mask of the objects that stay after a cut: some area is left, and at least the share `min_visible` of it.
 
-    Both boxes must be at the same scale.
+    Args:
+        before_xyxy: boxes before the cut.
+        after_xyxy: boxes after it, at the same scale.
+        min_visible: smallest share of the area, in 0..1.
     """
     exists = (after_xyxy[:, 2:] > after_xyxy[:, :2]).all(dim=1)
-    # What is not cut at all must not fall to a rounding error, whatever the share.
+    # A little below the share, so that an object that is not cut at all is not lost to rounding.
     return exists & (area(after_xyxy) >= min_visible * (1 - 1e-4) * area(before_xyxy))
 
 
 def crop(example: Example, left: int, top: int, size_wh: tuple[int, int], min_visible: float = 0.0) -> Example:
-    """A window of the image. Boxes are cut at its border; objects of which too little is left are dropped."""
+    """Window of an example. Boxes are cut at its border; objects of which too little is left are dropped."""
     width, height = size_wh
     shift = torch.tensor([left, top, left, top], dtype=example.boxes_xyxy.dtype)
     limit = torch.tensor([width, height, width, height], dtype=example.boxes_xyxy.dtype)
     boxes = (example.boxes_xyxy - shift).clamp(min=0).minimum(limit)
     visible = keep_visible(example.boxes_xyxy, boxes, min_visible)
-    return Example(tv.crop(example.image, top, left, height, width), boxes[visible], example.labels[visible])
+    image = example.image.crop((left, top, left + width, top + height))
+    return Example(image, boxes[visible], example.labels[visible])
 
 
 def random_crop(
     example: Example, smallest: int, largest: int, generator: torch.Generator, min_visible: float = 0.0
 ) -> Example:
-    """A window of random size and place: each side uniform in `smallest`..`largest`, both included.
+    """Window of random size and place: each side uniform in `smallest`..`largest` pixels, both included.
 
-    A side of the image shorter than `smallest` is kept whole.
+    A side of the image that is shorter than `smallest` is kept whole.
     """
     width, height = (uniform_integer(min(smallest, side), min(largest, side), generator) for side in example.image.size)
     return _crop_anywhere(example, (width, height), generator, min_visible)
 
 
 def zoom_in(example: Example, factor: float, generator: torch.Generator, min_visible: float = 0.0) -> Example:
-    """A window anywhere, of 1 / `factor` of each side: at the size the image had, all in it would be so much larger."""
+    """Window at a random place with 1 / `factor` of each side; resized to the old size, objects are `factor` larger."""
     width, height = (max(1, round(side / factor)) for side in example.image.size)
     return _crop_anywhere(example, (width, height), generator, min_visible)
 
 
 def zoom_out(example: Example, factor: float, generator: torch.Generator) -> Example:
-    """The image `factor` times smaller, anywhere on a plain ground of the size it had."""
+    """Image `factor` times smaller, at a random place on a plain background of the old size."""
     width, height = example.image.size
     small = resize(example, (max(1, round(width / factor)), max(1, round(height / factor))))
     left = uniform_integer(0, width - small.image.width, generator)
@@ -144,9 +148,10 @@ def zoom_out(example: Example, factor: float, generator: torch.Generator) -> Exa
 
 
 def iou_crop(example: Example, generator: torch.Generator, min_visible: float = 0.0) -> Example:
-    """A window whose overlap with some object is at least a random one of 0 to 0.9, as IoU (SSD, arXiv 1512.02325).
+    """Window whose IoU with some object is at least a random value in 0..0.9 (SSD, arXiv 1512.02325).
 
-    Each side is 0.3 to 1 of the image's, the aspect ratio at most doubled. If no window of 40 will do, the whole image.
+    Each side is 0.3 to 1 of the image's, and the aspect ratio is at most doubled or halved. If none of 40 windows
+    fits, the whole image stays.
     """
     wanted = _IOU_CHOICES[uniform_integer(0, len(_IOU_CHOICES) - 1, generator)]
     for _ in range(_IOU_TRIALS):
@@ -166,18 +171,18 @@ def iou_crop(example: Example, generator: torch.Generator, min_visible: float = 
 
 
 def without_thin(example: Example, min_side: float) -> Example:
-    """Without the objects of which a side is shorter than so many pixels."""
+    """Example without the objects that have a side shorter than `min_side` pixels."""
     sizes = example.boxes_xyxy[:, 2:] - example.boxes_xyxy[:, :2]
     return chosen(example, (sizes >= min_side).all(dim=1))
 
 
 def chosen(example: Example, kept: Bool[Tensor, "objects"]) -> Example:
-    """Only the objects marked True."""
+    """Example with the objects marked True alone."""
     return example._replace(boxes_xyxy=example.boxes_xyxy[kept], labels=example.labels[kept])
 
 
 def together(examples: Sequence[Example], image: Image.Image) -> Example:
-    """The objects of all examples on one image, their boxes as they are."""
+    """Example of one image with the objects of several, whose boxes stay as they are."""
     return Example(
         image,
         torch.cat([example.boxes_xyxy for example in examples]),

@@ -1,4 +1,4 @@
-"""One training image made of several: mosaic (arXiv 2004.10934) and mixup (arXiv 1902.04103)."""
+"""Mixing of several training images into one: mosaic (arXiv 2004.10934) and mixup (arXiv 1902.04103)."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ def mosaic(
     generator: torch.Generator,
     min_visible: float = 0.0,
 ) -> Example:
-    """Four images around a random crossing, each filling a corner or as much of it as it can.
+    """Mosaic of four images around a random crossing, each filling its corner as far as it can.
 
     Args:
-        examples: Four; left above, right above, left below, right below.
-        size_wh: Of the whole, at least 2 pixels a side.
-        scales: Smallest and largest factor on an image that would just fit the whole.
-        generator: Decides on the crossing, on scales, and on which part of each image is seen.
-        min_visible: See `keep_visible`.
+        examples: four; left above, right above, left below, right below.
+        size_wh: width and height of the whole, at least 2 pixels each.
+        scales: smallest and largest factor on the size at which an image would just fit the whole.
+        generator: decides the crossing, the scales, and which part of each image is seen.
+        min_visible: see `keep_visible`.
     """
     assert len(examples) == 4
     column, row = (max(1, min(side - 1, round(side * uniform(*_CROSSING, generator)))) for side in size_wh)
@@ -38,7 +38,7 @@ def mosaic(
     for example, (left, top, right, bottom) in zip(examples, corners, strict=True):
         fitted = _fitted(example, size_wh, uniform_factor(*scales, generator))
         tile = _window(fitted, (right - left, bottom - top), generator, min_visible)
-        # Towards the crossing where the tile does not fill its corner, so that images meet.
+        # A tile that does not fill its corner lies next to the crossing, so that the images meet.
         x = right - tile.image.width if left == 0 else left
         y = bottom - tile.image.height if top == 0 else top
         ground.paste(tile.image, (x, y))
@@ -47,9 +47,9 @@ def mosaic(
 
 
 def mixup(example: Example, other: Example, generator: torch.Generator) -> Example:
-    """The other image shining through a part of this one, as strong as it or a little weaker or stronger; all objects.
+    """Image blended with another one in a random part of it, with the objects of both.
 
-    The other one is brought to half to all of this one's size.
+    The other image is resized to fit half to all of the first, and gets a weight of 0.4 to 0.6.
     """
     guest = _fitted(other, example.image.size, uniform(*_MIXUP_SIZE, generator))
     x = uniform_integer(0, example.image.width - guest.image.width, generator)
@@ -63,7 +63,7 @@ def mixup(example: Example, other: Example, generator: torch.Generator) -> Examp
 
 
 def _fitted(example: Example, size_wh: tuple[int, int], factor: float) -> Example:
-    """The image so large that it would just fit into `size_wh`, times a factor up to 1."""
+    """Example resized to just fit into `size_wh`, times a factor up to 1."""
     width, height = example.image.size
     ratio = min(size_wh[0] / width, size_wh[1] / height)
     fit = [min(side, max(1, round(length * ratio))) for length, side in zip((width, height), size_wh, strict=True)]
@@ -71,7 +71,7 @@ def _fitted(example: Example, size_wh: tuple[int, int], factor: float) -> Exampl
 
 
 def _window(example: Example, most_wh: tuple[int, int], generator: torch.Generator, min_visible: float) -> Example:
-    """A part of the image, anywhere in it, that is no larger than `most_wh`."""
+    """Window at a random place in an example, no larger than `most_wh`."""
     width, height = (min(side, most) for side, most in zip(example.image.size, most_wh, strict=True))
     left = uniform_integer(0, example.image.width - width, generator)
     top = uniform_integer(0, example.image.height - height, generator)

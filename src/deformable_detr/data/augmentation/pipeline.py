@@ -1,4 +1,4 @@
-"""What happens to images and boxes before the network sees them: the paper's transforms and their settings."""
+"""Transforms of images and boxes, for training and for evaluation, each made of the settings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,22 +30,23 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.data.rng import happens, uniform_factor, uniform_integer
 
 Draw = Callable[[torch.Generator], Example]
-"""Another example of the data set, any of them."""
+"""Function that draws a random example of the data set."""
 
 
 @runtime_checkable
 class Transform(Protocol):
-    """Takes every random decision from the generator, so that one seed gives one result."""
+    """Transform of an image and its boxes; all random numbers come from the generator, so a seed gives one result."""
 
     def __call__(self, example: Example, generator: torch.Generator, draw: Draw | None = None) -> Example:
-        """The example transformed; without `draw`, nothing is mixed in from others."""
+        """Example after the transform; without `draw`, no other example is mixed in."""
 
 
 def augment(
     example: Example, generator: torch.Generator, draw: Draw | None = None, *, augmentation: Augmentation
 ) -> Example:
-    """One random variation of a training image, at its final size. See `Augmentation`."""
-    # What is off takes no number from the generator, so that a new setting changes nothing for those who leave it off.
+    """Random variation of a training image at its final size, see `Augmentation`."""
+    # A setting that is off takes no random number, so that new settings change nothing for those who leave them off.
+    # (The paper's own steps always take theirs.) First what builds the scene, then its orientation.
     example, has_ground = _mixed(example, generator, draw, augmentation)
     if happens(augmentation.hflip, generator):
         example = hflip(example)
@@ -53,6 +54,7 @@ def augment(
         example = vflip(example)
     if happens(augmentation.rotate90, generator):
         example = rotate90(example, uniform_integer(1, 3, generator))
+    # Crops, before the resize: that of SSD, then that of the paper.
     if augmentation.iou_crop > 0 and happens(augmentation.iou_crop, generator):
         example = iou_crop(example, generator, augmentation.min_visible)
     if happens(augmentation.crop_probability, generator):
@@ -61,6 +63,7 @@ def augment(
         example = random_crop(
             example, augmentation.crop_min, augmentation.crop_max, generator, augmentation.min_visible
         )
+    # The final size, and colours last, on as few pixels as possible.
     example = without_thin(_at_final_size(example, generator, augmentation, has_ground), augmentation.min_side)
     if augmentation.color_jitter > 0:
         example = color_jitter(example, augmentation.color_jitter, generator)
@@ -72,7 +75,7 @@ def augment(
 def _mixed(
     example: Example, generator: torch.Generator, draw: Draw | None, augmentation: Augmentation
 ) -> tuple[Example, bool]:
-    """And whether there is plain ground beside the image now."""
+    """Example after mosaic or zoom-out, and mixup; and whether plain background lies beside the image now."""
     has_ground = False
     size_wh = resized_wh(example.image.size, max(augmentation.short_sides), augmentation.max_side)
     if draw is not None and min(size_wh) > 1 and augmentation.mosaic > 0 and happens(augmentation.mosaic, generator):
@@ -93,31 +96,31 @@ def _at_final_size(
     factor = 1.0
     if augmentation.scale_jitter != (1.0, 1.0):
         factor = uniform_factor(*augmentation.scale_jitter, generator)
-        if factor > 1 and not has_ground:  # else the window might show nothing but ground
+        if factor > 1 and not has_ground:  # else the window might show nothing but background
             example = zoom_in(example, factor, generator, augmentation.min_visible)
     short_side = _one_of(augmentation.short_sides, generator)
     width, height = resized_wh(example.image.size, short_side, augmentation.max_side)
     if factor < 1:
-        # Smaller and no margin: the batch pads it anyway.
+        # Smaller, but without a margin: the batch is padded anyway.
         width, height = max(1, round(width * factor)), max(1, round(height * factor))
     return resize(example, (width, height))
 
 
 def training_transform(augmentation: Augmentation) -> Transform:
-    """The paper's random flip, crop and resize, or what `augmentation` makes of them."""
+    """Transform of training images with these settings; by default the paper's random flip, crop and resize."""
     return partial(augment, augmentation=augmentation)
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """Only the resize; nothing random, the generator is not touched."""
+    """Transform of images in evaluation: the resize alone, without any random number."""
     return partial(_resize_for_evaluation, preprocessing=preprocessing)
 
 
 def to_target(example: Example) -> Target:
-    """Boxes as the criterion wants them: centre and size, in 0..1 of the image as it is now, none without an extent."""
+    """Target of an example: boxes cxcywh in 0..1 of the image as it is now, without boxes that have no extent."""
     width, height = example.image.size
     boxes = scaled(example.boxes_xyxy, 1 / width, 1 / height)
-    # Rounding may have made the two sides of a very thin box one.
+    # Rounding may have brought the two sides of a very thin box together.
     example = chosen(example._replace(boxes_xyxy=boxes), (boxes[:, 2:] > boxes[:, :2]).all(dim=1))
     return Target(labels=example.labels, boxes=xyxy_to_cxcywh(example.boxes_xyxy))
 

@@ -1,4 +1,4 @@
-"""Augmentations by name, at the paper's image size; `Augmentation.scaled` brings them to another."""
+"""Augmentation presets by name, at the paper's image size; `Augmentation.scaled` brings them to another."""
 
 import difflib
 from collections.abc import Callable
@@ -8,17 +8,17 @@ from deformable_detr.data.augmentation.settings import Augmentation
 
 
 def paper() -> Augmentation:
-    """Mirror, crop and resize as published: for COCO and data sets of its kind."""
+    """Augmentation of the paper, flip, crop and resize: for COCO and data sets of its kind."""
     return Augmentation()
 
 
 def light() -> Augmentation:
-    """Mirror, a little of scale and colour: for a few hundred photos of things that look much the same."""
+    """Augmentation by flip and a little scale and colour: for a few hundred photos of things that look much alike."""
     return Augmentation(crop_probability=0.0, color_jitter=0.5, scale_jitter=(0.8, 1.25), min_visible=0.25)
 
 
 def strong() -> Augmentation:
-    """All there is for photos, mosaic and mixup among it: for long trainings that learn their images by heart."""
+    """Augmentation by all that suits photos, mosaic and mixup included: for long trainings that would overfit."""
     return Augmentation(
         crop_probability=0.0,
         photometric=0.5,
@@ -33,7 +33,7 @@ def strong() -> Augmentation:
 
 
 def aerial() -> Augmentation:
-    """All directions alike, and a wide range of scales: for pictures from above or through a microscope."""
+    """Augmentation in all directions and a wide range of scales: for images from above or through a microscope."""
     return Augmentation(
         crop_probability=0.0,
         vflip=0.5,
@@ -49,10 +49,10 @@ PRESETS: dict[str, Callable[[], Augmentation]] = {preset.__name__: preset for pr
 
 
 def find_preset(name: str) -> Augmentation:
-    """The augmentation of this name.
+    """Augmentation preset of this name.
 
     Raises:
-        ConfigError: there is none; the nearest name is offered.
+        ConfigError: there is no such preset; the message offers the nearest name.
     """
     if name in PRESETS:
         return PRESETS[name]()

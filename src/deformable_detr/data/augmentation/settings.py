@@ -16,52 +16,59 @@ _SHARES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training images are varied. The defaults are the paper's; what it does not use is off.
+    """Settings of the augmentation of training images. The defaults are the paper's; what it does not use is off.
 
-    Flip, then either resize to one of `short_sides`, or, with `crop_probability`, resize to one of `crop_short_sides`,
-    cut out a random window of `crop_min` to `crop_max` pixels a side, and resize that to one of `short_sides`.
-    What is on beside that comes in this order: mosaic, mixup, zoom-out, flips and turns, crops, scale jitter, resize,
-    colours.
+    The paper uses the augmentation of DETR (arXiv 2005.12872, section 4): flip, then either resize to one of
+    `short_sides`, or, with `crop_probability`, resize to one of `crop_short_sides`, cut out a random window of
+    `crop_min` to `crop_max` pixels a side, and resize that to one of `short_sides`. With other settings on, the order
+    is: mosaic or zoom-out, mixup, flips and turns, crops, scale jitter, resize, colours.
     """
 
     short_sides: tuple[int, ...] = PAPER_SHORT_SIDES
+    """Lengths in pixels of the shorter side, one of which is chosen at random for each image."""
     max_side: int = 1333
+    """Longest side in pixels; it is kept even if the shorter side then becomes shorter than chosen."""
     crop_probability: float = 0.5
+    """Probability of the paper's crop."""
     crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    """Lengths in pixels of the shorter side before the crop, one of which is chosen at random."""
     crop_min: int = 384
+    """Shortest side of the crop, in pixels."""
     crop_max: int = 600
+    """Longest side of the crop, in pixels."""
     hflip: float = 0.5
-    """Probability of a mirror image, left and right exchanged."""
+    """Probability of a horizontal flip: left and right exchanged."""
     vflip: float = 0.0
-    """Probability of top and bottom exchanged: for pictures taken from above, through a microscope and the like."""
+    """Probability of a vertical flip: for images taken from above, through a microscope and the like."""
     rotate90: float = 0.0
     """Probability of a turn by 90, 180 or 270 degrees; with 0.75 all four directions are equally likely."""
     color_jitter: float = 0.0
-    """0 leaves the colours alone; 1 varies brightness, contrast and saturation by up to 40 %, the hue by 5 %."""
+    """Strength of the colour jitter, 0..1; 1 varies brightness, contrast and saturation by up to 40 %, hue by 5 %."""
     photometric: float = 0.0
     """Probability of each of the stronger changes of brightness, contrast, saturation and hue, see `distort`."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
-    """Smallest and largest factor on the size of everything: large-scale jitter.
+    """Smallest and largest factor on the size of all objects: large-scale jitter.
 
-    Above 1 a window is cut out, but not of a mosaic or of what was zoomed out.
+    A factor above 1 cuts out a window, but not from a mosaic or an image that was zoomed out.
     """
     zoom_out: float = 0.0
-    """Probability of the image becoming 1 to `zoom_out_most` times smaller, on a plain ground; not done to a mosaic."""
+    """Probability of an image up to `zoom_out_most` times smaller on a plain background; not applied to a mosaic."""
     zoom_out_most: float = 4.0
+    """Largest factor of the zoom-out, 1..100."""
     iou_crop: float = 0.0
-    """Probability of a window that overlaps some object by a random IoU, see `geometry.iou_crop`."""
+    """Probability of a crop that overlaps some object by a random IoU, see `geometry.iou_crop`."""
     mosaic: float = 0.0
-    """Probability of four images in one."""
+    """Probability of a mosaic: four images in one."""
     mosaic_scale: tuple[float, float] = (0.5, 1.0)
-    """Smallest and largest factor on an image that would just fit the mosaic."""
+    """Smallest and largest factor on the size at which an image would just fit the mosaic."""
     mixup: float = 0.0
-    """Probability of another image shining through."""
+    """Probability of mixup: another image blended in."""
     mixing_off: float = 0.15
-    """Share of the epochs, the last ones, without mosaic and mixup: the model ends with pictures as they really are."""
+    """Share of the epochs without mosaic and mixup, the last ones: the model ends with images as they really are."""
     min_visible: float = 0.0
-    """An object that keeps less than this share of its area at a cut is dropped; 0 drops what is wholly outside."""
+    """Smallest share of its area that an object must keep at a cut; with 0 only objects wholly outside are dropped."""
     min_side: float = 0.0
-    """An object of which a side is shorter than so many pixels in the end is dropped."""
+    """Shortest side in pixels, at the final size, of an object that is kept."""
 
     def __post_init__(self) -> None:
         _check_sides("augmentation", self.short_sides, self.max_side)
@@ -88,9 +95,12 @@ class Augmentation:
             raise ConfigError(f"augmentation.min_side is {self.min_side}; it must be a number of pixels, at least 0")
 
     def scaled(self, short_side: int) -> "Augmentation":
-        """The same variation around another image size: every length times `short_side` / the largest short side.
+        """Augmentation for another image size: every length times `short_side` / the largest of `short_sides`.
 
         Lengths are rounded to whole pixels; short sides that become equal are kept once.
+
+        Raises:
+            ConfigError: `short_side` is below 1.
         """
         if short_side < 1:
             raise ConfigError(f"short_side is {short_side}; it must be at least 1")

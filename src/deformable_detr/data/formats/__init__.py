@@ -1,4 +1,4 @@
-"""Annotation formats: each module reads and writes one, and they share only the samples."""
+"""Annotation formats: each module reads and writes one of them, and all share the type of the samples."""
 
 from deformable_detr.data.formats import coco, voc, yolo
 

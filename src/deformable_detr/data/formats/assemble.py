@@ -1,4 +1,4 @@
-"""Images and objects as a reader found them, to samples: the one place that says what happens to a bad box.
+"""Samples from the images and objects that a reader found; all rules for bad boxes are here.
 
     not finite, or negative width or height   fatal
     no width or height left in 32 bits        dropped, reported
@@ -6,7 +6,7 @@
     partly outside                            clipped, reported
     equal to another of its class and image   kept, reported
 
-Samples come out without the boxes that are fatal, so that a report can go on.
+Samples are made without the fatal boxes, so that a report can go on.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,46 +19,61 @@ from jaxtyping import Bool, Float, Int
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem, ProblemKind, Sample
 
-# A box may reach past its image by this share of a side, as decimals rounded to five or six places do, without a word.
+# Share of a side by which a box may reach past its image without a report: coordinates rounded to five places do.
 _ROUNDING = 1e-5
 
 LARGEST_SIDE = 1_000_000
-"""No image is wider or higher, in pixels; an annotation that says so is wrong."""
+"""Largest width and height of an image in pixels; an annotation with a larger one is wrong."""
 
 
 class ImageEntry(NamedTuple):
-    """An image as the source lists it."""
+    """Image as the source lists it."""
 
     path: Path
+    """Image file."""
     size_wh: tuple[int, int]
+    """Width and height in pixels."""
     image_id: int
+    """Id of the image in the source, or its number from 1."""
 
 
 class ObjectTable(NamedTuple):
-    """All objects of a data set as parallel columns, in the source's order."""
+    """Table of all objects of a data set, as parallel columns in the source's order."""
 
     image_indices: Int[np.ndarray, "objects"]
+    """Position of each object's image among the images, from 0."""
     boxes_xyxy: Float[np.ndarray, "objects 4"]
+    """Left, top, right, bottom in pixels, as the source has them."""
     class_ids: Int[np.ndarray, "objects"]
+    """Class ids, from 0."""
     is_crowd: Bool[np.ndarray, "objects"]
+    """Whether each object is a region of many."""
     areas: Float[np.ndarray, "objects"]
-    """Not a number where the source gives none; becomes width x height."""
+    """Areas in square pixels; NaN where the source gives none, which becomes width x height."""
     object_ids: Int[np.ndarray, "objects"]
+    """Annotation ids of the source, or numbers from 1."""
 
     def select(self, keep: Bool[np.ndarray, "objects"] | Int[np.ndarray, "kept"]) -> "ObjectTable":
-        """The rows that `keep` picks, as numpy indexing does."""
+        """Table of the rows that `keep` selects, by numpy's indexing."""
         return ObjectTable(*(column[keep] for column in self))
 
 
 def assemble(
     images: Sequence[ImageEntry], objects: ObjectTable, where: Callable[[int], str]
 ) -> tuple[list[Sample], list[Problem]]:
-    """Samples in the order of `images`, and what was wrong with their boxes. `where` names an object by its row."""
+    """Samples in the order of the images, and the problems of their boxes.
+
+    Args:
+        images: all images.
+        objects: all objects.
+        where: name of an object in messages, by its row in `objects`.
+    """
     sizes_wh = np.array([entry.size_wh for entry in images], dtype=np.float64).reshape(-1, 2)
     boxes = objects.boxes_xyxy
     limits = np.tile(sizes_wh[objects.image_indices], 2)
     clipped = np.clip(boxes, 0.0, limits)
 
+    # Every box belongs to exactly one of these kinds. Only sound boxes go on; how far they were cut is measured.
     finite = np.isfinite(boxes).all(axis=1)
     x1, y1, x2, y2 = boxes.T
     negative = finite & ((x2 < x1) | (y2 < y1))
@@ -81,6 +96,7 @@ def assemble(
     report(empty, "degenerate_box", "has no width or height: dropped", False)
     report(reach > _ROUNDING, "clipped_box", "reaches past its image: clipped", False)
 
+    # Sorted by image, as `_split_by_image` needs them; stable, so that objects keep the source's order.
     rows = np.flatnonzero(sound)
     rows = rows[np.argsort(objects.image_indices[rows], kind="stable")]
     kept = objects.select(rows)._replace(boxes_xyxy=clipped[rows])
@@ -88,20 +104,21 @@ def assemble(
     twins[rows[_repeats(kept)]] = True
     report(twins, "duplicate_box", "repeats another box of its class: kept", False)
 
+    # Areas that the source does not give, or gives as nonsense, follow from the box after the cut.
     width, height = (kept.boxes_xyxy[:, 2:] - kept.boxes_xyxy[:, :2]).T
     kept = kept._replace(areas=np.where(np.isfinite(kept.areas) & (kept.areas >= 0), kept.areas, width * height))
     return _split_by_image(images, kept), problems
 
 
 def _is_empty(boxes_xyxy: Float[np.ndarray, "objects 4"]) -> Bool[np.ndarray, "objects"]:
-    """Whether nothing of a box is left in the single precision that training uses."""
+    """Mask of the boxes that have no extent in float32, which training uses."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = boxes_xyxy.astype(np.float32)
     return (single[:, 2] <= single[:, 0]) | (single[:, 3] <= single[:, 1])
 
 
 def _repeats(objects: ObjectTable) -> Int[np.ndarray, "repeats"]:
-    """Rows whose image, class and box are those of an earlier row."""
+    """Rows with the same image, class and box as an earlier row."""
     columns = (*objects.boxes_xyxy.T, objects.class_ids, objects.image_indices)
     order = np.lexsort(columns)
     equal = np.ones(max(len(order) - 1, 0), dtype=bool)
@@ -140,13 +157,13 @@ def _box_message(box_xyxy: Float[np.ndarray, "4"], fault: str, size_wh: tuple[in
 
 
 def problem_of(error: DataError, path: Path, kind: ProblemKind) -> Problem:
-    """The error about a file as a fatal problem, the file named once."""
+    """Fatal problem for an error about a file; the file is named once."""
     message = str(error).removeprefix(str(path)).lstrip(":, ")
     return Problem(kind, str(path), message, True)
 
 
 def unannotated(images: Sequence[str], num_images: int, where: str, annotation: str) -> list[Problem]:
-    """Reports images without an annotation file; if they are more than half, training on them would be a mistake."""
+    """Problems of images without an annotation file; a fatal one if they are more than half of all images."""
     problems = [
         Problem("unannotated_image", image, f"has no {annotation} file: taken as an image without objects", False)
         for image in images

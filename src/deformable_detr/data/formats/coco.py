@@ -1,6 +1,6 @@
-"""COCO json: one file per split with `images`, `annotations` and `categories`; boxes are (left, top, width, height).
+"""COCO format: a json per split with `images`, `annotations` and `categories`; boxes are (left, top, width, height).
 
-Categories become classes 0.. in the order of their ids, which are kept. `iscrowd` and `area` are honoured. Ids may be
+Categories become classes 0.. in the order of their ids, which are kept. `iscrowd` and `area` are read. Ids may be
 integers in quotes. Image ids that are other text are replaced by the position of the image, from 1.
 """
 
@@ -32,19 +32,23 @@ LOOKED_FOR = (
 
 
 def find_splits(path: Path) -> SplitLoaders:
-    """The COCO splits of a folder, or of one json file; empty if there are none."""
+    """COCO splits of a folder or of one json file; empty if there are none."""
     found = annotation_files(path)
     return name_splits((name, partial(load, file, split=name)) for name, file in found)
 
 
 def load(annotations: Path, *, images: Path | None = None, split: str | None = None) -> DetectionDataset:
-    """Reads one COCO json.
+    """Data set of one COCO json.
 
-    `images` is the folder that file names are relative to; without it, the usual places around the json are tried,
-    for which `split` may be the name of a folder. Images whose file is missing are left out and reported as fatal.
+    Images whose file is missing are left out and reported as fatal.
+
+    Args:
+        annotations: the json file.
+        images: folder that file names are relative to; if left out, the usual places around the json are tried.
+        split: name of the split, which may also be the name of the images' folder.
 
     Raises:
-        DataError: the file is not COCO json, or a value in it cannot be what it is.
+        DataError: the file is not COCO json, or a value in it is of the wrong kind.
     """
     where = str(annotations)
     document = read_json(annotations)
@@ -111,7 +115,7 @@ def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[tuple[str
 def _read_images(
     items: list[dict[str, Any]], annotations: Path, folder: Path | None, split: str
 ) -> tuple[list[ImageEntry | None], list[int | str], list[Problem]]:
-    """Entries, with None for images that cannot be used; the ids that annotations use for them; what was wrong."""
+    """Entries of all images, None for unusable ones; the ids that annotations use for them; and the problems."""
     where = str(annotations)
     names = [
         name_text(item.get("file_name"), f"{where}: images[{position}]", "the file_name")
@@ -159,7 +163,7 @@ def _read_images(
 
 
 def _image_key(value: object, where: str) -> int | str:
-    """What an image id is compared by: its integer if it is one, else its text."""
+    """Key that image ids are compared by: the integer if the id is one, else its text."""
     if type(value) is int and -(2**63) < value < 2**63:
         return value
     if isinstance(value, str) and value.strip():
@@ -181,7 +185,7 @@ def _refuse_repeated_ids(keys: Sequence[int | str], where: str) -> None:
 
 
 def _annotated_size(item: dict[str, Any], where: str) -> tuple[int, int] | None:
-    """(width, height) as the json has it; None if it leaves out either."""
+    """Size of an image in the json, (width, height); None if either is left out."""
     width, height = item.get("width"), item.get("height")
     if width is None or height is None:
         return None
@@ -194,7 +198,7 @@ def _annotated_size(item: dict[str, Any], where: str) -> tuple[int, int] | None:
 def _read_objects(
     items: list[dict[str, Any]], image_keys: Sequence[int | str], class_of: dict[int, int], where: str
 ) -> tuple[ObjectTable, list[Problem]]:
-    """All annotations whose image and category exist, as columns; the others as fatal problems."""
+    """Table of all annotations whose image and category exist; the others as fatal problems."""
 
     def place(position: int) -> str:
         label = shown(items[position]["id"]) if "id" in items[position] else f"number {position + 1}"
@@ -248,7 +252,7 @@ def _read_boxes(items: list[dict[str, Any]], place: Any) -> Float[np.ndarray, "o
             try:
                 return _to_xyxy(np.array(numbers, dtype=np.float64).reshape(-1, 4))
             except OverflowError:
-                pass  # an integer beyond floats: found again, and named, below
+                pass  # an integer too large for a float: the loop below finds it again and names it
     for position, box in enumerate(boxes):
         if type(box) is not list or len(box) != 4:
             raise DataError(f"{place(position)}: bbox must be [left, top, width, height], not {shown(box)}")
@@ -264,7 +268,7 @@ def _to_xyxy(boxes_ltwh: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "o
 
 
 def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray, "objects"], list[Problem]]:
-    """The source's annotation ids, or numbers from 1 if any of them is missing, is not a number or repeats."""
+    """Annotation ids of the source, or numbers from 1 if any id is missing, is not a number or repeats."""
     ids = [item.get("id") for item in items]
     if len({value for value in ids if type(value) is int and abs(value) < 2**63}) == len(ids):
         return np.array(ids, dtype=np.int64), []
@@ -278,10 +282,16 @@ def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray
 def save(
     dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement | None = "copy"
 ) -> tuple[Problem, ...]:
-    """Writes one split as `annotations/<split>.json` and `images/<split>/`.
+    """Write one split as `annotations/<split>.json` and `images/<split>/`.
 
-    With `images=None` no image is moved and the json holds absolute paths. Returns what the format cannot hold:
-    nothing.
+    Args:
+        dataset: the split.
+        folder: where to write it.
+        split: its name.
+        images: copy or link the image files; with None they stay, and the json holds absolute paths.
+
+    Returns:
+        Problems for content that the format cannot hold: none.
 
     Raises:
         OutputError: a file cannot be written.

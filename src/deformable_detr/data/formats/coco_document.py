@@ -1,4 +1,4 @@
-"""Content of a COCO file: its images, categories and annotations."""
+"""Content of a COCO file: images, categories and annotations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from deformable_detr.data.dataset import DetectionDataset
 
 
 def image_record(image_id: int, file_name: str, size_wh: tuple[int, int]) -> dict[str, Any]:
-    """An entry of "images"."""
+    """Entry of "images"."""
     width, height = size_wh
     return {"id": image_id, "file_name": file_name, "width": width, "height": height}
 
@@ -22,16 +22,16 @@ def object_record(
     is_crowd: bool = False,
     score: float | None = None,
 ) -> dict[str, Any]:
-    """An entry of "annotations".
+    """Entry of "annotations".
 
     Args:
-        object_id: its own number.
-        image_id: of the image it is on.
-        category_id: of its class.
+        object_id: id of the annotation.
+        image_id: id of the image.
+        category_id: id of the category.
         box_xyxy: left, top, right and bottom in pixels; the file has width and height in place of the last two.
         area: in square pixels; width x height if left out.
         is_crowd: whether it is a region of many objects.
-        score: of a detection; no object that is there has one.
+        score: confidence of a detection, 0..1; left out for an annotated object.
     """
     left, top, right, bottom = box_xyxy
     width, height = right - left, bottom - top
@@ -52,7 +52,7 @@ def document(
     classes: Sequence[str],
     category_ids: Sequence[int],
 ) -> dict[str, Any]:
-    """The whole of a file; `category_ids` are those of `classes`, in their order."""
+    """Content of a whole file; `category_ids` are in the order of `classes`."""
     categories = [
         {"id": category_id, "name": name, "supercategory": ""}
         for category_id, name in zip(category_ids, classes, strict=True)
@@ -67,7 +67,7 @@ def document(
 
 
 def to_document(dataset: DetectionDataset, file_names: Sequence[str]) -> dict[str, Any]:
-    """A data set as the content of a file, with the source's own ids; one file name per sample."""
+    """Content of a file for a data set, with the ids of its source; `file_names` has one name per sample."""
     images = []
     annotations = []
     for sample, file_name in zip(dataset.samples, file_names, strict=True):

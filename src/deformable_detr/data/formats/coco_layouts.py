@@ -1,4 +1,4 @@
-"""Where COCO data sets keep their files: which json belongs to which split, and what its file names are relative to."""
+"""Layouts of COCO data sets: the json of each split, and the folder that its file names are relative to."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,15 @@ _FOLDERS_OF_SPLIT = {
 
 
 def annotation_files(path: Path) -> list[tuple[str, Path]]:
-    """(split as the names say it, json file) for the first of these layouts that is there.
+    """Split name and json file of each split, for the first of these layouts that is there.
 
     1. `annotations/instances_<split>.json`, else `annotations/<split>.json`
     2. `<split>/_annotations.coco.json`, or `_annotations.coco.json` in the folder itself
     3. `coco/<split>.json`
     4. `<split>.json` in the folder itself
 
-    Files of other names than train, val and test, and all of the last layout, count only if they start like COCO.
+    Files with other names than train, val and test, and all files of the last layout, count only if they start like
+    COCO json.
     """
     if path.is_file():
         is_json = path.suffix.lower() == ".json"
@@ -48,7 +49,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """The json files that may hold boxes: `instances_*` if there are any, else those that are not of another task."""
+    """Json files that may hold boxes: `instances_*` if there are any, else all but those of another task."""
     if not folder.is_dir():
         return []
     files = sorted(file for file in folder.glob("*.json") if file.is_file() and not file.name.startswith((".", "_")))
@@ -73,19 +74,21 @@ def _starts_like_coco(file: Path) -> bool:
             head = stream.read(_SNIFFED_BYTES)
     except OSError:
         return False
-    # A list would be results; an object without these keys is something else altogether.
+    # A list would be detection results; an object without these keys is no COCO file.
     starts_object = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
     return starts_object and any(key in head for key in (b'"file_name"', b'"image_id"', b'"categories"'))
 
 
 class ImageRoot(NamedTuple):
-    """The folder that file names are relative to, and whether only their last part counts."""
+    """Folder that the file names of a json are relative to."""
 
     folder: Path
+    """Folder of the images."""
     last_part_only: bool
+    """Whether only the last part of each file name counts."""
 
     def paths(self, names: Iterable[str]) -> list[str]:
-        """Where each image should be."""
+        """Path at which each image should be."""
         folder = str(self.folder)
         if self.last_part_only:
             return [os.path.join(folder, name.replace("\\", "/").rpartition("/")[2]) for name in names]
@@ -93,11 +96,11 @@ class ImageRoot(NamedTuple):
 
 
 def find_image_root(annotations: Path, names: Sequence[str], split: str) -> ImageRoot | None:
-    """The place where most of the first images are, decided once per file; None if none of them is anywhere.
+    """Folder in which most of a few probed images are, decided once per json; None if none of them is found.
 
-    Tried in order, each for the folder of the json and then for its parent: the folder itself, `images`,
+    These are tried in order, for the folder of the json and then for its parent: the folder itself, `images`,
     `JPEGImages`, folders named after the split (`val`, `valid`, `val2017`), those within `images`, and `images`
-    within those; first with the names as they stand, then with their last part alone.
+    within those; first with the whole file names, then with their last part alone.
     """
     probes = names[:: max(1, len(names) // _PROBED_IMAGES)][:_PROBED_IMAGES]
     splits = dict.fromkeys((split, *_FOLDERS_OF_SPLIT.get(canonical_split(split), ())))
@@ -120,7 +123,7 @@ def find_image_root(annotations: Path, names: Sequence[str], split: str) -> Imag
 
 
 def listed_paths(paths: Iterable[str]) -> list[tuple[Path, bool]]:
-    """Each path, and whether it is a file. Folders are listed once: asking for 118,000 files takes far longer."""
+    """Paths, each with whether it is a file. Folders are listed once: asking for 118,000 files takes far longer."""
     listings: dict[str, set[str]] = {}
     answers = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""JSON, YAML, XML and text files to plain values; what is wrong with them becomes a `DataError` with file and line."""
+"""Parsing of JSON, YAML, XML and text files to plain values; errors are `DataError`s with file and line."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _LARGEST_ID = 2**63 - 1
 
 
 def shown(value: object) -> str:
-    """The value as a message shows it: one short line, however large or strange it is."""
+    """Text of a value for a message: one short line, however large or strange the value is."""
     short = reprlib.Repr()
     short.maxlevel, short.maxlist, short.maxdict, short.maxlong, short.maxstring = 2, 4, 4, 30, 60
     try:
@@ -26,13 +26,13 @@ def shown(value: object) -> str:
 
 
 def _one_line(reason: object) -> str:
-    """What a parser says is wrong, in one short line that can be printed."""
+    """Reason that a parser gives, in one short line that can be printed."""
     text = " ".join(str(reason).split())[:200]
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content.
+    """Content of a file.
 
     Raises:
         DataError: it cannot be read.
@@ -45,7 +45,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The file's content as UTF-8, without a byte order mark.
+    """Text of a UTF-8 file, without a byte order mark.
 
     Raises:
         DataError: it cannot be read or is not UTF-8.
@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file.
+    """Value in a JSON file.
 
     Raises:
         DataError: unreadable, not JSON, nested too deeply, or an object that has the same key twice.
@@ -90,10 +90,10 @@ def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's plain values only, and no key twice."""
+    """YAML loader of plain values only, which refuses a key that appears twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base does, after looking for keys that repeat."""
+        """Mapping as the base class makes it, after a check for repeated keys."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for position, key in enumerate(keys):
             if key in keys[:position]:
@@ -104,7 +104,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The YAML value in a file: plain data only.
+    """Value in a YAML file: plain data only.
 
     Raises:
         DataError: unreadable, not YAML, nested too deeply, or a mapping that has the same key twice.
@@ -119,15 +119,15 @@ def read_yaml(path: Path) -> Any:
     except RecursionError as error:
         raise DataError(f"{path}: not a data set description: its values are nested too deeply") from error
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
-        # The others come from PyYAML's converters, given text such as `!!int x`.
+        # The other errors come from PyYAML's converters, for text such as `!!int x`.
         raise DataError(f"{path}: not usable YAML: {_one_line(error)}") from error
 
 
 def read_xml(path: Path) -> Element:
-    """The root element of an XML file.
+    """Root element of an XML file.
 
     Raises:
-        DataError: unreadable, not XML, or using entities, which annotations have no need for.
+        DataError: unreadable, not XML, or with entities, which annotations do not need.
     """
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
@@ -145,7 +145,12 @@ def read_xml(path: Path) -> Element:
 
 
 def whole_number(value: object, where: str, what: str) -> int:
-    """The value as an integer; integers in quotes and floats without a fraction count, truth values do not.
+    """Integer of a value; integers in quotes and floats without a fraction are accepted, truth values are not.
+
+    Args:
+        value: to convert.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
 
     Raises:
         DataError: it is something else, or has more than 64 bits.
@@ -163,10 +168,15 @@ def whole_number(value: object, where: str, what: str) -> int:
 
 
 def name_text(value: object, where: str, what: str) -> str:
-    """The value as a name: text that is not empty and can be printed and used in a path.
+    """Name of a class or file: text that is not empty, is valid Unicode and has no zero character.
+
+    Args:
+        value: to check.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
 
     Raises:
-        DataError: it is not.
+        DataError: it is something else.
     """
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {what} must be text, not {shown(value)}")

@@ -1,4 +1,4 @@
-"""Names of the parts of a data set: one spelling each, in a fixed order."""
+"""Names of the splits of a data set: one spelling for each, in a fixed order."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from deformable_detr.data.dataset import DetectionDataset
 
 SplitLoaders = dict[str, Callable[[], DetectionDataset]]
-"""Split name -> function that reads it, in the order train, val, test, then the others by name."""
+"""Functions that read the splits, by split name, in the order train, val, test, then the others by name."""
 
 _SPELLINGS = {
     "train": re.compile(r"train(ing)?[-_]?(set)?(\d{4})?"),
@@ -16,11 +16,11 @@ _SPELLINGS = {
 
 
 MAIN_SPLITS = tuple(_SPELLINGS)
-"""Those that have several spellings: train, val and test."""
+"""Main splits, which have several spellings: train, val and test."""
 
 
 def canonical_split(name: str) -> str:
-    """`train`, `val` or `test` for their usual spellings (`valid`, `val2017`, `Training`); other names unchanged."""
+    """Canonical name of a split: train, val or test for usual spellings (`valid`, `val2017`), else the name itself."""
     for canonical, spelling in _SPELLINGS.items():
         if spelling.fullmatch(name.lower()):
             return canonical
@@ -28,10 +28,10 @@ def canonical_split(name: str) -> str:
 
 
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
-    """Gives what was found its canonical names, in the fixed order.
+    """Splits under their canonical names, in the fixed order.
 
-    Names that would fall together (train2014 and train2017) stay as they are. A single part with a name of its own,
-    such as `annotations` or `default`, is what there is to train on and is called `train`.
+    Names that would become equal (train2014 and train2017) stay as they are. A single split with another name, such as
+    `annotations` or `default`, is called `train`, because it is all there is to train on.
     """
     parts = list(found)
     canonical = [canonical_split(name) for name, _ in parts]

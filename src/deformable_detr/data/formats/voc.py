@@ -1,9 +1,9 @@
-"""Pascal VOC: one xml per image, found by the stem of its name; boxes are corners, taken as they stand.
+"""Pascal VOC format: an xml per image, found by the stem of its name; boxes are corners, taken as they are.
 
-Objects marked difficult are ordinary objects here. `<iscrowd>1</iscrowd>` and `<area>` within an object are ours: the
-writer adds them so that nothing is lost between formats. Classes are in the order of a `classes.txt` or `labels.txt`
-in the data set's folder, else alphabetical over all of its splits. An image without an xml is one without objects,
-and is reported; if more than half of a split is like that, it is fatal.
+Objects marked difficult are ordinary objects here. `<iscrowd>1</iscrowd>` and `<area>` within an object are additions
+of this package, so that nothing is lost between formats. Classes are in the order of a `classes.txt` or `labels.txt`
+in the data set's folder, else alphabetical over all of its splits. An image without an xml counts as one without
+objects and is reported; if more than half of a split has none, that is fatal.
 """
 
 import math
@@ -45,26 +45,30 @@ CLASS_FILES = ("classes.txt", "labels.txt")
 
 
 class Annotation(NamedTuple):
-    """What one xml says."""
+    """Content of one xml; the lists have an entry for each object."""
 
     size_wh: tuple[int, int] | None
-    """None where it is missing or is not a size."""
+    """Width and height in pixels; None where they are missing or are no size."""
     image_name: str | None
+    """File name of the image; None where it is missing."""
     class_names: list[str]
+    """Class name of each object."""
     boxes_xyxy: list[tuple[float, float, float, float]]
+    """Left, top, right, bottom of each object in pixels."""
     is_crowd: list[bool]
+    """Whether each object is a region of many."""
     areas: list[float]
-    """Not a number where there is none."""
+    """Area of each object in square pixels; NaN where there is none."""
 
 
 def find_splits(path: Path) -> SplitLoaders:
-    """The VOC splits of a folder; empty if there are none."""
+    """VOC splits of a folder; empty if there are none."""
     parts = find_parts(path)
     return name_splits((part.split, partial(_load_part, part, path, parts)) for part in parts)
 
 
 def load(folder: Path, *, split: str = "train") -> DetectionDataset:
-    """Reads one split of a VOC folder. What is wrong with single files is left in `problems`.
+    """Data set of one split of a VOC folder; faults of single files are listed in its problems.
 
     Raises:
         DataError: there is no such split, or no class has a name.
@@ -76,7 +80,7 @@ def load(folder: Path, *, split: str = "train") -> DetectionDataset:
 
 
 def parse_annotation(root: Element, where: str) -> Annotation:
-    """The objects of one VOC annotation.
+    """Annotation in the root element of a VOC xml.
 
     Raises:
         DataError: the xml is something else, or an object lacks a name or a corner.
@@ -120,7 +124,7 @@ def _size_of(root: Element) -> tuple[int, int] | None:
 
 
 class _Object(NamedTuple):
-    """One object: the image it belongs to, and its place in an annotation."""
+    """Object with the image it belongs to and its place in an annotation."""
 
     image_index: int
     xml: Path
@@ -162,11 +166,12 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
 def _match_images(
     part: VocPart, parsed: dict[Path, Annotation | None], problems: list[Problem]
 ) -> tuple[list[ImageEntry], list[_Object]]:
-    """The images of a split that are there and can be sized, and all of their objects."""
+    """Images of a split that exist and whose size is known, and all of their objects."""
     entries: list[ImageEntry] = []
     rows: list[_Object] = []
     bare: list[str] = []
     items = list(part.items(problems))
+    # An xml may name an image of another stem; then that image needs no xml of its own.
     named = {
         part.image_named(annotation.image_name)
         for item in items
@@ -175,7 +180,7 @@ def _match_images(
     for item in items:
         annotation = parsed.get(item.xml)
         if annotation is None and (item.xml in parsed or item.image in named - {None}):
-            continue  # Reported when its xml could not be parsed, or annotated under another stem.
+            continue  # Its broken xml has been reported, or an xml of another stem annotates it.
         image = item.image or part.image_named(annotation.image_name if annotation else None)
         if image is None:
             where = str(item.xml) if annotation else part.where
@@ -222,12 +227,12 @@ def _read_or_report(file: Path, problems: list[Problem]) -> Annotation | None:
 def _classes_of(
     folder: Path, parts: Sequence[VocPart], parsed: dict[Path, Annotation | None]
 ) -> tuple[tuple[str, ...], str]:
-    """Class names, and where they come from: a list beside the annotations, or the objects of all splits."""
+    """Class names with their source: a list beside the annotations, or the objects of all splits."""
     for name in CLASS_FILES:
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
     names: set[str] = set()
-    # Files that cannot be parsed are reported by the split they belong to.
+    # Files that cannot be parsed are reported when their own split is read, so not here.
     for file in dict.fromkeys(file for part in parts for file in xml_files(part.xml_folder)):
         annotation = parsed[file] if file in parsed else _read_or_report(file, [])
         names.update(annotation.class_names if annotation else ())
@@ -239,13 +244,22 @@ def _classes_of(
 def save(
     dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
 ) -> tuple[Problem, ...]:
-    """Writes one split as `Annotations`, `JPEGImages`, `ImageSets/Main/<split>.txt` and `classes.txt`.
+    """Write one split as `Annotations`, `JPEGImages`, `ImageSets/Main/<split>.txt` and `classes.txt`.
 
-    Other splits that the folder holds stay as they are; images whose names they use are renamed. Returns what the
-    format cannot hold: nothing, but ids, which are numbered anew when read.
+    Other splits in the folder stay as they are; images whose names they use are renamed. Ids are not written: they are
+    numbered anew when the data set is read.
+
+    Args:
+        dataset: the split.
+        folder: where to write it.
+        split: its name.
+        images: copy or link the image files.
+
+    Returns:
+        Problems for content that the format cannot hold: none.
 
     Raises:
-        DataError: a class name cannot stand in the files, or the folder holds a data set of other classes.
+        DataError: a class name cannot be written in these files, or the folder holds a data set of other classes.
         OutputError: a file cannot be written.
     """
     for name in dataset.classes:
@@ -266,7 +280,7 @@ def save(
 
 
 def annotation_text(sample: Sample, image_name: str, classes: Sequence[str]) -> str:
-    """The xml of one image."""
+    """Text of the xml of one image."""
     root = Element("annotation")
     SubElement(root, "folder").text = "JPEGImages"
     SubElement(root, "filename").text = image_name

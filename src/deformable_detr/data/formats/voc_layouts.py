@@ -1,4 +1,4 @@
-"""Where VOC data sets keep their files: xml and image folders, and lists of stems."""
+"""Layouts of VOC data sets: xml and image folders, and lists of stems."""
 
 import os
 from collections.abc import Iterator
@@ -16,15 +16,18 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 
 
 class ListedImage(NamedTuple):
-    """An image of a split: the stem it is found by, and what was found."""
+    """Image of a split with the files found for it."""
 
     stem: str
+    """Stem that both files are found by."""
     xml: Path
+    """Annotation file, which may not exist."""
     image: Path | None
+    """Image file; None if there is none."""
 
 
 class VocPart:
-    """One split: a folder of xml, a folder of images, and a list of stems if not all of them belong."""
+    """Split of a VOC data set: a folder of xml, a folder of images, and a list of stems if not all belong to it."""
 
     def __init__(self, split: str, xml_folder: Path, image_folder: Path, list_file: Path | None = None) -> None:
         self.split = split
@@ -34,15 +37,15 @@ class VocPart:
 
     @property
     def where(self) -> str:
-        """What to call the split in messages."""
+        """Name of the split in messages."""
         return str(self.list_file or self.xml_folder)
 
     def xml_paths(self) -> list[Path]:
-        """The xml files of this split that are there."""
+        """Xml files of this split that exist."""
         return [self._xml_of_stem[stem] for stem in dict.fromkeys(self._stems) if stem in self._xml_of_stem]
 
     def items(self, problems: list[Problem]) -> Iterator[ListedImage]:
-        """Every image of the split once, in its order; stems listed again are reported."""
+        """Images of the split in its order, each once; stems listed again are added to the problems."""
         seen = set()
         for stem in self._stems:
             if stem in seen:
@@ -55,7 +58,7 @@ class VocPart:
             yield ListedImage(stem, xml, image)
 
     def image_named(self, file_name: str | None) -> Path | None:
-        """The image that an xml names, if it is there; only the last part of the name counts."""
+        """Image that an xml names, if it exists; only the last part of the name counts."""
         if file_name is None:
             return None
         last = file_name.replace("\\", "/").rpartition("/")[2]
@@ -64,7 +67,7 @@ class VocPart:
 
     @cached_property
     def _images(self) -> dict[str, Path]:
-        """Image files by stem, and by stem in lower case where that leaves no doubt."""
+        """Image files by stem, and by stem in lower case where no other stem is equal to that."""
         found: dict[str, Path] = {}
         for path in sorted(self.image_folder.iterdir()):
             if is_image_file(path):
@@ -85,7 +88,7 @@ class VocPart:
         return sorted({*self._xml_of_stem, *bare})
 
     def _stem_of(self, line: str) -> str:
-        """The stem in a line of a list; it may carry the image's ending, or VOC's mark for a class (1, 0, -1)."""
+        """Stem in a line of a list; an ending of an image or VOC's mark of a class (1, 0, -1) may follow it."""
         last = line.replace("\\", "/").rpartition("/")[2]
         first, _, mark = last.rpartition(" ")
         candidates = [last, os.path.splitext(last)[0], first.strip() if mark in ("1", "0", "-1") else last]
@@ -96,12 +99,12 @@ class VocPart:
 
 
 def xml_files(folder: Path) -> list[Path]:
-    """The xml files directly in a folder, sorted."""
+    """Xml files directly in a folder, sorted."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".xml" and path.name[0] != ".")
 
 
 def find_parts(folder: Path) -> list[VocPart]:
-    """The splits of the first of these layouts that is there.
+    """Splits of a folder, by the first of these layouts that is there.
 
     1. `ImageSets/Main/<split>.txt` with `Annotations` and `JPEGImages`
     2. `<split>` or `images/<split>` holding xml beside images, or one folder of each
@@ -114,7 +117,7 @@ def find_parts(folder: Path) -> list[VocPart]:
     if pair and lists.is_dir():
         files = sorted(lists.glob("*.txt"))
         names = {file.stem for file in files}
-        # aeroplane_train.txt says which images of train.txt show an aeroplane.
+        # Lists such as aeroplane_train.txt mark the images of train.txt that show an aeroplane: no splits of their own.
         whole = [file for file in files if file.stem.rpartition("_")[2] not in names - {file.stem}]
         if whole:
             return [VocPart(file.stem, *pair, file) for file in whole]

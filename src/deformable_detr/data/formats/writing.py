@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and image files brought next to their annotations."""
+"""Writing of data sets: text files in one go, image files next to their annotations, and unique names."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.images import IMAGE_SUFFIXES
 
 Placement = Literal["copy", "link"]
-"""Whether image files are copied or symbolic links to the originals."""
+"""Placement of image files: copied, or symbolic links to the originals."""
 
 
 def write_in(folder: Path, name: str, text: str) -> None:
-    """Write a whole text file of a data set, and make its folder.
+    """Write a text file of a data set in one go, and make its folder.
 
     Raises:
         OutputError: it cannot be written.
@@ -26,7 +26,7 @@ def write_in(folder: Path, name: str, text: str) -> None:
 
 
 def place_image(source: Path, target: Path, placement: Placement) -> None:
-    """Makes `target` a copy of `source` or a link to it, replacing what was there.
+    """Make `target` a copy of `source` or a link to it, in place of any earlier file.
 
     Raises:
         OutputError: the image cannot be read or the target cannot be written.
@@ -53,10 +53,14 @@ def _make(folder: Path) -> None:
 
 
 def unique_names(samples: Sequence[Sample], taken: Iterable[str] = ()) -> list[str]:
-    """A file name for each image: its own, made printable, and numbered where another has the same stem.
+    """File name for each image: its own name made printable, and numbered where another has the same stem.
 
-    `taken` are stems that are not free. Stems count, and without regard to case, because formats that find an
-    annotation by the image's stem live on disks that ignore case.
+    Formats find an annotation by the stem of its image, and some disks ignore case. So stems must differ, in more than
+    their case.
+
+    Args:
+        samples: the images.
+        taken: stems that are in use already.
     """
     used = {stem.lower() for stem in taken}
     names = []
@@ -76,7 +80,14 @@ def unique_names(samples: Sequence[Sample], taken: Iterable[str] = ()) -> list[s
 
 
 def not_kept(dataset: DetectionDataset, where: str, *, crowd: bool, areas: bool) -> tuple[Problem, ...]:
-    """What a format that cannot hold crowd marks, or areas other than width x height, loses of this data set."""
+    """Problems for content that a format cannot hold.
+
+    Args:
+        dataset: to be written.
+        where: place that the problems name.
+        crowd: the format cannot mark crowd regions.
+        areas: the format cannot hold an area other than width x height.
+    """
     problems = []
     num_crowd = sum(int(sample.is_crowd.sum()) for sample in dataset.samples)
     if crowd and num_crowd:
@@ -90,6 +101,6 @@ def not_kept(dataset: DetectionDataset, where: str, *, crowd: bool, areas: bool)
 
 
 def has_own_area(sample: Sample) -> list[bool]:
-    """For each object, whether its area is another than width x height, as that of a mask is."""
+    """Whether each object has an area other than width x height, such as that of a mask."""
     width, height = (sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2]).T
     return (abs(sample.areas - width * height) > 1e-6 * (1.0 + sample.areas)).tolist()

@@ -1,8 +1,8 @@
-"""YOLO: one txt per image, a line per object: class, then box centre and size, or the corners of a polygon, as shares.
+"""YOLO format: a txt per image with a line per object: class, then box centre and size, or corners of a polygon.
 
-Coordinates are shares of the image as displayed. A polygon of three points or more becomes the box around it. An
-image without a txt is one without objects, and is reported; if more than half of a split is like that, it is fatal.
-An empty txt says that there are no objects.
+Coordinates are shares of the width and height of the image as displayed. A polygon of three points or more becomes
+the box around it. An image without a txt counts as one without objects and is reported; if more than half of a split
+has none, that is fatal. An empty txt says that there are no objects.
 """
 
 import math
@@ -37,31 +37,36 @@ LOOKED_FOR = (
 
 
 class LabelledBox(NamedTuple):
-    """One line of a label file: corners as shares of the image."""
+    """Box in one line of a label file."""
 
     line: int
+    """Number of the line, from 1."""
     class_number: int
+    """Class as the file has it."""
     box_xyxy: tuple[float, float, float, float]
+    """Left, top, right, bottom as shares of the image."""
 
 
 class LabelFault(NamedTuple):
-    """A line of a label file that says nothing usable."""
+    """Fault in one line of a label file, which cannot be used."""
 
     line: int
+    """Number of the line, from 1."""
     message: str
+    """Sentence that says what is wrong."""
 
 
 def find_splits(path: Path) -> SplitLoaders:
-    """The YOLO splits of a folder or of a yaml file; empty if there are none.
+    """YOLO splits of a folder or of a yaml file; empty if there are none.
 
     Raises:
-        DataError: the yaml says it is a YOLO data set but cannot be used.
+        DataError: there is a yaml of a YOLO data set, but it cannot be used.
     """
     return name_splits((part.split, partial(_load_part, part)) for part in find_parts(path))
 
 
 def load(path: Path, *, split: str = "train") -> DetectionDataset:
-    """Reads one split of a folder or yaml. What is wrong with single files is left in `problems`.
+    """Data set of one split of a folder or yaml; faults of single files are listed in its problems.
 
     Raises:
         DataError: there is no such split, the yaml cannot be used, or the names of the classes are unknown.
@@ -73,7 +78,7 @@ def load(path: Path, *, split: str = "train") -> DetectionDataset:
 
 
 def parse_labels(text: str) -> list[LabelledBox | LabelFault]:
-    """The lines of a label file, empty ones left out, each as a box or as what is wrong with it."""
+    """Boxes and faults of a label file, one for each line that is not empty."""
     parsed: list[LabelledBox | LabelFault] = []
     for line, content in enumerate(text.splitlines(), start=1):
         words = content.split()
@@ -191,14 +196,22 @@ def _to_table(rows: Sequence[_BoxOfImage], entries: Sequence[ImageEntry], classe
 def save(
     dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
 ) -> tuple[Problem, ...]:
-    """Writes one split as `images/<split>`, `labels/<split>`, `<split>.txt` (the order of the images) and `data.yaml`.
+    """Write one split as `images/<split>`, `labels/<split>`, `<split>.txt` (the order of the images) and `data.yaml`.
 
-    Other splits that the folder holds stay as they are. Returns what the format cannot hold: crowd marks, and areas
-    other than width x height.
+    Other splits in the folder stay as they are.
+
+    Args:
+        dataset: the split.
+        folder: where to write it.
+        split: its name: train, val or test.
+        images: copy or link the image files.
+
+    Returns:
+        Problems for content that the format cannot hold: crowd marks, and areas other than width x height.
 
     Raises:
-        DataError: the split is not train, val or test, the folder holds a data set of other classes, or an image is
-            annotated in its stored orientation, for which the format has no place.
+        DataError: the split is not train, val or test; the folder holds a data set of other classes; or an image is
+            annotated in its stored orientation, which the format cannot express.
         OutputError: a file cannot be written.
     """
     if split not in ("train", "val", "test"):
@@ -232,7 +245,7 @@ def _other_splits(description: Path, classes: tuple[str, ...]) -> dict[str, str]
 
 
 def label_text(sample: Sample) -> str:
-    """The label file of one image, with enough digits for a millionth of a pixel."""
+    """Text of the label file of one image, with digits for less than a millionth of a pixel."""
     width, height = sample.size_wh
     lines = []
     for class_id, (x1, y1, x2, y2) in zip(sample.class_ids.tolist(), sample.boxes_xyxy.tolist(), strict=True):

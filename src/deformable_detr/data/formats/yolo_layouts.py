@@ -1,4 +1,4 @@
-"""Where YOLO data sets keep their files: the yaml, its splits, and the label file of an image."""
+"""Layouts of YOLO data sets: the yaml, its splits, and the label file of each image."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,26 +18,31 @@ _NOT_LABELS = frozenset({*_CLASS_FILES, "notes.txt", "readme.txt", "train.txt", 
 
 
 class ClassList(NamedTuple):
-    """Names, the numbers that label files use for them, and the file they come from."""
+    """Classes of a YOLO data set."""
 
     names: tuple[str, ...]
+    """Names of the classes."""
     numbers: tuple[int, ...]
+    """Number that label files use for each class, ascending."""
     source: str
+    """File that the names come from."""
 
 
 class YoloPart(NamedTuple):
-    """One split: folders of images, lists of images, or images."""
+    """Split of a YOLO data set, before it is read."""
 
     split: str
+    """Name of the split, as the data set spells it."""
     sources: list[Path]
+    """Folders of images, lists of images, or image files."""
     where: str
-    """What to call it in messages."""
+    """Name of the split in messages."""
     classes: Callable[[], ClassList]
-    """Reads the class list; a data error if there is none."""
+    """Function that reads the class list; it raises `DataError` if there is none."""
 
 
 def find_parts(path: Path) -> list[YoloPart]:
-    """The splits of a yaml or a folder, by the first of these that is there.
+    """Splits of a yaml or a folder, from the first of these that is there.
 
     1. `data.yaml` or `dataset.yaml`, else another yaml with `names` and a split
     2. `images/<split>` with `labels/<split>`, or `<split>/images` with `<split>/labels`
@@ -67,15 +72,18 @@ def _find_yaml(folder: Path) -> Path | None:
 
 
 class Description(NamedTuple):
-    """What a yaml says: its classes, its splits that have a value, and the folder that those are relative to."""
+    """Content of a yaml that describes a data set."""
 
     classes: ClassList
+    """Classes that the yaml names."""
     entries: dict[str, Any]
+    """Value of each split that has one."""
     root: str | None
+    """Folder that the splits are relative to; None for that of the yaml."""
 
 
 def read_description(file: Path) -> Description:
-    """What a yaml says.
+    """Content of a yaml that describes a data set.
 
     Raises:
         DataError: it is not a mapping, or its names or their number cannot be used.
@@ -119,13 +127,13 @@ def _parts_of_yaml(file: Path) -> list[YoloPart]:
         texts = value if isinstance(value, list) else [value]
         sources = [_resolve(name_text(text, str(file), key), bases) for text in texts]
         if key == "test" and not any(source.exists() for source in sources):
-            continue  # Exports name a test folder whether or not they come with one.
+            continue  # Exports name a test folder even if they have none.
         parts.append(YoloPart(key, sources, f"{file} ({key})", lambda: classes))
     return parts
 
 
 def _resolve(text: str, bases: list[Path]) -> Path:
-    """The first place of that name that exists; exports write `../train/images` for what is beside the yaml."""
+    """Path of the first existing place of this name; exports write `../train/images` for a folder beside the yaml."""
     text = text.strip().replace("\\", "/")
     inside = text
     while inside.startswith("../"):
@@ -196,7 +204,7 @@ def _find_class_list(folder: Path, places: list[Path]) -> ClassList:
 
 
 def images_of(part: YoloPart, problems: list[Problem]) -> list[Path]:
-    """The images of a split in its order, each once; what is missing or repeated is reported."""
+    """Images of a split in its order, each once; missing and repeated ones are added to the problems."""
     found: dict[Path, None] = {}
     for source in part.sources:
         if source.is_dir():
@@ -219,23 +227,23 @@ def images_of(part: YoloPart, problems: list[Problem]) -> list[Path]:
 
 
 def _listed_images(file: Path) -> Iterator[tuple[Path, str]]:
-    """The images that a list names, relative to the list, with file and line."""
+    """Images that a list file names, relative to that file, each with file and line."""
     for line, text in enumerate(read_text(file).splitlines(), start=1):
         if text.strip():
             yield _resolve(text, [file.parent]), f"{file}:{line}"
 
 
 class LabelFolders:
-    """Finds the label file of an image, having looked once at each folder.
+    """Finder of the label file of an image; each folder is listed only once.
 
-    Labels are in the folder whose path has `labels` for the last `images`; if that is no folder, beside the images.
+    Labels are in the folder whose path has `labels` in place of the last `images`, else beside the images.
     """
 
     def __init__(self) -> None:
         self._of_images: dict[Path, tuple[Path, set[str]]] = {}
 
     def label_of(self, image: Path) -> Path | None:
-        """The image's label file; None if there is none."""
+        """Label file of an image; None if there is none."""
         folder = image.parent
         if folder not in self._of_images:
             labels = _label_folder(folder)
@@ -245,7 +253,7 @@ class LabelFolders:
         return labels / name if name in names else None
 
     def orphans(self) -> list[Path]:
-        """Label files, in the folders looked at so far, whose image does not exist."""
+        """Label files without an image, in the folders listed so far."""
         stems: dict[Path, set[str]] = {}
         for folder, (labels, _) in self._of_images.items():
             names = os.listdir(folder)

@@ -1,1 +1,1 @@
-"""Blocks: tensors in, tensors out. Nothing here sees a config."""
+"""Layers of the networks: modules and functions from tensors to tensors, built from plain numbers, not settings."""

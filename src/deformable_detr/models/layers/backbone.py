@@ -1,14 +1,12 @@
-"""Image to feature maps, by any convolutional network timm knows."""
+"""Backbone: images to feature maps, with any convolutional network of timm."""
 
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
-from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import CheckpointError, ConfigError, first_line
@@ -18,15 +16,15 @@ log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
-    """Feature maps of the coarsest `num_maps` strides, finest first, e.g. strides 8, 16 and 32 for three.
+    """Backbone that gives its `num_maps` coarsest feature maps, for instance of strides 8, 16 and 32 for three.
 
     Args:
-        name: what timm calls it, e.g. "resnet50".
-        num_maps: how many maps to return, from the coarsest up.
-        dilation: the last stage keeps the stride of the one before and dilates instead (DC5).
-        frozen_stages: how many of the network's stages, from the image up, keep their weights. Stages as timm
-            counts them: the paper's stem and layer1 of a ResNet are the first 2 (strides 2 and 4).
-        frozen_batch_norm: batch norm keeps its statistics and its scale, as in the paper.
+        name: timm's name of the network, for instance "resnet50".
+        num_maps: number of maps, counted from the coarsest.
+        dilation: the last stage keeps the stride of the stage before and dilates its convolutions instead (DC5).
+        frozen_stages: number of stages that are not trained, counted from the image as timm counts them: the stem and
+            layer1 of a ResNet are the first 2 (strides 2 and 4).
+        frozen_batch_norm: batch norm keeps statistics, scale and shift, as in the official code.
 
     Raises:
         ConfigError: timm does not know the name, or the network cannot give these maps.
@@ -35,6 +33,9 @@ class Backbone(nn.Module):
     def __init__(
         self, name: str, *, num_maps: int, dilation: bool, frozen_stages: int, frozen_batch_norm: bool
     ) -> None:
+        # timm takes seconds to import: here, when settings and weights have been found to be good.
+        from timm.layers.norm_act import freeze_batch_norm_2d
+
         super().__init__()
         full: Any = _create(name, dilation, None)
         strides = full.feature_info.reduction()
@@ -50,22 +51,22 @@ class Backbone(nn.Module):
         _freeze_up_to(self.body, stages, frozen_stages, name)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
-        """Maps of the normalised images, finest first."""
+        """Feature maps of normalised images, finest first."""
         if images.device.type == "cpu":
-            # What the convolutions there work on inside; batch norm and pooling are faster on it, too.
+            # Convolutions on the CPU use this layout internally; batch norm and pooling are faster in it, too.
             images = images.contiguous(memory_format=torch.channels_last)
         maps: list[Tensor] = self.body(images)
         return maps
 
     def load_weights(self, source: str) -> None:
-        """Start from pre-trained weights.
+        """Load pre-trained weights.
 
         Args:
-            source: "hub" for timm's own (needs a network once), else a .safetensors or .pth file in timm's or
-                torchvision's layout; the classifier in it is not used.
+            source: "hub" for those of timm, which are downloaded once; else a .safetensors or .pth file in the layout
+                of timm or torchvision, whose classifier is not used.
 
         Raises:
-            CheckpointError: the hub cannot be reached, or the file is not this network's.
+            CheckpointError: the hub cannot be reached, or the file does not hold weights of this network.
         """
         state = _from_hub(self._name) if source == "hub" else _from_file(Path(source))
         # timm writes "stages_0" where the plain network has "stages.0".
@@ -88,6 +89,8 @@ class Backbone(nn.Module):
 
 
 def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> nn.Module:
+    import timm
+
     options: dict[str, Any] = {"features_only": True, "pretrained": False}
     if dilation:
         options["output_stride"] = 16
@@ -112,7 +115,7 @@ def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> n
 
 
 def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
-    """Refuse what takes images of one size only, or gives no maps: most transformers."""
+    """Refuse networks that take images of one size only or give no feature maps, as most transformers do."""
     body.eval()
     try:
         with torch.no_grad():
@@ -145,6 +148,8 @@ def _freeze_up_to(body: nn.Module, stages: list[str], count: int, name: str) -> 
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
+    import timm
+
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Queries to predictions: self-attention among queries, deformable attention to the memory, heads after every layer."""
+"""Decoder: queries to predictions, with a class head and a box head after every layer (section 4.1)."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,18 @@ from deformable_detr.models.layers.feedforward import MLP, FeedForward, in_float
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward; residual, dropout and norm after each."""
+    """Decoder layer: self-attention among queries, deformable cross-attention to the memory, feed-forward block.
+
+    Dropout, the residual connection and layer norm follow each of the three.
+
+    Args:
+        dim: channels of the queries and of the memory.
+        num_heads: attention heads of both attentions.
+        num_levels: levels of the memory.
+        num_points: sampling points per head and level.
+        ffn_dim: channels between the two linear layers of the feed-forward block.
+        dropout: probability of dropout, in 0..1.
+    """
 
     def __init__(
         self, dim: int, *, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
@@ -35,7 +46,14 @@ class DecoderLayer(nn.Module):
         reference: Float[Tensor, "batch queries levels _"],
         memory: Memory,
     ) -> Float[Tensor, "batch queries dim"]:
-        """`reference` is a point or a box in 0..1 of each padded map."""
+        """Content of the queries after this layer.
+
+        Args:
+            content: content of the queries.
+            position: position of the queries, added wherever they attend, never to values.
+            reference: for each level, a point (x, y) or a box cxcywh in 0..1 of the padded map.
+            memory: encoded tokens of the image.
+        """
         query = content + position
         attended, _ = self.self_attention(query, query, content, need_weights=False)
         content = self.norm_self(content + self.dropout(attended))
@@ -47,13 +65,15 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers and their heads. Without refinement every layer shares one head of each kind; with it each owns its own.
+    """Decoder layers and their heads.
+
+    Without refinement all layers share one class head and one box head; with it each layer has its own.
 
     Args:
-        layers: applied in order; predictions are made after each.
-        class_heads: one per layer, or a single one that all share.
-        box_heads: likewise; they predict the shift from the reference, in logits.
-        refine: each layer's boxes become the next layer's references (section 4.3).
+        layers: decoder layers, applied in order; predictions are made after each.
+        class_heads: one per layer with refinement, else a single one.
+        box_heads: one per layer with refinement, else a single one; they predict the shift of the reference in logits.
+        refine: the boxes of each layer become the references of the next layer (section 4.2).
     """
 
     def __init__(
@@ -67,7 +87,7 @@ class Decoder(nn.Module):
         self.refine = refine
 
     def forward(self, queries: Queries, memory: Memory) -> list[Predictions]:
-        """Predictions of every layer, the last being the answer."""
+        """Predictions of every layer, in order; the last are the final ones."""
         content, reference = queries.content, queries.reference
         predictions = []
         for index, layer in enumerate(self.layers):
@@ -76,7 +96,7 @@ class Decoder(nn.Module):
             boxes = _shift(reference, in_float32(self.box_heads[head], content))
             predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))
             if self.refine:
-                # Each head learns from its own layer's loss alone.
+                # Detached: each head learns from the loss of its own layer alone (A.4).
                 reference = boxes.detach()
         return predictions
 
@@ -84,15 +104,18 @@ class Decoder(nn.Module):
 def _in_each_level(
     reference: Float[Tensor, "batch queries coordinates"], valid_ratios: Float[Tensor, "batch levels 2"]
 ) -> Float[Tensor, "batch queries levels coordinates"]:
-    """From 0..1 of the image to 0..1 of each padded map."""
-    repeat = reference.shape[-1] // 2  # (w, h) scales a point once, a box in centre and size
+    """References for each level: from 0..1 of the image without padding to 0..1 of each padded map."""
+    repeat = reference.shape[-1] // 2  # (w, h) scales a point once, and both centre and size of a box
     return reference[:, :, None] * valid_ratios.repeat(1, 1, repeat)[:, None]
 
 
 def _shift(
     reference: Float[Tensor, "batch queries coordinates"], delta: Float[Tensor, "batch queries 4"]
 ) -> Float[Tensor, "batch queries 4"]:
-    """Boxes cxcywh in 0..1. A reference point moves the centre only; the size is then predicted from nothing."""
+    """Boxes cxcywh in 0..1: the reference shifted by `delta` in logits (A.3).
+
+    A reference point shifts the centre alone; `delta` is then the size itself, in logits.
+    """
     known = reference.shape[-1]
     moved = delta[..., :known] + inverse_sigmoid(reference)
     return torch.cat([moved, delta[..., known:]], dim=-1).sigmoid()

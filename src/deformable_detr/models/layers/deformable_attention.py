@@ -1,4 +1,4 @@
-"""The module around the operator: where to sample, and how much each sample counts (section 4.1)."""
+"""Deformable attention module: projections around the multi-scale deformable attention operator (section 4.1)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,17 @@ from deformable_detr.ops import multi_scale_deformable_attention_from_projection
 
 
 class DeformableAttention(nn.Module):
-    """Each query samples `num_points` points per level and head around its reference, at offsets it predicts itself."""
+    """Multi-scale deformable attention with its projections (section 4.1, equation 3).
+
+    Each query samples `num_points` points per head and level around its reference. Linear layers predict the sampling
+    offsets and the attention weights from the query.
+
+    Args:
+        dim: channels of queries and tokens.
+        num_heads: attention heads, a divisor of `dim`.
+        num_levels: levels that every query samples.
+        num_points: sampling points per head and level.
+    """
 
     def __init__(self, dim: int, *, num_heads: int, num_levels: int, num_points: int) -> None:
         super().__init__()
@@ -29,9 +39,17 @@ class DeformableAttention(nn.Module):
         padding_mask: Bool[Tensor, "batch positions"],
         spatial_shapes: SpatialShapes,
     ) -> Float[Tensor, "batch queries dim"]:
-        """`reference` is a point (x, y) or a box cxcywh in 0..1 of each padded map. Padding has value zero."""
+        """Attended features of each query.
+
+        Args:
+            query: content plus position of each query.
+            reference: for each level, a point (x, y) or a box cxcywh in 0..1 of the padded map.
+            tokens: features per position, levels concatenated, finest first.
+            padding_mask: True = padding; the value there is 0.
+            spatial_shapes: (height, width) of each level, finest first.
+        """
         value = self.value_proj(tokens).masked_fill_(padding_mask[..., None], 0.0)
-        # One product for both: joining the weights costs less than reading the queries twice.
+        # One matrix product for both layers: joining the weights costs less than reading the queries twice.
         projection = F.linear(
             query,
             torch.cat([self.sampling_offsets.weight, self.attention_weights.weight]),

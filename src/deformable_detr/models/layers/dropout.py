@@ -1,7 +1,8 @@
-"""Dropout that costs a CPU little: sixteen random bits decide about a number, and one byte remembers it.
+"""Dropout that is fast on the CPU.
 
-PyTorch's own draws a 32-bit number for each, one after another on a single core, and keeps a float for the way back. On
-other devices it is as good as this, and is used.
+Sixteen random bits decide whether a number is dropped, and one byte keeps the decision for the backward pass. PyTorch's
+dropout draws 32 bits for each number on a single core and keeps a float for the backward pass. On other devices
+PyTorch's dropout is as fast, and is used.
 """
 
 from typing import Any
@@ -14,9 +15,12 @@ _STEPS = 2**16
 
 
 class Dropout(nn.Module):
-    """In training each number is dropped with a probability and the others grow to keep the mean; else nothing happens.
+    """Dropout: in training sets numbers to 0 at random and scales the others, so that the mean stays.
 
-    The probability counts in steps of 1 / 65536.
+    Outside training it changes nothing.
+
+    Args:
+        probability: share of the numbers that are dropped, in 0..1; on the CPU in steps of 1/65536.
     """
 
     def __init__(self, probability: float) -> None:
@@ -24,33 +28,34 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, tokens: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Draws from PyTorch's generator of the device."""
+        """Tokens after dropout; random numbers come from PyTorch's global generator of the device."""
         if not self.training or self.probability == 0:
             return tokens
-        if not self._here(tokens):
+        if not self._uses_random_bits(tokens):
             return torch.nn.functional.dropout(tokens, self.probability)
         dropped: Tensor = _Dropped.apply(tokens, _kept(tokens, self.probability), self.probability)
         return dropped
 
     def after_relu(self, tokens: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-        """Of the rectified tokens; needs nothing for the way back that the next layer does not keep anyway."""
-        if not self.training or self.probability == 0 or not self._here(tokens):
+        """Tokens after ReLU and dropout; the backward pass needs only the result, which the next layer keeps anyway."""
+        if not self.training or self.probability == 0 or not self._uses_random_bits(tokens):
             return self(tokens.relu())
         rectified: Tensor = _RectifiedAndDropped.apply(tokens, _kept(tokens, self.probability), self.probability)
         return rectified
 
-    def _here(self, tokens: Tensor) -> bool:
-        # A compiler fuses PyTorch's own with its neighbours.
+    def _uses_random_bits(self, tokens: Tensor) -> bool:
+        # The compiler fuses PyTorch's dropout with the operations around it.
         return tokens.device.type == "cpu" and self.probability < 1 and not torch.compiler.is_compiling()
 
     def extra_repr(self) -> str:
-        """For printing the model."""
+        """Settings that printing the model shows."""
         return f"probability={self.probability}"
 
 
 def _kept(like: Tensor, probability: float) -> Tensor:
+    """Random mask, True = kept, with the shape of `like`."""
     count = like.numel()
-    # The whole range of 64 bits, read as four numbers of 16.
+    # One draw of 64 random bits serves four numbers.
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     return (draws.view(torch.int16)[:count] >= round(probability * _STEPS) - _STEPS // 2).view(like.shape)
 

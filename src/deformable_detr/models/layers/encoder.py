@@ -1,4 +1,4 @@
-"""Self-attention over all positions of all levels, linear in image size (section 4.2)."""
+"""Encoder: deformable self-attention over all positions of all levels; cost linear in image size (section 4.1)."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,18 @@ from deformable_detr.models.layers.feedforward import FeedForward
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention, then feed-forward; residual, dropout and norm after each."""
+    """Encoder layer: deformable self-attention, then the feed-forward block.
+
+    Dropout, the residual connection and layer norm follow each of the two.
+
+    Args:
+        dim: channels of the tokens.
+        num_heads: attention heads.
+        num_levels: levels that every position samples.
+        num_points: sampling points per head and level.
+        ffn_dim: channels between the two linear layers of the feed-forward block.
+        dropout: probability of dropout, in 0..1.
+    """
 
     def __init__(
         self, dim: int, *, num_heads: int, num_levels: int, num_points: int, ffn_dim: int, dropout: float
@@ -33,21 +44,29 @@ class EncoderLayer(nn.Module):
         padding_mask: Bool[Tensor, "batch positions"],
         spatial_shapes: SpatialShapes,
     ) -> Float[Tensor, "batch positions dim"]:
-        """The embedding of positions is added to queries, not to values."""
+        """Tokens after this layer.
+
+        Args:
+            tokens: features per position, levels concatenated.
+            position: embedding of the positions, added to queries and never to values.
+            reference: centre (x, y) of each position in 0..1 of the padded map of every level.
+            padding_mask: True = padding.
+            spatial_shapes: (height, width) of each level, finest first.
+        """
         attended = self.self_attention(tokens + position, reference, tokens, padding_mask, spatial_shapes)
         tokens = self.norm_attention(tokens + self.dropout(attended))
         return self.norm_ffn(tokens + self.dropout(self.ffn(tokens)))
 
 
 class Encoder(nn.Module):
-    """Layers one after another; no norm after the last, as in the official code."""
+    """Encoder layers in order; there is no norm after the last, as in the official code."""
 
     def __init__(self, layers: list[EncoderLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, memory: Memory) -> Memory:
-        """The same memory with its tokens encoded."""
+        """Memory with encoded tokens; everything else in it stays."""
         reference = position_references(memory.spatial_shapes, memory.valid_ratios)
         tokens = memory.tokens
         for layer in self.layers:
@@ -58,7 +77,7 @@ class Encoder(nn.Module):
 def position_references(
     spatial_shapes: SpatialShapes, valid_ratios: Float[Tensor, "batch levels 2"]
 ) -> Float[Tensor, "batch positions levels 2"]:
-    """Centre (x, y) of every position, in 0..1 of the padded map of every level it may look at."""
+    """Reference points of the encoder: centre (x, y) of every position, in 0..1 of each level's padded map."""
     centres = torch.cat(
         [
             pixel_centres(height, width, valid_ratios.device).flatten(0, 1)
@@ -71,7 +90,7 @@ def position_references(
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Float[Tensor, "height width 2"]:
-    """(x, y) of each pixel's centre, in pixels."""
+    """Centres (x, y) of all pixels of a map, in pixels: 0.5, 1.5, and so on."""
     y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
     x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)

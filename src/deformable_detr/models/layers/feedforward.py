@@ -1,4 +1,4 @@
-"""Small dense networks: the transformer's feed-forward block and the box head's MLP."""
+"""Feed-forward block of the transformer layers, and the MLP of the box heads."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from deformable_detr.models.layers.dropout import Dropout
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, linear; the caller adds the residual and the norm."""
+    """Feed-forward block: linear, ReLU, dropout, linear. The caller adds the residual connection and the norm."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Each token on its own."""
+        """Features of the tokens after the block; each token is processed on its own."""
         return self.linear2(self.dropout.after_relu(self.linear1(tokens)))
 
 
 class MLP(nn.Module):
-    """Linear layers with a ReLU between them."""
+    """Multi-layer perceptron: linear layers with a ReLU between them."""
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -32,17 +32,17 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, tokens: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes out"]:
-        """The last layer has no activation."""
+        """Output of the last linear layer, without an activation."""
         for layer in self.layers[:-1]:
             tokens = layer(tokens).relu()
         return self.layers[-1](tokens)
 
 
 def in_float32(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What `module` makes of the inputs without autocast.
+    """Output of `module` in float32, also where autocast is on.
 
-    bfloat16 has eight bits: a box computed in it is off by a three-hundredth of the image. The layers this is for are
-    the last ones before a box or a score, and cost next to nothing.
+    bfloat16 has eight significant bits: a box computed in it is wrong by up to 1/300 of the image. This is for the last
+    layers before a box or a score, where float32 costs almost nothing.
     """
     if not torch.is_autocast_enabled(inputs.device.type):
         result: Tensor = module(inputs)

@@ -1,16 +1,17 @@
-"""Every initial value of the detector, in one place (official code; arXiv 2010.04159, A.3 and A.4).
+"""Initial values of all parameters outside the backbone (official code; arXiv 2010.04159, A.3 and A.4).
 
 - Transformer matrices (projections, self-attention, feed-forward, proposal projections): Xavier uniform. Their
   biases keep PyTorch's defaults: uniform within 1/sqrt(fan in) for linear layers, 0 for self-attention.
-- Sampling offsets: weight 0; bias a ring, head m pointing at angle 2 pi m / heads, point k that many pixels out,
-  k = 1, 2, ... Attention weights: weight and bias 0, so that all samples count the same.
+- Sampling offsets: weight 0; bias on a square ring: head m points at angle 2 pi m / heads, and point k = 1, 2, ... is
+  k pixels away. Attention weights: weight and bias 0, so that all samples count the same.
 - Value and output projections, and the convolutions of the pyramid: Xavier uniform, bias 0. Norms 1 and 0.
-- Level embeddings and learned queries: normal with deviation 1. Reference points: Xavier uniform, bias 0.
+- Level embeddings and learned queries: normal with mean 0 and standard deviation 1. Reference points: Xavier uniform,
+  bias 0.
 - Class heads: PyTorch's default weight; bias such that every class starts at probability 0.01.
-- Box heads: PyTorch's default, but the last layer 0, so that boxes start at their references. The bias of w and h
-  is -2 (size 0.12 of the image) where a size is predicted from nothing: in the one shared head, or in the first
-  with refinement; 0 everywhere in two-stage, where the proposals bring a size.
-- With refinement all heads of a kind start equal, the proposals' heads included.
+- Box heads: PyTorch's default, but the last layer is 0, so that boxes start at their references. The bias of w and h is
+  -2 (0.12 of the image) where the reference has no size: in the one shared head, or in the first head with refinement.
+  It is 0 in two-stage, where the proposals have a size.
+- With refinement all class heads start equal, and all box heads, those of the proposals included.
 """
 
 import math
@@ -26,6 +27,7 @@ from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries
 
 PRIOR_PROBABILITY = 0.01
+"""Initial probability of every class, in 0..1 (focal loss, Lin et al. 2017)."""
 _SIZE_LOGIT = -2.0
 
 
@@ -33,18 +35,21 @@ _SIZE_LOGIT = -2.0
 def initialise(
     pyramid: Pyramid, encoder: Encoder, query_source: LearnedQueries | ProposalQueries, decoder: Decoder
 ) -> None:
-    """Set every parameter outside the backbone, from torch's global generator."""
+    """Set the initial value of every parameter outside the backbone; random values use PyTorch's global generator."""
+    # Pyramid.
     for module in pyramid.projections.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.normal_(pyramid.level_embed)
+    # Layers: first every matrix, then the attention modules, which have rules of their own.
     for layers in (encoder.layers, decoder.layers):
         _xavier_matrices(layers)
         for module in layers.modules():
             if isinstance(module, DeformableAttention):
                 initialise_attention(module)
+    # Queries and heads. The heads of the proposals start like those of the decoder.
     two_stage = isinstance(query_source, ProposalQueries)
     class_heads, box_heads = list(decoder.class_heads), list(decoder.box_heads)
     if isinstance(query_source, ProposalQueries):
@@ -60,7 +65,7 @@ def initialise(
 
 
 def initialise_attention(attention: DeformableAttention) -> None:
-    """Look at a ring of points around the reference, all counting the same."""
+    """Set the initial values of an attention module: a ring of samples around the reference, all with equal weight."""
     nn.init.zeros_(attention.sampling_offsets.weight)
     attention.sampling_offsets.bias.data = ring(attention.num_heads, attention.num_levels, attention.num_points)
     nn.init.zeros_(attention.attention_weights.weight)
@@ -71,7 +76,7 @@ def initialise_attention(attention: DeformableAttention) -> None:
 
 
 def ring(num_heads: int, num_levels: int, num_points: int) -> Tensor:
-    """Initial offsets, flattened: on a square ring of radius k for point k, the same on every level."""
+    """Initial sampling offsets in pixels, flattened: point k on a square ring of radius k, on every level (A.4)."""
     angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
     directions = directions / directions.abs().amax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Sine embeddings: of the pixels of a padded map, and of boxes."""
+"""Sine embeddings of the pixels of a padded map, and of boxes."""
 
 import math
 
@@ -10,7 +10,7 @@ _TEMPERATURE = 10000.0
 
 
 def _wave(angles: Float[Tensor, "*axes"], features: int) -> Float[Tensor, "*axes features"]:
-    """Sine at even and cosine at odd features, both with the wavelength of their pair."""
+    """Sine embedding of angles: sine at even features and cosine at odd ones; each pair shares a wavelength."""
     index = torch.arange(features, device=angles.device, dtype=torch.float32)
     wavelength = _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     phase = angles[..., None] / wavelength
@@ -18,10 +18,14 @@ def _wave(angles: Float[Tensor, "*axes"], features: int) -> Float[Tensor, "*axes
 
 
 def embed_pixels(padding_mask: Bool[Tensor, "batch height width"], dim: int) -> Float[Tensor, "batch height width dim"]:
-    """Position of every pixel of a map, rows in the first half of the features and columns in the second.
+    """Sine embedding of every pixel of a map: rows in the first half of the features, columns in the second.
 
-    Positions run from 0 to 2 pi over the part that is image, pixel centres at half-integers (the official code's
-    -0.5, not in DETR). Where a row or column is all padding the numbers are large, finite and without meaning.
+    Angles run from 0 to 2 pi over the part that is image. Pixel centres are at half-integers, as in the official code
+    and unlike DETR. In rows and columns that are all padding the angles are large, finite and without meaning.
+
+    Args:
+        padding_mask: True = padding.
+        dim: number of features.
     """
     valid = (~padding_mask).float()
     rows, columns = valid.cumsum(1), valid.cumsum(2)
@@ -31,5 +35,5 @@ def embed_pixels(padding_mask: Bool[Tensor, "batch height width"], dim: int) -> 
 
 
 def embed_boxes(boxes: Float[Tensor, "batch queries 4"], dim: int) -> Float[Tensor, "batch queries dim"]:
-    """Embedding of boxes cxcywh in 0..1, a quarter of the features for each coordinate, in that order."""
+    """Sine embedding of boxes cxcywh in 0..1: a quarter of the `dim` features for each coordinate, in this order."""
     return _wave(boxes.float() * (2 * math.pi), dim // 4).flatten(-2)

@@ -1,4 +1,4 @@
-"""Feature maps and padding to levels of equal width, flattened one after another."""
+"""Feature pyramid: feature maps of the backbone to levels with equal channels, flattened to tokens (A.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,16 @@ _NORM_GROUPS = 32
 
 
 class Pyramid(nn.Module):
-    """Projects the backbone's maps to `dim` and adds coarser levels by strided convolutions (section 4.2, A.2).
+    """Pyramid of levels: the backbone's maps projected to `dim` channels, and coarser levels from convolutions (A.2).
 
     Args:
-        backbone: gives the maps; levels beyond them are made here, the first from the coarsest raw map.
-        num_levels: how many levels in all.
+        backbone: network that gives the maps. The first level beyond them is a strided convolution of the coarsest
+            map, each further one of the level before.
+        num_levels: number of levels, at least that of the maps.
         dim: channels of every level.
-        per_image: run backbone and projections on each image without its padding. The paper runs them on the
-            padded batch, where the group norms and the borders of the convolutions see the padding, so that what
-            is found in an image depends a little on its neighbours.
+        per_image: run backbone and projections on each image without its padding. The paper runs them on the padded
+            batch, where group norms and the borders of convolutions see the padding; the detections in an image then
+            depend a little on the other images.
     """
 
     def __init__(self, backbone: Backbone, *, num_levels: int, dim: int, per_image: bool) -> None:
@@ -40,12 +41,19 @@ class Pyramid(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], padding_mask: Bool[Tensor, "batch height width"]
     ) -> Memory:
-        """What the encoder starts from. `padding_mask` must be False in a rectangle at the top left of each image."""
+        """Tokens of all levels with their positions, padding and shapes: the input of the encoder.
+
+        Args:
+            images: normalised images, padded at the right and at the bottom.
+            padding_mask: True = padding; False in a rectangle at the top left of each image, which is not checked.
+        """
+        # Maps and masks of each level, finest first.
         if self.per_image and bool(padding_mask.any()):
             levels, masks = self._project_each(images, padding_mask)
         else:
             levels = self._project(images)
             masks = [_resize_mask(padding_mask, level) for level in levels]
+        # Each level has a sine embedding of its own size and a learned vector that tells it from the other levels.
         position = [
             embed_pixels(mask, level.shape[1]) + embedding
             for mask, level, embedding in zip(masks, levels, self.level_embed, strict=True)
@@ -59,10 +67,10 @@ class Pyramid(nn.Module):
         )
 
     def gathered_together(self) -> list[nn.Module]:
-        """Modules whose weights are whole at the same time in sharded training: the backbone's stages, then itself.
+        """Modules that sharded training gathers as units: the stages of the backbone, then the pyramid itself.
 
-        Each is called once in a forward pass, on every process, or they would wait for each other: a pyramid that takes
-        one image after the other calls its stages as often as there are images, and stays in one piece.
+        Every unit must be called once per forward pass on every process, because the processes wait for each other.
+        With `per_image` the stages are called once per image, so the pyramid is one unit then.
         """
         body = self.backbone.body
         by_stage = isinstance(body, nn.ModuleDict) and not self.per_image
@@ -94,7 +102,7 @@ class Pyramid(nn.Module):
 
 
 class _GroupNorm(nn.GroupNorm):
-    """PyTorch's, without its refusal of a level of one pixel, where a group may hold a single value."""
+    """Group norm that also takes a level of one pixel, where a group may hold a single value; PyTorch's refuses it."""
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
@@ -118,7 +126,7 @@ def _resize_mask(padding_mask: Tensor, level: Tensor) -> Tensor:
 
 
 def _valid_ratio(mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
-    """Share of the map that is image, (w, h), read along its first row and column."""
+    """Share of the map that is image, (w, h) in 0..1, read along its first row and column."""
     width = (~mask[:, 0, :]).float().mean(1)
     height = (~mask[:, :, 0]).float().mean(1)
     return torch.stack([width, height], dim=-1)

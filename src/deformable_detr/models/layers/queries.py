@@ -1,11 +1,10 @@
-"""Where decoder queries come from: learned (one stage), or the best proposals of the encoder (two-stage, A.4)."""
+"""Sources of decoder queries: learned queries (one stage), or the best proposals of the encoder (two-stage, A.4)."""
 
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchvision.ops import nms
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
@@ -13,7 +12,9 @@ from deformable_detr.models.layers.encoder import pixel_centres
 from deformable_detr.models.layers.feedforward import MLP, in_float32
 from deformable_detr.models.layers.position import embed_boxes
 
+# Width and height of the finest level's anchors, in 0..1 of the image (A.4).
 _FINEST_PROPOSAL_SIZE = 0.05
+# Anchors with a coordinate this close to 0 or 1 are invalid: their logits would grow without limit.
 _PROPOSAL_MARGIN = 0.01
 _SAME_OBJECT_IOU = 0.8
 _CANDIDATES_PER_QUERY = 10
@@ -21,15 +22,20 @@ _CANDIDATES_PER_QUERY = 10
 
 @runtime_checkable
 class QuerySource(Protocol):
-    """Turns encoder memory into decoder queries, and proposals to supervise if it made any."""
+    """Source of queries: encoder memory to decoder queries, and to the proposals that training supervises."""
 
     def __call__(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Queries, and every proposal they were chosen from."""
+        """Decoder queries, and all proposals they were chosen from; None without proposals."""
         ...
 
 
 class LearnedQueries(nn.Module):
-    """The same learned queries for every image, each with a reference point it learns with them (section 4.2)."""
+    """Learned queries, equal for every image, each with a learned reference point (section 4.1).
+
+    Args:
+        num_queries: number of queries.
+        dim: channels of content and position.
+    """
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
@@ -37,26 +43,26 @@ class LearnedQueries(nn.Module):
         self.reference_points = nn.Linear(dim, 2)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Queries with 2-d references; no proposals."""
+        """Learned queries with reference points (x, y) in 0..1; no proposals."""
         batch = memory.tokens.shape[0]
         position, content = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
         return Queries(content, position, in_float32(self.reference_points, position).sigmoid()), None
 
 
 class ProposalQueries(nn.Module):
-    """One proposal per encoder position; the best by class channel 0 become queries.
+    """Queries from proposals: one proposal per encoder position, of which the best become queries (A.4).
 
-    Content and position of a query are both read from its box alone, as in the official code.
+    Content and position of a query are computed from the box of its proposal alone, as in the official code.
 
     Args:
-        num_queries: how many proposals are kept; all of them where the image has fewer positions.
-        dim: width of the memory.
-        num_classes: channels of the class head; only channel 0 is ever trained, as "there is an object".
-        choice: "paper" scores proposals in the padding and at the very border like any other, with the box
-            (1, 1, 1, 1), as the official code does. "valid" picks those last. "distinct" does, too, and before them
-            come those that overlap a better one by an IoU of more than 0.8, after Zhang et al., "Dense Distinct Query
-            for End-to-End Object Detection", CVPR 2023: two queries read from nearly the same box are nearly the same
-            query, and the decoder takes long to learn to let one of them go.
+        num_queries: number of proposals that are kept; all of them if the image has fewer positions.
+        dim: channels of the memory.
+        num_classes: channels of the class head; only channel 0 is trained, as "there is an object", and ranks.
+        choice: ranking of the proposals. "paper" ranks proposals in the padding and at the very border like all others,
+            with the box (1, 1, 1, 1), as the official code does. "valid" takes those last. "distinct" does so, too, and
+            puts just before them the proposals that overlap a better one with an IoU above 0.8 (after Zhang et al.,
+            "Dense Distinct Query for End-to-End Object Detection", CVPR 2023): nearly equal boxes give nearly equal
+            queries, and the decoder takes long to learn which of them to drop.
     """
 
     def __init__(
@@ -73,14 +79,17 @@ class ProposalQueries(nn.Module):
         self.position_norm = nn.LayerNorm(2 * dim)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Queries with 4-d references, and the predictions of all positions."""
+        """Queries with reference boxes cxcywh in 0..1, and the proposals of all positions."""
+        # Positions in the padding or too close to the border make no valid proposal.
         anchors = proposal_boxes(memory.spatial_shapes, memory.valid_ratios)
         inside = ((anchors > _PROPOSAL_MARGIN) & (anchors < 1 - _PROPOSAL_MARGIN)).all(-1)
         valid = inside & ~memory.padding_mask
+        # Scores and boxes of all positions. An invalid one gets the box (1, 1, 1, 1), the sigmoid of infinity.
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
         logits = in_float32(self.class_head, tokens)
         anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf"))
         boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
+        # The chosen boxes become queries. They are detached: the proposals learn from their own loss alone.
         reference = _pick(boxes, self._best(logits, boxes, valid)).detach()
         embedded = embed_boxes(reference, self.position_proj.in_features)
         position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
@@ -95,7 +104,7 @@ class ProposalQueries(nn.Module):
         scores = scores.masked_fill(~valid, -torch.inf)
         if self.choice == "valid":
             return scores.topk(kept, dim=1).indices
-        # Far more than are kept overlap each other, yet not all positions of a large image need to be compared.
+        # Comparing all positions of a large image takes long; a multiple of the queries has enough distinct ones.
         candidates = scores.topk(min(_CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
         pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes), strict=True)
         return torch.stack([own[_distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
@@ -104,7 +113,7 @@ class ProposalQueries(nn.Module):
 def proposal_boxes(
     spatial_shapes: SpatialShapes, valid_ratios: Float[Tensor, "batch levels 2"]
 ) -> Float[Tensor, "batch positions 4"]:
-    """A box cxcywh on every position, in 0..1 of the image without padding; its side doubles from level to level."""
+    """Anchor box cxcywh of every position, in 0..1 of the image without padding (A.4); sides double per level."""
     levels = []
     for level, ((height, width), ratio) in enumerate(zip(spatial_shapes, valid_ratios.unbind(1), strict=True)):
         valid_wh = ratio * ratio.new_tensor([width, height])
@@ -118,8 +127,14 @@ def _pick(values: Float[Tensor, "batch positions 4"], index: Tensor) -> Float[Te
 
 
 def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
-    """Places of boxes that fall in score: those that overlap no better one first, then the others, then the invalid."""
+    """Order of boxes, given by falling score: those that overlap no better box, then the others, then the invalid.
+
+    Returns:
+        Positions in `boxes_xyxy`, the first to be taken first.
+    """
+    from torchvision.ops import nms  # takes seconds to import
+
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[nms(boxes_xyxy, scores, _SAME_OBJECT_IOU)] = True
-    # Invalid ones all have the same box, of which one would be chosen.
+    # Invalid proposals all have the same box, so that NMS would choose one of them.
     return (chosen & scores.isfinite()).logical_not().int().argsort(stable=True)

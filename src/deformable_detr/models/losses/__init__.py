@@ -1,4 +1,4 @@
-"""What training minimises: which predictions meet which objects, and what each mistake costs."""
+"""Training loss: the matching of predictions to objects, and the losses of the matched pairs."""
 
 from deformable_detr.models.losses.criterion import Criterion, CriterionConfig, Losses
 from deformable_detr.models.losses.matching import NotFinitePredictionsError

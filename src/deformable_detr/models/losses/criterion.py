@@ -1,4 +1,7 @@
-"""The loss of a step: every decoder layer and the proposals, each matched on its own (arXiv 2010.04159, A.4)."""
+"""Training criterion: losses of every decoder layer and of the proposals (arXiv 2010.04159, sections 3, 5 and A.4).
+
+Each decoder layer is matched to the objects separately, and so are the proposals.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,20 +19,33 @@ from deformable_detr.models.losses.matching import Assignment, Costs, match
 
 @dataclass(frozen=True, kw_only=True)
 class CriterionConfig:
-    """Weights of the losses, and of the same parts in the cost that matching minimises. Defaults are the paper's."""
+    """Weights of the training losses and of the matching costs. The defaults are the paper's (section 5).
+
+    Raises:
+        ConfigError: a weight, a cost or `focal_gamma` is negative, `focal_alpha` is outside 0..1, or all costs are 0.
+    """
 
     class_weight: float = 2.0
+    """Weight of the focal loss of the class scores; at least 0."""
     l1_weight: float = 5.0
+    """Weight of the L1 loss of the boxes, cxcywh in 0..1; at least 0."""
     giou_weight: float = 2.0
+    """Weight of the GIoU loss of the boxes, 1 - GIoU; at least 0."""
     class_cost: float = 2.0
+    """Weight of the class term in the matching cost; at least 0."""
     l1_cost: float = 5.0
+    """Weight of the L1 distance of the boxes, cxcywh in 0..1, in the matching cost; at least 0."""
     giou_cost: float = 2.0
+    """Weight of -GIoU of the boxes in the matching cost; at least 0."""
     focal_alpha: float = 0.25
-    """Weight of objects against background, in the loss and in the matching cost alike."""
+    """Weight of the objects in the focal loss, in 0..1; the background weighs 1 - `focal_alpha`. The class cost uses
+    it, too."""
     focal_gamma: float = 2.0
+    """Exponent of the focal loss, at least 0: the higher, the less the easy predictions count. The class cost uses
+    it, too."""
 
     def __post_init__(self) -> None:
-        """Refuse negative weights and costs that decide nothing."""
+        """Refuse values out of range, and costs that are all 0."""
         for name in (
             "class_weight",
             "l1_weight",
@@ -48,18 +64,20 @@ class CriterionConfig:
 
 
 class Losses(NamedTuple):
-    """The sum to minimise, and its terms before weighting, by "stage/term", e.g. "decoder.5/giou"."""
+    """Losses of one batch: the weighted total, its single terms, and the matching they come from."""
 
     total: Float[Tensor, ""]
+    """Weighted sum of all terms; the backward pass starts here."""
     terms: dict[str, Float[Tensor, ""]]
+    """Terms before weighting, without gradient, by "stage/term", for instance "decoder.5/giou"."""
     class_error: Float[Tensor, ""]
-    """Share of the last layer's matched predictions whose best class is wrong, in percent; 0 without objects."""
+    """Share of the last layer's matched predictions whose best class is wrong, in percent 0..100; 0 without objects."""
     assignments: dict[str, list[Assignment]]
-    """Which prediction answers for which object, by stage and image."""
+    """Matched pairs of predictions and objects: for each stage, one `Assignment` per image."""
 
 
 class Criterion(nn.Module):
-    """Every decoder layer, and the proposals if there are any, is held against all objects; nothing is left out."""
+    """Set loss of the paper (section 3): every decoder layer, and the proposals if any, against all objects."""
 
     def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
@@ -68,27 +86,30 @@ class Criterion(nn.Module):
         self.costs = Costs(config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma)
 
     def forward(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
-        """The weighted sum over stages and terms.
+        """Losses of one batch, over all stages: the decoder layers and the proposals.
 
-        Proposals are held against the same boxes, with every label set to class 0: they only ask whether there is
-        an object.
+        The proposals are compared with the same boxes, but every label is class 0: their score only says whether
+        there is an object (A.4, two-stage).
 
         Args:
-            output: of the model.
-            targets: one for each image, on the same device.
-            num_boxes: what the sums are divided by; the number of objects in the batch by default. At least 1.
+            output: predictions of the network.
+            targets: ground truth, one for each image, on the device of the predictions.
+            num_boxes: divisor of all sums; the number of objects in the batch if left out. A value below 1 counts as 1.
 
         Raises:
-            ValueError: another number of targets than images, or a label the class heads do not have.
+            ValueError: the number of targets is not that of the images, or a label is no class of the class heads.
             TrainingError: a prediction is not finite.
         """
         _check(output.final, targets)
+        # The targets of each stage: the labels tell classes apart in the decoder, and objects from background in the
+        # proposals.
         stages = {f"decoder.{index}": (layer, targets) for index, layer in enumerate(output.layers)}
         if output.proposals is not None:
             anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
             stages["proposals"] = (output.proposals, anything)
         if num_boxes is None:
             num_boxes = sum(len(target.labels) for target in targets)
+        # All stages are matched together, so that the costs reach the CPU in one copy.
         assignments = match(stages, self.costs)
         terms = {
             f"{stage}/{term}": loss / max(num_boxes, 1)
@@ -104,10 +125,10 @@ class Criterion(nn.Module):
         )
 
     def weighted_sum(self, terms: dict[str, Tensor]) -> Float[Tensor, ""]:
-        """Total of terms named "stage/term"; a term without a weight is an error, never dropped.
+        """Weighted sum of loss terms named "stage/term"; a term without a weight is an error.
 
         Raises:
-            ValueError: a term this criterion has no weight for.
+            ValueError: this criterion has no weight for one of the terms.
         """
         unknown = {name.rsplit("/", 1)[-1] for name in terms} - self.weights.keys()
         if unknown:
@@ -117,7 +138,10 @@ class Criterion(nn.Module):
     def _terms(
         self, predictions: Predictions, targets: list[Target], assignments: list[Assignment]
     ) -> dict[str, Tensor]:
-        """Sums over the batch, not yet divided by the number of boxes. Zero, with a gradient, where nothing matched."""
+        """Loss terms summed over the batch, before the division by the number of boxes.
+
+        The box terms are 0, and still part of the graph of gradients, where nothing is matched.
+        """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         assigned, labels, wanted = _pairs(targets, assignments)
         scores = one_hot(labels, assigned, logits.shape)
@@ -131,7 +155,7 @@ class Criterion(nn.Module):
 
 
 def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor, Tensor, Tensor]:
-    """Image and prediction (2, pairs), label (pairs,) and box (pairs, 4) of every pair of the batch."""
+    """Matched pairs of the batch: image and prediction (2, pairs), label (pairs,), and box cxcywh (pairs, 4)."""
     device = targets[0].boxes.device
     images = np.concatenate([np.full(len(one.queries), image) for image, one in enumerate(assignments)])
     queries = np.concatenate([one.queries for one in assignments])
@@ -156,7 +180,7 @@ def _check(predictions: Predictions, targets: list[Target]) -> None:
     if len(targets) != batch:
         raise ValueError(f"{len(targets)} targets for {batch} images")
     if predictions.logits.is_cuda:
-        return  # a look at the labels would wait for the device; the data set has checked them
+        return  # reading the labels would wait for the GPU; the data set has checked them already
     for image, target in enumerate(targets):
         if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
             raise ValueError(

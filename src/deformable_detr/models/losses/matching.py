@@ -1,11 +1,10 @@
-"""Predictions meet objects one to one, at the least total cost (Hungarian matching, arXiv 2010.04159 A.4)."""
+"""Hungarian matching: one-to-one assignment of predictions to objects at least cost (arXiv 2010.04159, section 3)."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from deformable_detr.core.errors import TrainingError
@@ -14,46 +13,58 @@ from deformable_detr.models.losses.losses import class_cost, giou_loss
 
 
 class NotFinitePredictionsError(TrainingError):
-    """Predictions that are not finite, so that nothing can be matched to them."""
+    """Predictions are NaN or infinite, so that they cannot be matched to objects."""
 
 
 class Costs(NamedTuple):
-    """What the parts of the matching cost weigh."""
+    """Weights of the terms of the matching cost."""
 
     class_: float
+    """Weight of the class term."""
     l1: float
+    """Weight of the L1 distance of the boxes, cxcywh in 0..1."""
     giou: float
+    """Weight of -GIoU of the boxes."""
     alpha: float
+    """Weight of objects in the focal loss, in 0..1, for the class term."""
     gamma: float
+    """Exponent of the focal loss, for the class term."""
 
 
 class Assignment(NamedTuple):
-    """Result for one image: prediction `queries[i]` answers for object `objects[i]`, ordered by prediction."""
+    """Matched pairs of one image: prediction `queries[i]` belongs to object `objects[i]`."""
 
     queries: Int[np.ndarray, "pairs"]
+    """Positions of the predictions, ascending."""
     objects: Int[np.ndarray, "pairs"]
+    """Positions of the objects in the image's target, each at most once."""
 
 
 @torch.no_grad()
 def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> dict[str, list[Assignment]]:
-    """Assignments of every image, for every stage on its own.
-
-    Costs are computed image by image, so nothing is spent on pairs across images, and all of them travel to the
-    host in one copy.
+    """Assignments with the least total cost, for every stage and image on its own.
 
     Args:
-        stages: predictions by the name of what made them, and the targets they are held against.
-        costs: weights of the parts.
+        stages: predictions and their targets, one for each image, by the name of the stage that made them.
+        costs: weights of the terms.
+
+    Returns:
+        One assignment per image, in the order of the targets, by the name of the stage.
 
     Raises:
         NotFinitePredictionsError: a cost is not finite, because a prediction is not.
     """
+    from scipy.optimize import linear_sum_assignment  # prediction does without SciPy
+
+    # One cost matrix per stage and image: pairs across images are never computed.
     names, blocks = [], []
     for name, (predictions, targets) in stages.items():
         for image, target in enumerate(targets):
             names.append((name, image))
             blocks.append(_cost(predictions.logits[image], predictions.boxes[image], target, costs))
+    # One copy to the CPU for all matrices, because every copy waits for the GPU.
     flat = torch.cat([block.flatten() for block in blocks]).cpu().numpy() if blocks else np.zeros(0)
+    # The solver works on the CPU, on one matrix after the other.
     assignments: dict[str, list[Assignment]] = {name: [] for name in stages}
     start = 0
     for (name, image), block in zip(names, blocks, strict=True):
@@ -70,7 +81,7 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
 
 
 def _cost(logits: Tensor, boxes: Tensor, target: Target, costs: Costs) -> Tensor:
-    """(predictions, objects) of one image, in float32."""
+    """Matching cost of one image, (predictions, objects), in float32."""
     logits, boxes, wanted = logits.float(), boxes.float(), target.boxes.float()
     by_class = class_cost(logits, alpha=costs.alpha, gamma=costs.gamma)[:, target.labels]
     by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)

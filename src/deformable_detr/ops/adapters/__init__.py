@@ -1,4 +1,4 @@
-"""Other people's code on this operator: the signatures they call, and whole models of the transformers library."""
+"""Adapters that run other code on this operator: known signatures, and whole models of the transformers library."""
 
 from deformable_detr.ops.adapters.huggingface import Acceleration, accelerate, restore
 from deformable_detr.ops.adapters.signatures import (

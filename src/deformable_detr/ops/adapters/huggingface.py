@@ -1,11 +1,14 @@
-"""Models of the transformers library on this operator, one model at a time, and back again.
+"""Acceleration of models of the transformers library by this operator, one model at a time, and its undoing.
 
-Its models reach multi-scale deformable attention in three ways, and this module knows all three: through a module of
-its own, `MultiScaleDeformableAttention` (Deformable DETR, RT-DETR, RF-DETR, LW-DETR, Grounding DINO, MM Grounding
-DINO, OmDet-Turbo, PP-DocLayout V2 to V4); through a function kept as an attribute (D-FINE, DEIMv2); and through a
-function that is global in the model's file (RT-DETRv2, Mask2Former, OneFormer). In each case the modules concerned
-get a subclass of their class that differs in this one place. Nothing of the library itself changes, nor do other
-models, parameters, hooks or the attributes of the modules.
+The library's models call multi-scale deformable attention in three ways:
+
+- through a module, `MultiScaleDeformableAttention` (Deformable DETR, RT-DETR, RF-DETR, LW-DETR, Grounding DINO, MM
+  Grounding DINO, OmDet-Turbo, PP-DocLayout V2 to V4);
+- through a function kept as an attribute (D-FINE, DEIMv2);
+- through a function that is global in the model's file (RT-DETRv2, Mask2Former, OneFormer).
+
+In each case the modules concerned get a subclass of their class that differs in this one place. The library itself
+does not change, nor do other models, parameters, hooks or the attributes of the modules.
 """
 
 import functools
@@ -25,7 +28,8 @@ _ORIGINAL = "_before_acceleration"
 _Way = Literal["module", "attribute", "global"]
 _Sizes = Sequence[Sequence[int]]
 
-# What each of them takes in the versions this was written for. Where a version takes anything else, it may mean it.
+# Parameters of each in the versions that are known here. A version with other parameters may give them a meaning, so
+# it is left alone.
 _TAKES = {
     _SHARED_MODULE: "self value value_spatial_shapes value_spatial_shapes_list level_start_index sampling_locations "
     "attention_weights im2col_step",
@@ -36,30 +40,33 @@ _TAKES = {
 
 
 class Acceleration(NamedTuple):
-    """What came of `accelerate`, by the names that modules have in the model."""
+    """Result of `accelerate`, by the names that modules have in the model."""
 
     replaced: tuple[str, ...]
-    """Those that run on the operator now."""
+    """Names of the modules that run on the operator now."""
     left: dict[str, str]
-    """Those that keep their own path although they do this kind of attention, and why."""
+    """Reason for each module that keeps its own code although it does this kind of attention."""
 
 
 def accelerate(model: nn.Module) -> Acceleration:
     """Let a model of transformers run on `multi_scale_deformable_attention`; `restore` undoes it.
 
-    Only the attention modules of this model are touched; they may lie any depth inside it, and the model may be
-    wrapped. Weights, `state_dict`, `save_pretrained`, hooks and `repr` stay as they are, and the model still trains,
-    compiles and runs under autocast. A copy or a pickle of the model is accelerated like the model; to read the pickle
-    where this package is missing, restore the model first. Doing it twice does nothing more.
+    Only the attention modules of this model change, at any depth, and also in a wrapped model. Weights, `state_dict`,
+    `save_pretrained`, hooks and `repr` stay as they are, and the model still trains, compiles and runs under autocast.
+    A copy or a pickle of the model is accelerated, too; restore the model before pickling it for a place without this
+    package. A second call changes nothing.
 
-    Samples are weighed and summed in float32 even where the model is half precision, which changes its last digits for
-    the better. A location that is not a number adds nothing, where it made everything else not a number before.
+    Samples are weighted and summed in float32 even where the model is half precision, which makes its last digits more
+    exact. A location that is NaN adds nothing, while before it made the whole result NaN.
 
     Args:
-        model: the model itself; of a pipeline, `pipeline.model`.
+        model: the model itself; for a pipeline, `pipeline.model`.
+
+    Returns:
+        The modules that were replaced, and those that were left with the reason.
 
     Raises:
-        ValueError: there is nothing in it that could run on the operator. The model is as it was.
+        ValueError: nothing in the model can run on the operator. The model is unchanged.
     """
     ways: dict[str, _Way] = {}
     replaced: list[str] = []
@@ -86,10 +93,13 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 
 def restore(model: nn.Module) -> None:
-    """Undo `accelerate`: every module of the model has its own class again. Nothing happens to a model without any.
+    """Undo `accelerate`: every module of the model gets its own class back; other models stay as they are.
+
+    Args:
+        model: the model that was accelerated.
 
     Raises:
-        ValueError: something has changed the class of such a module again since. The model is as it was.
+        ValueError: the class of an accelerated module was changed again since. The model is unchanged.
     """
     accelerated = [module for module in model.modules() if hasattr(type(module), _ORIGINAL)]
     for module in accelerated:
@@ -103,7 +113,7 @@ def restore(model: nn.Module) -> None:
 
 
 def _way(module: nn.Module) -> _Way | None:
-    """How this module comes to the attention, if it does."""
+    """Way in which a module calls the attention; None if it does not."""
     forward = type(module).forward
     if not isinstance(forward, FunctionType) or not _at_home(forward):
         return None
@@ -146,7 +156,7 @@ def _nothing(model: nn.Module, left: dict[str, str]) -> str:
 
 @functools.cache
 def _subclass(original: type[nn.Module], way: _Way) -> type[nn.Module]:
-    """Differs from the original in where it finds the attention. One for each original, so that compiling sees one."""
+    """Subclass that finds the attention in another place; only one for each class, so that models compile once."""
     members: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -157,7 +167,7 @@ def _subclass(original: type[nn.Module], way: _Way) -> type[nn.Module]:
     if way == "module":
         members["forward"] = _shared_forward
     elif way == "attribute":
-        # A property comes before what the module holds under the same name, which stays there untouched.
+        # A property of the class hides the module's attribute of the same name, which stays untouched.
         members[_ATTRIBUTE] = property(lambda self: _core_v2)
     else:
         members["forward"] = _with_operator(original.forward)
@@ -165,17 +175,17 @@ def _subclass(original: type[nn.Module], way: _Way) -> type[nn.Module]:
 
 
 def _blank(original: type[nn.Module], way: _Way) -> nn.Module:
-    """What copying and unpickling fill with state."""
+    """Empty module that copying and unpickling fill with state."""
     cls = _subclass(original, way)  # type: ignore[arg-type] # a class has a hash
     return cls.__new__(cls)
 
 
 def _with_operator(forward: Any) -> FunctionType:
-    """The same code, which finds the operator under the global name of the attention; the file itself keeps its own."""
+    """Copy of a forward function whose global name of the attention is the operator; the file keeps its own name."""
     name = _global_core(forward)
     assert name is not None
     names = {**forward.__globals__, name: _CORES[name]}
-    # torch.compile may take globals that bear the name of a file for that file's own, and guard what this replaces.
+    # torch.compile takes globals with the name of a file for those of the file, and would then guard the wrong ones.
     del names["__name__"]
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__
@@ -196,7 +206,7 @@ def _at_home(function: FunctionType) -> bool:
     return (function.__module__ or "").startswith("transformers.models.")
 
 
-# What follows is called by transformers, with its names and in its order.
+# transformers calls the functions below, so names and order of their parameters are its own.
 
 
 def _shared_forward(
@@ -231,7 +241,7 @@ def _core_v2(
     result = multi_scale_deformable_attention(
         value, shapes, sampling_locations, attention_weights, num_points=tuple(num_points_list)
     )
-    # No projection follows in D-FINE and DEIMv2, so the type is seen outside: under autocast it is float32 there.
+    # In D-FINE and DEIMv2 no projection follows, so the type of the result matters: under autocast theirs is float32.
     dtype = torch.promote_types(value.dtype, attention_weights.dtype)
     if torch.is_autocast_enabled(value.device.type):
         dtype = torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The operator under the names and signatures of the official code and of mmcv: change the import, keep the calls."""
+"""Operator under the names and signatures of the official code and of mmcv: change the import, keep the calls."""
 
 import functools
 import weakref
@@ -17,7 +17,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class MSDeformAttnFunction:
-    """Stands in for the autograd function of the official code; mmcv's has the same signature under another name."""
+    """Replacement for the autograd function of the official code; that of mmcv has the same signature."""
 
     @staticmethod
     def apply(
@@ -28,22 +28,22 @@ class MSDeformAttnFunction:
         attention_weights: Float[Tensor, "batch queries heads levels points"],
         im2col_step: int = 64,
     ) -> Float[Tensor, "batch queries channels"]:
-        """As `multi_scale_deformable_attention`, the heads of the result side by side in one axis.
+        """Multi-scale deformable attention in the official signature; the result has all heads in one axis.
 
-        Every device, floating type and number of channels of that function, and its precision: locations, weights
-        and sums are float32 or better whatever the values are. Shapes that lie on a GPU have to be fetched, which
-        waits for all that the GPU was asked before, once for each tensor (in inference mode once for each call).
-        Python numbers, `((height, width), ...)` and `(0, ...)`, are taken too: nothing waits then, and the call
-        compiles without a graph break.
+        It takes every device, floating type and number of channels that `multi_scale_deformable_attention` takes, with
+        the same precision: locations, weights and sums are float32 or better for values of any type. Shapes on a GPU
+        have to be fetched, which waits for all earlier work of the GPU, once for each tensor (in inference mode once
+        for each call). Python numbers, `((height, width), ...)` and `(0, ...)`, are accepted, too: then nothing waits,
+        and the call compiles without a graph break.
 
         Args:
             value: projected features.
             value_spatial_shapes: (height, width) of each level.
-            value_level_start_index: the first position of each level. It follows from the shapes and is only
-                compared with them.
+            value_level_start_index: first position of each level. It follows from the shapes and is only compared with
+                them.
             sampling_locations: (x, y) in 0..1 of each padded map.
-            attention_weights: used as they are.
-            im2col_step: accepted and without effect; any batch size will do.
+            attention_weights: weight of each sample, used as it is.
+            im2col_step: accepted and without effect; any batch size is allowed.
 
         Raises:
             ValueError: tensors that disagree with each other.
@@ -61,13 +61,13 @@ def ms_deform_attn_core_pytorch(
     sampling_locations: Float[Tensor, "batch queries heads levels points 2"],
     attention_weights: Float[Tensor, "batch queries heads levels points"],
 ) -> Float[Tensor, "batch queries channels"]:
-    """Stands in for the function that both neighbours keep for machines without their kernel.
+    """Replacement for the function in plain PyTorch that the official code and mmcv have beside their kernel.
 
     Args:
         value: projected features.
-        value_spatial_shapes: (height, width) of each level; see `MSDeformAttnFunction.apply` for what a tensor costs.
+        value_spatial_shapes: (height, width) of each level; `MSDeformAttnFunction.apply` says what a tensor costs.
         sampling_locations: (x, y) in 0..1 of each padded map.
-        attention_weights: used as they are.
+        attention_weights: weight of each sample, used as it is.
 
     Raises:
         ValueError: tensors that disagree with each other.
@@ -83,8 +83,8 @@ def _spatial_shapes(shapes: Shapes, starts: Starts | None) -> SpatialShapes:
     if not isinstance(shapes, Tensor) or not (starts is None or isinstance(starts, Tensor)):
         return _read(shapes, starts)
     tensors = (shapes,) if starts is None else (shapes, starts)
-    # What lies in ordinary memory is read in no time, and could change unseen, through numpy for one. Tensors made in
-    # inference mode do not count how often they are written to.
+    # Tensors in main memory are read at once each time, because that costs nothing and they may change unseen, for
+    # example through numpy. Tensors made in inference mode have no version counter, so a change would not be seen.
     in_reach = all(tensor.device.type == "cpu" for tensor in tensors)
     if in_reach or torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
         return _read(shapes, starts)
@@ -112,9 +112,9 @@ def _read(shapes: Shapes, starts: Starts | None) -> SpatialShapes:
 
 
 class _Unchanged:
-    """Equal to another only while both stand for the very same tensors, alive and not written to in between.
+    """Key for a cache: equal to another key while both stand for the same tensors, alive and not written to since.
 
-    That is what autograd goes by, too, when it looks whether a tensor it saved is still what it was.
+    Autograd checks the tensors it saved in the same way, by their version counters.
     """
 
     def __init__(self, shapes: Tensor, starts: Tensor | None) -> None:
@@ -134,7 +134,7 @@ class _Unchanged:
         )
 
     def alive(self) -> tuple[Tensor | None, ...]:
-        """The tensors, None for each that is gone."""
+        """Tensors of the key; None for each that no longer exists."""
         return tuple(tensor() for tensor in self._tensors)
 
 

@@ -1,7 +1,7 @@
-/* What the Python side hands to a kernel: one call of multi-scale deformable attention (arXiv 2010.04159, section 4.1).
+/* Arguments of one call of multi-scale deformable attention (arXiv 2010.04159, section 4.1), filled by ops/cpu.py.
  *
- * All arrays are dense and in C order. `real` is float, or double if the values are double. Two forms: with a
- * `projection` the locations and weights are made on the way from `reference`; without one they are given. */
+ * All arrays are dense and in C order. `real` is float, or double if the values are double. There are two forms. With a
+ * `projection` the locations and weights are computed on the way, around `reference`. Without one they are given. */
 #ifndef MSDA_H
 #define MSDA_H
 
@@ -15,7 +15,7 @@ typedef int (*msda_parallel_for)(int64_t begin, int64_t end, int64_t grain, void
 
 typedef struct {
     int64_t batch, positions, heads, head_dim, queries, levels;
-    int64_t kind;             /* how values, grad and output are stored */
+    int64_t kind;             /* storage of value, grad, output and grad_value: KIND_... */
     int64_t reference_size;   /* 2: points, 4: boxes; 0: the form without a projection */
     int64_t threads;          /* how many may work at once */
     const int64_t *shapes;    /* (levels, 2): height, width */
@@ -27,7 +27,7 @@ typedef struct {
     const void *projection;   /* real (batch, queries, heads * samples * 3): offsets, then logits */
     const void *grad;         /* (batch, queries, heads, head_dim) */
     void *output;             /* (batch, queries, heads, head_dim) */
-    void *grad_value;         /* as value, or NULL if not wanted; likewise below */
+    void *grad_value;         /* as value, or NULL if not wanted; the same holds for those below */
     void *grad_locations;     /* as locations */
     void *grad_weights;       /* as weights */
     void *grad_reference;     /* as reference */

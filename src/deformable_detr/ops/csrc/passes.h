@@ -1,6 +1,8 @@
-/* Pieces of work that share no output, in vectors of LANES. Included after simd.h, once per width. */
+/* Passes over queries, heads and levels, in vectors of LANES; no two tasks write to the same place. This file is
+ * included after simd.h, once per width. */
 
-/* Where the samples of a query fall: place = coordinate * scale + shift, in pixels of the sample's level. */
+/* Shift and scale of the samples of one query and level: place = offset * scale + shift, in pixels of the level. Around
+ * a reference point an offset counts pixels, around a reference box half-boxes / points (section 4.1). */
 static INLINE void N(aim)(const msda_call *call, int64_t row, int64_t level, int64_t from, int64_t count,
                           real *shift_x, real *shift_y, real *scale_x, real *scale_y) {
     const real *at = (const real *)call->reference + (row * call->levels + level) * call->reference_size;
@@ -16,7 +18,7 @@ static INLINE void N(aim)(const msda_call *call, int64_t row, int64_t level, int
     }
 }
 
-/* Where the samples of queries `first` to `last` of the image of this pass fall, one after another. */
+/* Shift and scale of all samples of the queries `first` to `last` of this pass's image, query after query. */
 static INLINE void N(aim_queries)(const job *job, int64_t first, int64_t last, real *aim) {
     const msda_call *call = job->call;
     const int64_t padded = job->plan.padded;
@@ -26,7 +28,7 @@ static INLINE void N(aim_queries)(const job *job, int64_t first, int64_t last, r
                    aim + 3 * padded);
 }
 
-/* Output rows of some queries and heads of the image of this pass. */
+/* Forward pass of some queries and heads of this pass's image: fills their output rows. */
 static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, int64_t last, int64_t first_head,
                                    int64_t last_head, int kind) {
     const msda_call *call = job->call;
@@ -36,6 +38,7 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
     const real *locations = call->locations, *weights = call->weights, *projection = call->projection;
     const int64_t head_step = (job->dense ? call->positions : 1) * dim * size;
     const char *value = (const char *)call->value + job->image * call->positions * heads * dim * size;
+    /* Given locations share one aim. In a projection each query has its own, made for the whole image before or here. */
     const real *aims = plan->aim;
     if (job->dense) value = job->dense;
     if (projection && job->dense) {
@@ -44,6 +47,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
         N(aim_queries)(job, first, last, own->aim);
         aims = own->aim;
     }
+    /* The loop is one row behind itself: it prepares row i, and then sums up row i - 1 while the pixels of row i are
+     * fetched from memory. Hence one round more than there are rows, and two sets of corners in turns. */
     corners now = own->corners[0], next = own->corners[1];
     int64_t head_before = 0;
     char *output = NULL;
@@ -52,6 +57,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
         const int64_t head = i == rows ? head_before : first_head + i % some;
         const int64_t row = job->image * call->queries + first + i / some;
         if (i < rows) {
+            /* Coordinates and weights of the row: offsets and the softmax of its logits, or as they are given. The
+             * softmax is not divided by its sum here: `scale` does that later, together with the interpolation. */
             const real *xy, *weight, *aim = aims + (projection ? i / some * 4 * padded : 0);
             real scale = 1, highest;
             if (projection) {
@@ -63,7 +70,9 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
                 xy = locations + (row * heads + head) * samples * 2;
                 weight = weights + (row * heads + head) * samples;
             }
-            if (some == 1) { /* rows far apart, which the processor does not see coming */
+            /* With one head, rows lie far apart, and the CPU does not predict their addresses. So the inputs of the
+             * query eight further on and the output row of the query four further on are fetched by hand. */
+            if (some == 1) {
                 const int64_t step = projection ? 8 * heads * samples * 3 : 8 * heads * samples;
                 const real *places = projection ? xy + step : xy + 2 * step;
                 const int64_t logits = row * heads * samples * 3 + (2 * heads + head) * samples;
@@ -73,7 +82,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
                 for (int64_t s = 0; s < 2 * samples; s += 64 / sizeof(real)) __builtin_prefetch(places + s);
                 for (int64_t s = 0; s < samples; s += 64 / sizeof(real)) __builtin_prefetch(shares + s);
             }
-            /* The last vector reads beyond the row, which only at the end of the memory is not its neighbour's. */
+            /* The last vector reads beyond its row. That is the next row, which does no harm, but at the end of the
+             * array it would be foreign memory: there the row is copied to a place with room behind it. */
             const int64_t rows_left = call->batch * call->queries * heads - (row * heads + head);
             if (!projection && rows_left * samples < padded) {
                 xy = memcpy(own->xy, xy, 2 * samples * sizeof(real));
@@ -83,8 +93,9 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
             }
             N(prepare)(plan, 0, padded, xy, weight, scale, aim, aim + padded, aim + 2 * padded, aim + 3 * padded, next);
         } else {
-            next = now; /* nothing to fetch ahead */
+            next = now; /* no row is left to fetch ahead */
         }
+        /* The row before, whose pixels have arrived by now. */
         if (i > 0)
             N(gather_row)(value + head_before * head_step, value + head * head_step, kind, dim, now, next, samples,
                           !job->dense, output);
@@ -95,8 +106,8 @@ static INLINE void N(forward_rows)(const job *job, scratch *own, int64_t first, 
     }
 }
 
-/* Gradients that one image, head and level receive: no other task touches them, so nothing is added atomically and the
- * order of additions is the same for any number of threads. */
+/* Backward pass of one image, head and level: the gradient of its map, and those of all samples in it. No other task
+ * writes to these. So no addition is atomic, and their order is the same for any number of threads. */
 static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image, int64_t head, int64_t level,
                                      int kind) {
     const msda_call *call = job->call;
@@ -108,7 +119,8 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
     const int wants_places = call->grad_locations || call->grad_weights || call->grad_projection;
     const char *value = (const char *)call->value + origin * size;
     real *grad_value = call->grad_value && kind == KIND_REAL ? (real *)call->grad_value + origin : NULL;
-    /* A map of its own, dense and in full precision: always for halves, and where it is looked at often enough. */
+    /* A dense copy of the map, with a gradient in full precision: always for 16-bit values, whose sums would lose too
+     * much, and where pixels are read often enough to pay for it. Else the gradient is added to in its final place. */
     const int packs = kind != KIND_REAL || call->queries * points * 2 > size_of_map;
     if (packs) {
         char *dense = own->value;
@@ -118,6 +130,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
     } else if (grad_value) {
         for (int64_t p = 0; p < size_of_map; p++) memset(grad_value + p * stride, 0, dim * sizeof(real));
     }
+    /* Queries in blocks of at most BLOCK samples: enough for whole vectors, and little enough for the first cache. */
     const int64_t block = points > BLOCK ? 1 : BLOCK / (points ? points : 1);
     plan here = level_plan(job, own, level, (packs ? dim : stride) * size);
     const int64_t room = here.padded;
@@ -125,6 +138,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
     for (int64_t first = 0; first < call->queries && points; first += block) {
         const int64_t last = first + block < call->queries ? first + block : call->queries;
         const int64_t count = (last - first) * points, padded = (count + LANES - 1) / LANES * LANES;
+        /* Collect coordinates and weights of the block's samples, which lie far apart in the inputs. */
         for (int64_t q = first; q < last; q++) {
             const int64_t row = image * call->queries + q, s = (q - first) * points;
             if (call->projection) {
@@ -141,20 +155,23 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
                 memcpy(weight + s, (const real *)call->weights + from, points * sizeof(real));
             }
         }
-        for (int64_t s = count; s < padded; s++) { /* nowhere */
+        for (int64_t s = count; s < padded; s++) { /* samples that only fill up the last vector: NaN is nowhere */
             xy[2 * s] = xy[2 * s + 1] = NAN;
             weight[s] = own->share[s] = 0;
         }
+        /* The softmax, from its highest logit and its sum over all levels, which an earlier pass has left. */
         if (call->projection)
             for (int64_t s = 0; s < padded; s += LANES)
                 PUT(weight + s) = N(exponential)(AT(weight + s)) * AT(own->share + s);
+        /* Pixels and weights of all samples, as in the forward pass. */
         const real *by = call->projection ? aim : here.aim;
         N(prepare)(&here, 0, padded, xy, weight, 1, by, by + room, by + 2 * room, by + 3 * room, own->corners[0]);
         if (wants_places) memset(dots, 0, 4 * room * sizeof(real));
+        /* Query by query: add its gradient to that of the pixels, and multiply it with the pixels for the others. */
         for (int64_t q = first; q < last; q++) {
             const int64_t at = ((image * call->queries + q) * heads + head) * dim;
             const real *grad = (const real *)call->grad + at;
-            if (kind != KIND_REAL) { /* row by row, in full precision */
+            if (kind != KIND_REAL) { /* converted once for all samples of the row */
                 for (int64_t c = 0; c < dim; c += LANES) {
                     int64_t some = dim - c < LANES ? dim - c : LANES;
                     N(store)(row_grad, c, KIND_REAL, some, N(load)(call->grad, at + c, kind, some));
@@ -165,15 +182,17 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
                            wants_places ? dots : NULL, room);
         }
         if (!wants_places) continue;
+        /* Gradients of places and weights from these products, all samples of the block in vectors. */
         real *along_x = own->found, *along_y = along_x + room, *of_weight = along_y + room;
         N(finish)(&here, padded, xy, weight, by, by + room, by + 2 * room, by + 3 * room, dots, room, along_x, along_y,
                   of_weight);
+        /* Back to the places in memory that the samples came from, in the unit of the inputs. */
         for (int64_t q = first; q < last; q++) {
             const int64_t row = image * call->queries + q, s = (q - first) * points;
             const int64_t to = (row * heads + head) * samples + before;
             real *places = (real *)call->grad_locations + 2 * to, *weights = (real *)call->grad_weights + to;
             real to_x = width, to_y = height;
-            if (call->projection) { /* turned into gradients of the projection by `backward_projection` */
+            if (call->projection) { /* stays in pixels; `backward_projection` goes on from there */
                 places = (real *)call->grad_projection + row * heads * samples * 3 + (head * samples + before) * 2;
                 weights = (real *)call->grad_projection + (row * 3 + 2) * heads * samples + head * samples + before;
                 to_x = to_y = 1;
@@ -186,6 +205,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
                 weights[p] = of_weight[s + p];
         }
     }
+    /* The gradient of the dense map, rounded only now, to its place among the other heads. */
     if (packs && call->grad_value)
         for (int64_t p = 0; p < size_of_map; p++)
             for (int64_t c = 0; c < dim; c += LANES) {
@@ -195,7 +215,7 @@ static INLINE void N(backward_level)(const job *job, scratch *own, int64_t image
             }
 }
 
-/* The highest logit of each row and 1 / the sum of exponentials, once for all levels. */
+/* Softmax of some queries, as far as levels share it: the highest logit of each row, and 1 / sum of exponentials. */
 static INLINE void N(softmax_queries)(const job *job, scratch *own, int64_t first, int64_t last) {
     const int64_t heads = job->call->heads, samples = job->plan.samples;
     for (int64_t row = first * heads; row < last * heads; row++) {
@@ -205,7 +225,8 @@ static INLINE void N(softmax_queries)(const job *job, scratch *own, int64_t firs
     }
 }
 
-/* From gradients of places in pixels and of weights to those of offsets, logits and references. */
+/* Last pass of a projection: gradients of places in pixels and of weights become those of offsets, logits and
+ * references, in place. */
 static INLINE void N(backward_projection)(const job *job, scratch *own, int64_t first, int64_t last) {
     const msda_call *call = job->call;
     const int64_t heads = call->heads, samples = job->plan.samples, padded = job->plan.padded;
@@ -215,15 +236,19 @@ static INLINE void N(backward_projection)(const job *job, scratch *own, int64_t 
         real *grad = (real *)call->grad_projection + row * heads * samples * 3, highest;
         real *grad_reference = call->grad_reference ? (real *)call->grad_reference + row * call->levels * width : NULL;
         real *shift_x = own->aim, *shift_y = shift_x + padded, *scale_x = shift_y + padded, *scale_y = scale_x + padded;
+        /* The aim of the query again: its scales turn gradients of places into gradients of offsets. */
         if (grad_reference) memset(grad_reference, 0, call->levels * width * sizeof(real));
         for (int64_t l = 0, s = 0; l < call->levels; s += call->points[l++])
             N(aim)(call, row, l, s, call->points[l], shift_x, shift_y, scale_x, scale_y);
         for (int64_t head = 0; head < heads; head++) {
             real *of_logit = grad + (2 * heads + head) * samples, *of_offset = grad + head * samples * 2, total = 0;
             const real *offset = offsets + head * samples * 2, *logits = offsets + (2 * heads + head) * samples;
+            /* Through the softmax: weight times (its gradient - the weighted mean of all gradients). */
             const real share = N(soften)(logits, samples, padded, own->weights, &highest);
             for (int64_t s = 0; s < samples; s++) total += own->weights[s] * share * of_logit[s];
             for (int64_t s = 0; s < samples; s++) of_logit[s] = own->weights[s] * share * (of_logit[s] - total);
+            /* The centre moves all samples of a level alike, the size of a box moves each by its offset. Summed up
+             * over heads, and before the offsets' gradients are scaled, because these sums need them in pixels. */
             for (int64_t l = 0, s = 0; l < call->levels && grad_reference; l++) {
                 real to_y = call->shapes[2 * l], to_x = call->shapes[2 * l + 1], x = 0, y = 0, w = 0, h = 0;
                 for (int64_t end = s + call->points[l]; s < end; s++) {
@@ -240,6 +265,7 @@ static INLINE void N(backward_projection)(const job *job, scratch *own, int64_t 
                     to[3] += h * to_y * half;
                 }
             }
+            /* From pixels to offsets. */
             for (int64_t s = 0; s < samples; s++) {
                 of_offset[2 * s] *= scale_x[s];
                 of_offset[2 * s + 1] *= scale_y[s];

@@ -1,4 +1,5 @@
-/* Which of the compiled copies this processor can run. */
+/* Tells which of the compiled copies this CPU can run. This file is compiled without the flags of an instruction set,
+ * so that it runs on every CPU. */
 #include <string.h>
 
 int msda_can_run(const char *instructions) {

@@ -1,5 +1,8 @@
-/* One row of work in vectors of LANES numbers. Included once per width, so that narrow heads do not pay for wide
- * registers: every name carries the width. GNU vector types; the compiler turns them into the machine's own. */
+/* Arithmetic on one row, in vectors of LANES numbers.
+ *
+ * This file is included once per width, and every name carries the width: heads with few channels would waste most of
+ * a wide register. The vectors are those of GNU C, which the compiler turns into instructions of the CPU. Intrinsics
+ * stand only where it does not find the instruction. */
 
 #define PASTE_(name, lanes) name##_##lanes
 #define PASTE(name, lanes) PASTE_(name, lanes)
@@ -7,6 +10,7 @@
 #define vec N(vec)
 #define ivec N(ivec)
 
+/* The loose types may lie at any address: rows of a tensor start anywhere. */
 typedef real vec __attribute__((vector_size(LANES * sizeof(real))));
 typedef ireal ivec __attribute__((vector_size(LANES * sizeof(real))));
 typedef real N(loose) __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
@@ -31,6 +35,7 @@ typedef uint16_t N(loose_shorts) __attribute__((vector_size(LANES * 2), aligned(
 #else
 #define COUNT_UP 0, 1
 #endif
+/* PICK: chosen entries of two vectors. ROTATE: entries moved around by some places. gcc and clang spell them apart. */
 #if defined(__clang__)
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 static INLINE vec N(rotate)(vec x, int by) {
@@ -44,7 +49,7 @@ static INLINE vec N(rotate)(vec x, int by) {
 #define ROTATE(x, by) __builtin_shuffle(x, ((ivec){COUNT_UP} + (by)) & (LANES - 1))
 #endif
 
-/* Four vectors to memory in turns: the first entries of all four, then the second ... */
+/* Writes four vectors in turns: the first entries of all four, then the second ones, and so on. */
 static INLINE void N(weave)(const vec *x, real *to) {
 #if defined(__clang__) || LANES == 2
     for (int i = 0; i < LANES; i++)
@@ -61,7 +66,7 @@ static INLINE void N(weave)(const vec *x, real *to) {
 #endif
 }
 
-static inline vec N(choose)(ivec mask, vec yes) { return (vec)((ivec)yes & mask); } /* where not: zero */
+static inline vec N(choose)(ivec mask, vec yes) { return (vec)((ivec)yes & mask); } /* zero where the mask is not set */
 static inline vec N(spread)(real x) { return x - (vec){0}; }
 
 #if LANES == 16
@@ -77,6 +82,7 @@ static inline vec N(spread)(real x) { return x - (vec){0}; }
 #define EVEN 0, 2
 #define ODD 1, 3
 #endif
+/* Conversions of the two 16-bit types. */
 #ifndef MSDA_DOUBLE
 static INLINE vec N(from_half)(N(shorts) h) {
 #if LANES == 16 && defined(__AVX512F__)
@@ -86,7 +92,8 @@ static INLINE vec N(from_half)(N(shorts) h) {
 #elif LANES == 4 && defined(__aarch64__)
     return (vec)vcvt_f32_f16((float16x4_t)h);
 #else
-    /* Exponent and mantissa in place, then the bias by a product, which is exact and carries denormals over. */
+    /* Exponent and mantissa move to their places. A product then corrects the exponent: it is exact, also for
+     * denormals. Infinity and NaN then get the highest exponent. */
     N(bits) wide = __builtin_convertvector(h, N(bits));
     vec magnitude = (vec)((wide & 0x7fff) << 13) * 0x1p112f;
     N(bits) endless = (N(bits))(magnitude >= 65536.0f) & 0x7f800000u;
@@ -116,9 +123,10 @@ static INLINE N(shorts) N(to_bfloat)(vec x) {
 }
 #endif
 
-/* `count` below LANES: the rest is zero. Only heads narrower than the narrowest vector come here. */
+/* Loads `count` numbers from index `at` on, as real; with less than LANES the rest is zero. Only heads narrower than
+ * the narrowest vector have less. */
 static INLINE vec N(load)(const void *from, int64_t at, int kind, int64_t count) {
-    (void)kind; /* doubles have one */
+    (void)kind; /* double has only one kind */
 #ifndef MSDA_DOUBLE
     if (kind != KIND_REAL) {
         const uint16_t *p = (const uint16_t *)from + at;
@@ -138,6 +146,7 @@ static INLINE vec N(load)(const void *from, int64_t at, int kind, int64_t count)
     return x;
 }
 
+/* Stores `count` numbers from index `at` on, rounded to the kind. */
 static INLINE void N(store)(void *to, int64_t at, int kind, int64_t count, vec x) {
     (void)kind;
 #ifndef MSDA_DOUBLE
@@ -158,7 +167,7 @@ static INLINE void N(store)(void *to, int64_t at, int kind, int64_t count, vec x
         for (int64_t i = 0; i < count; i++) p[i] = x[i];
 }
 
-/* Where a sample falls: the pixel to its upper left, how far beyond it, and which of the four pixels exist. */
+/* Place of a sample: the pixel to its upper left, the distance beyond it, and which of the four pixels exist. */
 typedef struct {
     ivec left, top, has_left, has_right, has_top, has_bottom;
     vec beyond_x, beyond_y;
@@ -166,18 +175,19 @@ typedef struct {
 
 static INLINE N(place) N(locate)(const plan *plan, int64_t s, const real *xy, const real *shift_x, const real *shift_y,
                                  const real *scale_x, const real *scale_y) {
+    /* x and y lie in turns in memory: the even entries of two vectors are x, the odd ones y. */
     vec first = AT(xy + 2 * s), second = AT(xy + 2 * s + LANES);
     vec width = AT(plan->width + s), height = AT(plan->height + s);
     vec x = PICK(first, second, EVEN) * AT(scale_x + s) + AT(shift_x + s);
     vec y = PICK(first, second, ODD) * AT(scale_y + s) + AT(shift_y + s);
-    /* False for NaN, too; what is nowhere is moved to a place where arithmetic is safe. */
+    /* Samples that touch no pixel move to (0, 0), where the arithmetic is safe; NaN fails the comparison, too. */
     ivec inside = (x > -1) & (x < width) & (y > -1) & (y < height);
     x = N(choose)(inside, x);
     y = N(choose)(inside, y);
     N(place) at;
     at.left = __builtin_convertvector(x, ivec);
     at.top = __builtin_convertvector(y, ivec);
-    at.left += __builtin_convertvector(at.left, vec) > x; /* a true comparison is -1: truncation becomes floor */
+    at.left += __builtin_convertvector(at.left, vec) > x; /* true is -1, which turns truncation into floor */
     at.top += __builtin_convertvector(at.top, vec) > y;
     at.beyond_x = x - __builtin_convertvector(at.left, vec);
     at.beyond_y = y - __builtin_convertvector(at.top, vec);
@@ -211,8 +221,9 @@ static INLINE void N(prepare)(const plan *plan, int64_t first, int64_t count, co
     }
 }
 
-/* Sum over samples of weight times row, for `groups` vectors of channels; fetches the next row's pixels meanwhile: into
- * the second cache where pixels are `far`, since it waits for several times as many at once as the first. */
+/* Sum over samples of weight times pixel, for `groups` vectors of channels. Meanwhile it fetches the pixels of the next
+ * row. Where these are `far`, they go to the second cache, which can wait for several times as many lines at once as
+ * the first. */
 static INLINE void N(gather)(const void *value, const void *next_value, int kind, int64_t channel, int64_t count,
                              const int groups, corners at, corners next, int64_t samples, int far, void *output) {
     const int64_t size = kind == KIND_REAL ? sizeof(real) : 2;
@@ -241,7 +252,8 @@ static INLINE void N(gather)(const void *value, const void *next_value, int kind
     for (int g = 0; g < groups; g++) N(store)(output, channel + g * LANES, kind, count, one[g] + two[g]);
 }
 
-/* All channels of a row. The last vector overlaps the one before where the head is no multiple of LANES. */
+/* `gather` for all channels of a row, four vectors at a time, then two, then one. The last vector overlaps the one
+ * before if the number of channels is no multiple of LANES. */
 static INLINE void N(gather_row)(const void *value, const void *next_value, int kind, int64_t dim, corners at,
                                  corners next, int64_t samples, int far, void *output) {
     int64_t c = 0;
@@ -264,9 +276,11 @@ static INLINE vec N(exponential)(vec x) {
 #else
     ivec tiny = x < -87.0f;
     x = (vec)(((ivec)x & ~tiny) | ((ivec)N(spread)(-87.0f) & tiny));
-    vec shifted = x * 1.44269504f + 0x1.8p23f; /* the sum rounds to a whole number, held in the low bits */
+    /* exp(x) = 2^whole * exp(r), with r in -ln 2 / 2 .. ln 2 / 2. The large number rounds to a whole one, which then
+     * stands in the low bits of `shifted`. A polynomial of degree 6 gives exp(r), and `whole` goes to the exponent. */
+    vec shifted = x * 1.44269504f + 0x1.8p23f;
     vec whole = shifted - 0x1.8p23f;
-    vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts, the first exact */
+    vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f; /* ln 2 in two parts: the first product is exact */
     vec p = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666657f + r * (4.16664466e-2f +
             r * (8.33345205e-3f + r * 1.39357591e-3f)))));
     return (vec)((ivec)p + ((ivec)shifted << 23));
@@ -286,7 +300,8 @@ static INLINE real N(maximum)(vec x) {
     return x[0];
 }
 
-/* Weights before they are divided by their sum, `samples` of them and zeros up to `padded`; returns 1 / sum. */
+/* Softmax without its division: fills `weights` with exponentials, zeros up to `padded`; returns 1 / sum. The highest
+ * logit is taken off first, so that no exponential overflows. */
 static INLINE real N(soften)(const real *logits, int64_t samples, int64_t padded, real *weights, real *highest) {
     for (int64_t s = samples; s < padded; s++) weights[s] = -1e30f;
     if (weights != logits) memcpy(weights, logits, samples * sizeof(real));
@@ -305,7 +320,7 @@ static INLINE real N(soften)(const real *logits, int64_t samples, int64_t padded
     return 1 / N(sum)(total);
 }
 
-/* Four sums over lanes at once. */
+/* Adds the sums over the lanes of four vectors to four numbers, which lie `step` apart. */
 static INLINE void N(sums)(const vec *x, real *to, int64_t step) {
 #if LANES == 16 && defined(__AVX512F__)
     __m256 y[4];
@@ -325,19 +340,21 @@ static INLINE void N(sums)(const vec *x, real *to, int64_t step) {
 #endif
 }
 
-/* The way back for `count` samples of one query: adds weight times gradient to each pixel's gradient, and the product
- * of gradient and pixel to `dots` (4, step), from which the other gradients follow. */
+/* Backward pass of the samples of one query, for `groups` vectors of channels. It adds weight times gradient to the
+ * gradient of each pixel, and the product of gradient and pixel to `dots` (4, step), from which the gradients of places
+ * and weights follow. */
 static INLINE void N(scatter)(const void *value, int kind, real *grad_value, const real *grad, int64_t channel,
                               int64_t skip, int64_t count, const int groups, corners at, int64_t first,
                               int64_t samples, int64_t last, real *dots, int64_t step) {
     const int64_t size = kind == KIND_REAL ? sizeof(real) : 2;
-    const int64_t times = sizeof(real) / size; /* the gradient lies as the value does, in full precision */
+    const int64_t times = sizeof(real) / size; /* the gradient has the layout of the values, in full precision */
     const char *base = (const char *)value + channel * size;
     char *into = (char *)(grad_value + channel);
     vec g[4];
     for (int i = 0; i < groups; i++) g[i] = N(load)(grad, channel + i * LANES, KIND_REAL, count);
-    for (int64_t i = 0; i < skip; i++) g[0][i] = 0; /* channels that the vector before has done */
+    for (int64_t i = 0; i < skip; i++) g[0][i] = 0; /* the vector before has done these channels */
     for (int64_t s = first; s < first + samples; s++) {
+        /* Eight samples ahead, pixels and their gradients are fetched, also across the end of a query. */
         int64_t ahead = s + 8 < last ? s + 8 : s;
         vec dot[4];
         for (int c = 0; c < 4; c++) {
@@ -360,6 +377,7 @@ static INLINE void N(scatter)(const void *value, int kind, real *grad_value, con
     }
 }
 
+/* `scatter` for all channels of a row. The last vector overlaps the one before, where `skip` channels count as zero. */
 static INLINE void N(scatter_row)(const void *value, int kind, real *grad_value, const real *grad, int64_t dim,
                                   corners at, int64_t first, int64_t samples, int64_t last, real *dots,
                                   int64_t step) {
@@ -377,7 +395,8 @@ static INLINE void N(scatter_row)(const void *value, int kind, real *grad_value,
         N(scatter)(value, kind, grad_value, grad, 0, 0, dim, 1, at, first, samples, last, dots, step);
 }
 
-/* Gradients of a sample's place, in pixels, and of its weight, from the four dots; a pixel off the map counts as 0. */
+/* Gradients of the places of `count` samples, in pixels, and of their weights, from the four products of each. A pixel
+ * off the map counts as zero. The gradient of a weight interpolates the products, that of a place is the slope. */
 static INLINE void N(finish)(const plan *plan, int64_t count, const real *xy, const real *weights,
                              const real *shift_x, const real *shift_y, const real *scale_x, const real *scale_y,
                              const real *dots, int64_t step, real *along_x, real *along_y, real *of_weight) {

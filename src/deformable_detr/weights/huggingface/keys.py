@@ -1,7 +1,7 @@
-"""Parameter names of `DeformableDetrForObjectDetection` of the library transformers and ours, both ways.
+"""Key map between our parameter names and those of `DeformableDetrForObjectDetection` of the library transformers.
 
-github.com/huggingface/transformers at 5.23. Its models and the files it writes name some parameters differently; both
-are read, and the models' names are written. A model of it loads the result of `to_transformers_keys` strictly.
+The library is github.com/huggingface/transformers at 5.23. Its models and the files it writes name some parameters
+differently. Both are read; the names of the models are written, and such a model loads them strictly.
 """
 
 import re
@@ -16,7 +16,7 @@ from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
-# Ours and theirs.
+# Our prefix, their prefix.
 _NAMES = KeyMap(
     (
         ("pyramid.projections.#.", "model.input_proj.#."),
@@ -42,7 +42,7 @@ _NAMES = KeyMap(
     )
 )
 _OUR_BACKBONE, _THEIR_BACKBONE = "pyramid.backbone.body.", "model.backbone.model."
-# timm's names of a ResNet and the native ones. A stem of several convolutions has deeper names and no counterpart.
+# timm's names of a ResNet, native names. A stem of several convolutions has no native counterpart.
 _NATIVE_RESNET = KeyMap(
     (
         ("conv1.*", "embedder.embedder.convolution.*"),
@@ -54,7 +54,7 @@ _NATIVE_RESNET = KeyMap(
     )
 )
 _NATIVE_START = ("embedder.", "encoder.")
-# What files have -> what models have.
+# Names in files -> names in models.
 _IN_FILES = (
     (re.compile(r"^model\.backbone\.conv_encoder\."), "model.backbone."),
     (re.compile(r"\.self_attn\.out_proj\."), ".self_attn.o_proj."),
@@ -66,26 +66,27 @@ _TO_FILES = (
     (re.compile(r"(coder\.layers\.\d+)\.mlp\.fc"), r"\1.fc"),
 )
 _ALIAS = "model.decoder."
-# Self-attention's three matrices are one tensor here and three there.
+# The projections of q, k and v in self-attention are one tensor in ours and three in theirs.
 _OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
 _THEIR_PARTS = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 _PARTS = ("q", "k", "v")
 
 BackboneNames = Literal["timm", "native"]
+"""Names of the backbone's parameters: those of timm, or those of the ResNet in transformers."""
 
 
 def to_transformers_keys(
     weights: Mapping[str, Tensor], config: DeformableDETRConfig, *, backbone: BackboneNames = "timm"
 ) -> dict[str, Tensor]:
-    """Our weights under their names, copies of shared heads and aliases included.
+    """Weights by transformers' names, with copies and aliases of the heads.
 
     Args:
-        weights: of a model of ours.
-        config: that model's.
-        backbone: whether their model has its backbone from timm, which is their default, or their own ResNet.
+        weights: weights by our names.
+        config: settings of the model.
+        backbone: "timm" if their model has its backbone from timm, as by default; "native" if it has their ResNet.
 
     Raises:
-        ValueError: native names are asked for, and the backbone is no plain ResNet.
+        ValueError: native names are asked for, but the backbone is no plain ResNet.
     """
     theirs: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -99,19 +100,22 @@ def to_transformers_keys(
 
 
 def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
-    """Their weights under our names, whichever way they name the backbone and whether from a model or from a file.
+    """Weights by our names, from those of a model or a file of transformers.
 
-    With refinement in one stage, their models share one class head among all layers (their files then hold only the
-    first), although the official ones do not; every layer of ours gets it.
+    The backbone may have timm's names or those of transformers' own ResNet.
+
+    With refinement in one stage, their models share one class head among all layers, unlike the official code, and
+    their files hold only the first. Here every layer gets a copy of it.
 
     Args:
-        theirs: their model's state, or what their file holds.
-        config: of the model they are for.
+        theirs: state of their model, or tensors of their file.
+        config: settings of the model.
 
     Raises:
-        CheckpointError: a name of none of their models, copies of a shared head that differ, or an incomplete
-            self-attention.
+        CheckpointError: a name is of none of their models, copies of a shared head differ, or the projections of a
+            self-attention are incomplete.
     """
+    # Each tensor gets our name. Projections of q, k and v are collected, unknown names are reported together.
     weights: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     foreign: list[str] = []
@@ -133,11 +137,13 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
     if foreign:
         others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
         raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
+    # Three projections become one tensor.
     for ours, pieces in parts.items():
         missing = [part for part in _PARTS if part not in pieces]
         if missing:
             raise CheckpointError(f"{ours} needs the projections of q, k and v; {', '.join(missing)} is not there")
         weights[ours] = torch.cat([pieces[part] for part in _PARTS])
+    # A class head that their layers share is copied to every layer.
     if config.variant == "refine" and not any(name.startswith("decoder.class_heads.1.") for name in weights):
         for name in [name for name in weights if name.startswith("decoder.class_heads.0.")]:
             for layer in range(1, config.decoder_layers):
@@ -146,7 +152,7 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
 
 
 def file_key(name: str) -> str:
-    """What their files, of all versions, call a parameter of their models."""
+    """Name of a parameter in files of transformers, of all versions, from its name in the models."""
     for pattern, replacement in _TO_FILES:
         name = pattern.sub(replacement, name)
     return name
@@ -169,7 +175,7 @@ def _native_name(inner: str, config: DeformableDETRConfig) -> str:
 
 
 def _model_name(name: str) -> str:
-    """The name a model of theirs has for what a file may call otherwise."""
+    """Name of a parameter in their models, from its name in a file or in a model."""
     for pattern, replacement in _IN_FILES:
         name = pattern.sub(replacement, name)
     return name

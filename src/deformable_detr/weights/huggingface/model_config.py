@@ -1,10 +1,9 @@
-"""config.json of `DeformableDetrForObjectDetection` of the library transformers as our model's settings, and back."""
+"""Settings of a model from and to the config.json of transformers' `DeformableDetrForObjectDetection`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 from deformable_detr.core.config import from_dict
@@ -14,11 +13,13 @@ from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.weights.coco_classes import UNUSED
 
 MODEL_TYPE = "deformable_detr"
+"""Value of "model_type" in config.json."""
 ARCHITECTURE = "DeformableDetrForObjectDetection"
+"""Class name in "architectures" of config.json."""
 OWN_ENTRY = "deformable_detr"
-"""The one key of ours in their file: what their settings have no word for. Their models carry it along unread."""
+"""Entry of this package in config.json, for settings that transformers does not have; its models keep it unread."""
 
-# Ours -> theirs with their default.
+# Our setting -> their setting and its default.
 _SIZES: dict[str, tuple[str, Any]] = {
     "num_levels": ("num_feature_levels", 4),
     "hidden_dim": ("d_model", 256),
@@ -30,15 +31,15 @@ _SIZES: dict[str, tuple[str, Any]] = {
     "ffn_dim": ("encoder_ffn_dim", 1024),
     "dropout": ("dropout", 0.1),
 }
-# Two settings there, one here.
+# Pairs of their settings that are one of ours, with their default.
 _EQUAL = {
     "encoder_attention_heads": ("decoder_attention_heads", 8),
     "encoder_ffn_dim": ("decoder_ffn_dim", 1024),
 }
-# What the network there can be and here cannot.
+# Their settings that must have one value to be built by this package.
 _FIXED = {"activation_function": "relu", "position_embedding_type": "sine", "num_channels": 3}
 _SYNONYMS = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
-# What trains the network or runs it, and changes no result of a trained one.
+# Settings that do not change the results of a trained network.
 _IGNORED = (
     "activation_dropout attention_dropout encoder_layerdrop init_std init_xavier_std auxiliary_loss class_cost "
     "bbox_cost giou_cost mask_loss_coefficient dice_loss_coefficient bbox_loss_coefficient giou_loss_coefficient "
@@ -51,7 +52,7 @@ _READ = (
     "model_type architectures id2label num_labels num_queries two_stage two_stage_num_proposals with_box_refine "
     "dilation use_timm_backbone backbone backbone_config backbone_kwargs"
 )
-# What our files say of a model beyond the network.
+# Settings of ours that `OWN_ENTRY` holds.
 _OWN_SETTINGS = ("backbone_weights", "frozen_stages", "frozen_batch_norm")
 _TIMM_STAGES = {1: [4], 3: [2, 3, 4]}
 _NATIVE_RESNETS = {
@@ -74,11 +75,15 @@ _BATCH_NORM_EPS = 1e-5
 
 
 def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[str]]:
-    """The model such a file describes, and which settings in it are unknown and were left aside.
+    """Settings of the model that a config.json describes, and the names of its settings that are ignored as unknown.
+
+    Args:
+        settings: content of the file.
 
     Raises:
-        CheckpointError: it is of another model, or of one that cannot be built here.
+        CheckpointError: the file is of another model, or of one that this package cannot build.
     """
+    # Refuse other models, and settings that our network cannot have.
     _check_kind(settings)
     settings = {_SYNONYMS.get(name, name): value for name, value in settings.items()}
     for name, expected in _FIXED.items():
@@ -91,6 +96,7 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
     refine, two_stage = settings.get("with_box_refine", False), settings.get("two_stage", False)
     if two_stage and not refine:
         raise CheckpointError("two_stage is true and with_box_refine is false; two stages need refinement")
+    # Our settings. Unknown values are refused by the settings class.
     queries = "two_stage_num_proposals" if two_stage else "num_queries"
     own = settings.get(OWN_ENTRY) or {}
     try:
@@ -113,12 +119,16 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
 
 
 def classes_from(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes, by channel, all different.
+    """Class names by channel, all different.
 
-    "N/A" and empty names are channels of no class; of other names that several have, the later ones get their number.
+    Channels named "N/A" or without a name have no class. If several channels share another name, the later ones get the
+    number of the channel added.
+
+    Args:
+        settings: content of the file.
 
     Raises:
-        CheckpointError: the numbers are not those of channels, or a name is not a text.
+        CheckpointError: the numbers do not count the channels from 0, or a name is not a text.
     """
     labels = _labels(settings)
     names: list[str] = []
@@ -131,7 +141,7 @@ def classes_from(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...]:
-    """The data set's own numbers, where the file is of ours and has the classes still; else those of the channels."""
+    """Category ids of the data set if this package wrote the file and its classes are unchanged; else 0, 1, 2, ..."""
     own = settings.get(OWN_ENTRY) or {}
     ids = own.get("category_ids")
     if own.get("classes") == list(classes) and isinstance(ids, list) and len(ids) == len(classes):
@@ -140,10 +150,15 @@ def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tu
 
 
 def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
-    """The content of the file for a model of ours.
+    """Content of transformers' config.json for a Deformable DETR.
+
+    Args:
+        model: settings of the model.
+        classes: class names by class id.
+        category_ids: category ids of the data set, by class id.
 
     Raises:
-        CheckpointError: their model cannot do what this one does.
+        CheckpointError: their model cannot compute the same; the message names the setting.
     """
     if model.features != "padded":
         raise CheckpointError(
@@ -169,10 +184,10 @@ def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category
         "two_stage_num_proposals": model.num_queries,
         "with_box_refine": model.variant != "base",
         "two_stage": model.variant == "two_stage",
-        # The published costs; their own defaults are others.
+        # The published weights; their defaults are others.
         "class_cost": 2,
         "auxiliary_loss": True,
-        # They would share one class head among the layers that refine.
+        # Else they would share one class head among all layers, also with refinement.
         "tie_word_embeddings": model.variant != "refine",
         **_backbone_of(model),
         "id2label": {str(channel): name for channel, name in enumerate(classes)},
@@ -215,7 +230,7 @@ def _labels(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _backbone_from(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Name and dilation, wherever the version of transformers that wrote the file keeps them."""
+    """Name and dilation of the backbone; each version of transformers keeps them in another place."""
     described = settings.get("backbone_config")
     dilation = bool(settings.get("dilation", False))
     if described is None and settings.get("use_timm_backbone", True):
@@ -267,7 +282,7 @@ def _native_name(described: Mapping[str, Any]) -> str:
 
 
 def _body(model: DeformableDETRConfig) -> nn.Module:
-    """The bare backbone, without memory for its weights."""
+    """Backbone on the meta device, without memory for its weights."""
     maps = min(model.num_levels, 3)
     with torch.device("meta"):
         return Backbone(
@@ -280,7 +295,9 @@ def _maps(body: Any) -> list[int]:
 
 
 def _is_plain(body: nn.Module) -> bool:
-    """Whether every batch norm is one that their models replace without changing a result."""
+    """Whether their models can replace every batch norm by their own without changing a result."""
+    from timm.layers.norm_act import BatchNormAct2d
+
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     return all(norm.eps == _BATCH_NORM_EPS and not isinstance(norm, BatchNormAct2d) for norm in norms)
 

@@ -1,4 +1,4 @@
-"""preprocessor_config.json of the library transformers as our Preprocessing, and back."""
+"""Preprocessing from and to the preprocessor_config.json of the library transformers."""
 
 import math
 import re
@@ -9,11 +9,11 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.data.preprocessing import Preprocessing
 
-# Processors of this family do the same: short side, long side, bilinear, mean and standard deviation.
+# Image processors of this family do the same as ours: short side, long side, bilinear, mean and standard deviation.
 _FAMILY = re.compile(r"(Deformable|Conditional)?Detr(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 _DEFAULT_MAX_SIDE = 1333
 _BILINEAR = 2
-# They speak of annotations or of how images come in and go out, or of padding, which is ours to do in any case.
+# Settings of annotations, of input and output formats, and of padding, which the detector does itself.
 _IGNORED = (
     "format do_convert_annotations do_pad pad_and_return_pixel_mask do_convert_rgb default_to_square data_format "
     "input_data_format return_tensors return_segmentation_masks device disable_grouping processor_class crop_size "
@@ -26,10 +26,13 @@ _READ = (
 
 
 def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list[str]]:
-    """What such a file makes of an image, and which settings in it are unknown and were left aside.
+    """Preprocessing that a preprocessor_config.json describes, and the names of its settings ignored as unknown.
+
+    Args:
+        settings: content of the file.
 
     Raises:
-        CheckpointError: it does what our preprocessing does not: another filter, a fixed size, a crop, no resize.
+        CheckpointError: it describes what our preprocessing cannot do: another filter, a fixed size, a crop, no resize.
     """
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if kind is not None and not _FAMILY.fullmatch(str(kind)):
@@ -46,7 +49,7 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
         mean, std = [0.0] * 3, [1.0] * 3
     try:
         preprocessing = from_dict(
-            # A short side above the long side's limit is never reached; the limit then decides alone, as it does here.
+            # A short side above the limit of the long side is never reached: the limit alone decides, as with ours.
             Preprocessing,
             {"short_side": min(short_side, max_side), "max_side": max_side, "mean": mean, "std": std},
         )
@@ -56,7 +59,7 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
 
 
 def processor_settings(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The content of the file for our preprocessing."""
+    """Content of transformers' preprocessor_config.json for this preprocessing."""
     return {
         "image_processor_type": "DeformableDetrImageProcessor",
         "do_resize": True,

@@ -1,7 +1,7 @@
-"""Folders of the library transformers, as on the Hugging Face hub, as a Checkpoint; and back.
+"""Reading and writing of checkpoint folders of the library transformers, as on the Hugging Face hub.
 
-config.json, preprocessor_config.json and weights, in the form that `DeformableDetrForObjectDetection` of its versions 4
-and 5 reads and writes. The library itself is not needed.
+A folder holds config.json, preprocessor_config.json and weights, in the form that `DeformableDetrForObjectDetection` of
+versions 4 and 5 reads and writes. The library itself is not needed.
 """
 
 import os
@@ -28,23 +28,24 @@ from deformable_detr.weights.huggingface import preprocessing as transformers_pr
 from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
 from deformable_detr.weights.key_map import COUNTERS
 
-# One file, or a table of the files that hold the parts; in the order of preference.
+# One file, or an index of the files that hold the parts; in order of preference.
 _WEIGHTS_FILES = tuple(file for name in WEIGHTS for file in (name, f"{name}.index.json"))
 _COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
-# Licences the hub has a word for; it wants all others as "other" with a name.
+# Licences that the hub has an identifier for; all others are "other" with a name.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
 
 
 def read_transformers(folder: Path) -> Checkpoint:
-    """The model in a folder that transformers can load, with its classes and preprocessing.
+    """Checkpoint from a folder that transformers can load.
 
-    Category ids are the numbers of the channels, as in the published models. Weights become float32. The provenance
-    says what the folder did not tell, and which of its settings were left aside.
+    Category ids are those that this package wrote, else the numbers of the channels, as in the published models.
+    Weights become float32. The provenance says what the folder did not tell, and which of its settings were ignored.
 
     Raises:
-        CheckpointError: files are missing or damaged, are of another model, do not fit each other, or describe what
-            cannot be built here.
+        CheckpointError: files are missing or damaged, are of another model, do not fit each other, or describe a model
+            that this package cannot build.
     """
+    # Settings, classes and preprocessing.
     settings = _read_json(folder / CONFIG)
     try:
         model, unknown = transformers_config.model_from(settings)
@@ -57,6 +58,7 @@ def read_transformers(folder: Path) -> Checkpoint:
     preprocessing, unknown_too = _read_preprocessing(folder, provenance)
     if unknown or unknown_too:
         provenance["settings left aside"] = ", ".join([*unknown, *unknown_too])
+    # Weights, which must be exactly those of a model with these settings.
     path, held = _read_weights(folder)
     return Checkpoint(
         weights=_our_weights(path, held, model),
@@ -70,15 +72,17 @@ def read_transformers(folder: Path) -> Checkpoint:
 
 
 def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a folder that transformers' `from_pretrained` loads, without a network; it appears whole or not at all.
+    """Write a folder that transformers' `from_pretrained` loads without a network.
+
+    The folder appears only when it is complete.
 
     Args:
-        checkpoint: any; what is needed only to resume a training stays behind.
-        folder: one that does not exist or is empty.
+        checkpoint: the checkpoint to write; its training state is left out.
+        folder: a folder that does not exist or is empty.
 
     Raises:
-        CheckpointError: transformers has no model that does the same.
-        OutputError: the folder holds something already, or cannot be written.
+        CheckpointError: transformers has no model that computes the same.
+        OutputError: the folder is not empty, or cannot be written.
     """
     model = deformable_config(checkpoint, "transformers")
     settings = transformers_config.model_settings(model, checkpoint.classes, checkpoint.category_ids)
@@ -86,14 +90,15 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
     weights = {
         file_key(name): tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in named.items()
-        # The base model's one head is written once, as they do. Aliases of the other models' are written all: no
-        # reader then depends on which of them a version keeps.
+        # The one head of the base model is written once, as transformers does. Of the other variants all aliases are
+        # written, because versions differ in which of them they read.
         if model.variant != "base" or not _COPY.match(name)
     }
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"output folder {folder} is not empty; name another")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder")
+    # Everything is written to a temporary folder, which gets its final name at the end.
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -104,7 +109,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         )
         (temporary / CARD).write_text(_card(checkpoint), encoding="utf-8")
         write_tensors(weights, temporary / WEIGHTS[0], {"format": "pt"})
-        # safetensors makes its file private; the others have what the user's umask says.
+        # safetensors makes its file private; the other files follow the user's umask.
         (temporary / WEIGHTS[0]).chmod((temporary / CONFIG).stat().st_mode)
         if folder.is_dir():
             folder.rmdir()
@@ -157,7 +162,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 
 
 def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRConfig) -> dict[str, Tensor]:
-    """All that `model` has, under our names, and nothing else."""
+    """Weights by our names, checked to be exactly those of `model`."""
     try:
         weights = from_transformers_keys({name: tensor.float() for name, tensor in held.items()}, model)
     except CheckpointError as error:
@@ -165,14 +170,14 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
     with torch.device("meta"):
         network = build(model, load_backbone_weights=False)
     for name, tensor in network.state_dict().items():
-        if name.endswith(COUNTERS):  # of batch norm that learns: nothing depends on it, and no file there holds it
+        if name.endswith(COUNTERS):  # counters of batch norm: not in their files, and no result needs them
             weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     check_fit(network, weights, str(path))
     return weights
 
 
 def _read_licence(folder: Path) -> str:
-    """What the first lines of the model card say; nothing where there is no card or it says nothing."""
+    """Licence in the header of the model card; empty if there is no card, or no licence in it."""
     path = folder / CARD
     if not path.is_file():
         return ""

@@ -1,7 +1,7 @@
-"""Parameter names of the official code (its `checkpoint["model"]`) and ours, both ways.
+"""Key map between our parameter names and those of the official code (its `checkpoint["model"]`).
 
-github.com/fundamentalvision/Deformable-DETR at 11169a60. The official files hold some heads several times: copies of
-the one shared head in the base model, and aliases below `transformer.decoder` with refinement.
+The official code is github.com/fundamentalvision/Deformable-DETR at 11169a60. Its files hold some heads several times:
+copies of the one shared head in the base model, and aliases below `transformer.decoder` with refinement.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
-# Ours and the official ones.
+# Our prefix, official prefix.
 _NAMES = KeyMap(
     (
         ("pyramid.backbone.body.", "backbone.0.body."),
@@ -43,11 +43,11 @@ _ALIAS = "transformer.decoder."
 
 
 def to_official_keys(weights: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
-    """Our weights under the official names, copies and aliases included.
+    """Weights by the official code's names, with copies and aliases of the heads.
 
     Args:
-        weights: of a model of ours.
-        config: that model's.
+        weights: weights by our names.
+        config: settings of the model.
     """
     official: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -57,14 +57,14 @@ def to_official_keys(weights: Mapping[str, Tensor], config: DeformableDETRConfig
 
 
 def from_official_keys(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, Tensor]:
-    """Official weights under our names.
+    """Weights by our names, from those of an official checkpoint.
 
     Args:
         official: the entry "model" of an official checkpoint.
-        config: of the model they are for.
+        config: settings of the model.
 
     Raises:
-        CheckpointError: a name of no official model, or copies of a shared head that differ.
+        CheckpointError: a name is not official, or copies of a shared head differ.
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in without_copies(official, config, _ALIAS).items():

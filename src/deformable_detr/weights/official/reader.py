@@ -1,8 +1,8 @@
-"""Checkpoints of the official code (`.pth`), read and written.
+"""Reading and writing of checkpoints of the official code (`.pth`).
 
-github.com/fundamentalvision/Deformable-DETR at 11169a60. A file of a training run holds "model", "optimizer",
-"lr_scheduler", "epoch" and "args"; only the first and the last two are used. Files of "model" alone, or of nothing but
-its tensors, are read as well.
+The official code is github.com/fundamentalvision/Deformable-DETR at 11169a60. A file of a training run holds "model",
+"optimizer", "lr_scheduler", "epoch" and "args"; only "model", "epoch" and "args" are used. Files with "model" alone, or
+with nothing but its tensors, are read as well.
 """
 
 import argparse
@@ -32,37 +32,40 @@ from deformable_detr.weights.checkpoint import (
 from deformable_detr.weights.coco_classes import COCO_CLASSES
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
-from deformable_detr.weights.official.settings import has_the_telling_tensors, settings_of, to_args
-from deformable_detr.weights.recognise import whose
+from deformable_detr.weights.official.settings import has_size_tensors, settings_of, to_args
+from deformable_detr.weights.recognise import foreign_model
 
 log = logging.getLogger(__name__)
 
 _PARALLEL = "module."
-# Left behind by a counter of operations; the official code ignores them as well.
+# Left by a tool that counts operations; the official code ignores them as well.
 _LEFTOVERS = ("total_params", "total_ops", COUNTERS)
 
 
 def read_official(path: Path) -> Checkpoint:
-    """What an official checkpoint holds, ready to predict or to be trained on; nothing in the file is run.
+    """Checkpoint from an official file; no code in the file is run.
 
-    Of the files that `torch.save` wrote, those that are no official checkpoint are refused in words that say what they
-    are instead.
+    If another file of `torch.save` is given, the error says what it is, as far as that is known.
 
     Raises:
-        CheckpointError: no such file, damaged, of another kind or another model, or its settings and tensors disagree.
+        CheckpointError: the file does not exist, is damaged, is of another kind or another model, or its settings and
+            its tensors disagree.
     """
+    # Tensors and settings of the file.
     document = read_torch_file(path)
     official = _official_tensors(path, document)
     args = _args(document)
-    if not has_the_telling_tensors(official):
+    if not has_size_tensors(official):
         raise CheckpointError(_not_this_model(path, official, _names_and_shapes(DeformableDETRConfig())))
     try:
         config, assumed = settings_of(official, args)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    # The tensors must be exactly those of a model with these settings.
     expected = _names_and_shapes(config)
     if {name: tensor.shape for name, tensor in official.items()} != expected:
         raise CheckpointError(_not_this_model(path, official, expected))
+    # The description of the checkpoint, with every setting that had to be assumed.
     weights = _renamed(path, official, config)
     values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
     if assumed:
@@ -71,10 +74,10 @@ def read_official(path: Path) -> Checkpoint:
 
 
 def write_official(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a file that the official code resumes from (`main.py --resume FILE --eval`), and `read_official` reads.
+    """Write a checkpoint for the official code (`main.py --resume FILE --eval`); `read_official` reads it, too.
 
-    It holds tensors and plain values only, so PyTorch loads it without being told to trust it. The official code takes
-    channel i of the class heads for category id i, and has 91 of them unless its source is changed.
+    The file holds tensors and plain values only, so PyTorch loads it with `weights_only=True`. The official code uses
+    channel i of the class heads for category id i, and has 91 channels unless its source is changed.
 
     Raises:
         CheckpointError: the official code has no such model; the message names the setting.
@@ -86,12 +89,12 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
     _warn_of_what_changes(checkpoint, path)
-    # Each tensor for itself: one that is a part of another would bring the whole of it.
+    # Copies: torch.save writes the whole storage of a tensor that is part of another one.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in checkpoint.weights.items()}
     document = {
         "model": to_official_keys(own, model),
         "args": args,
-        # The official code passes over entries it does not know.
+        # The official code ignores entries that it does not know.
         HEADER_ENTRY: json.dumps(to_header(checkpoint)),
     }
     write_atomically(path, lambda temporary: _save(document, temporary))
@@ -99,9 +102,9 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
 
 def _save(document: dict[str, Any], path: Path) -> None:
     try:
-        with path.open("wb") as file:  # given a name, torch would write it into the file
+        with path.open("wb") as file:  # with a path, torch would write its name into the file
             torch.save(document, file)
-    except RuntimeError as error:  # a full disk arrives as this
+    except RuntimeError as error:  # torch reports a full disk so
         raise OSError(str(error)) from error
 
 
@@ -121,7 +124,7 @@ def _warn_of_what_changes(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
-    """The model's tensors under their official names, without what a parallel run or a counter added."""
+    """Tensors of the model by official names, without the prefix of a parallel run and without counters."""
     table = inner_table(document)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
@@ -147,7 +150,7 @@ def _args(document: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _names_and_shapes(config: DeformableDETRConfig) -> dict[str, torch.Size]:
-    """What an official file of this model holds."""
+    """Names and shapes of the tensors in an official file of this model."""
     with torch.device("meta"):
         model = build(config, load_backbone_weights=False)
     return {name: tensor.shape for name, tensor in to_official_keys(model.state_dict(), config).items()}
@@ -163,7 +166,7 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
             if name in official and official[name].shape != shape
         ],
     }
-    kind = whose(official)
+    kind = foreign_model(official)
     looks = f"; it looks like {kind}" if kind else ""
     problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
     return (
@@ -173,12 +176,12 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
 
 
 def _description(path: Path, document: dict[str, Any], config: DeformableDETRConfig, assumed: str) -> dict[str, Any]:
-    """What we wrote beside the model, or else what is known without being said."""
+    """Description of the checkpoint: ours if the file has one, else what is known of the published models."""
     ours = document.get(HEADER_ENTRY)
     if isinstance(ours, str):
         header = parse_header(path, ours)
     else:
-        # The published models are of COCO's category ids, and free to use.
+        # The published models use COCO's category ids and have the licence of the official code.
         of_coco = config.num_classes == len(COCO_CLASSES)
         header = {
             "classes": COCO_CLASSES if of_coco else [f"class {i}" for i in range(config.num_classes)],
@@ -200,5 +203,5 @@ def _renamed(path: Path, official: Mapping[str, Tensor], config: DeformableDETRC
         weights = from_official_keys(official, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    # Copies, so that the file may change or go afterwards.
+    # Copies, so that the file may be changed or deleted afterwards.
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""Settings of a model of the official code: what its file says of them, and what the tensors themselves show."""
+"""Settings of an official model: from the arguments in its file, and from the names and shapes of its tensors."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -11,7 +11,7 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.models import DeformableDETRConfig
 
-# Ours -> the official flag.
+# Our setting -> official argument.
 _FLAGS = {
     "num_levels": "num_feature_levels",
     "hidden_dim": "hidden_dim",
@@ -25,7 +25,7 @@ _FLAGS = {
     "dropout": "dropout",
     "dilation": "dilation",
 }
-# The networks of torchvision that the official code takes, by blocks in each layer and the shape of a block's middle.
+# torchvision's networks that the official code takes, by blocks per layer and the channels of a block's 3x3 kernel.
 _BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 4, 6, 3), (64, 64)): "resnet50",
     ((3, 4, 23, 3), (64, 64)): "resnet101",
@@ -36,7 +36,7 @@ _BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
 }
 _TAG = ".tv_in1k"
-# The official embedding of proposals has 128 numbers for each of their four, whatever hidden_dim says.
+# The official embedding of proposals has 128 features per coordinate, whatever hidden_dim is.
 _TWO_STAGE_DIM = 256
 _LEVEL_EMBED = "transformer.level_embed"
 _CLASS_BIAS = "class_embed.0.bias"
@@ -51,38 +51,41 @@ _ATTENTION = {"encoder_points": "encoder.layers.0.self_attn", "decoder_points": 
 
 
 class Settings(NamedTuple):
-    """Of one official file."""
+    """Settings of the model in an official file, and which of them are assumed."""
 
     config: DeformableDETRConfig
+    """Settings of the model."""
     assumed: tuple[str, ...]
-    """Settings that nothing in the file tells, so that the published models' values were taken."""
+    """Names of settings that the file does not tell; they have the values of the published models."""
 
 
-def has_the_telling_tensors(names: Collection[str]) -> bool:
-    """Whether the tensors are there that show a model's measures; without them it is some other model."""
+def has_size_tensors(names: Collection[str]) -> bool:
+    """Whether these names include the tensors that show a model's sizes; without them it is another model."""
     return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
 
 
 def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> Settings:
-    """The model's settings from its tensors and, where the file has them, from the official code's own settings.
+    """Settings of an official model, from its tensors and, where the file has them, from its arguments.
 
     Args:
-        official: by their official names, of which `has_the_telling_tensors` is true.
-        args: the entry "args" of the file.
+        official: tensors by official names, for which `has_size_tensors` is true.
+        args: the entry "args" of the file; None if it has none.
 
     Raises:
-        CheckpointError: the two disagree, or there is no such model here.
+        CheckpointError: tensors and arguments disagree, or such a model cannot be built by this package.
     """
     for name, dims in (_DIMS | {_QUERIES: 2}).items():
         if name in official and official[name].dim() != dims:
             raise CheckpointError(f"no such model can be: {name} is {list(official[name].shape)}, not of {dims} axes")
+    # Settings from the arguments (told) and from the tensors (shown). Both must be valid, each with the other's help.
     told = {} if args is None else _told(args)
     shown = _shown(official)
     try:
-        from_dict(DeformableDETRConfig, shown | told)  # what is told may be nonsense
+        from_dict(DeformableDETRConfig, shown | told)  # the arguments may be invalid
         config = from_dict(DeformableDETRConfig, told | shown)
     except ConfigError as error:
         raise CheckpointError(f"no such model can be: {error}") from error
+    # The number of points follows from the number of heads, which only the arguments tell.
     shown |= _points(official, config)
     apart = [
         f"{name} is {told[name]!r} and {value!r}" for name, value in shown.items() if told.get(name, value) != value
@@ -94,7 +97,7 @@ def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) 
 
 
 def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
-    """The official code's settings of this model, as plain values.
+    """Arguments of the official code for this model, as plain values.
 
     Raises:
         CheckpointError: the official code has no such model; the message names the setting.
@@ -170,7 +173,7 @@ def _backbone(official: Mapping[str, Tensor]) -> str:
 
 
 def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:
-    """How many points each head samples at each level; the tensors only show the product of all three."""
+    """Sampling points per head and level; the tensors only show the product of heads, levels and points."""
     found = {}
     for name, attention in _ATTENTION.items():
         weights = official.get(f"transformer.{attention}.attention_weights.bias")
