@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deformable_detr.ops import backends, cpu, multi_scale_deformable_attention, reference
-from deformable_detr.ops import compile_flags
+from deformable_detr.ops import backends, compile_flags, cpu, multi_scale_deformable_attention, reference
 
 SHAPES = ((7, 5), (4, 3), (1, 2))
 FLAT = [size for pair in SHAPES for size in pair]
