@@ -34,7 +34,8 @@ fix: $(READY) ## ruff --fix and format
 
 # The hook that checks shapes breaks graph capture, so what compiles and exports is tested in a second run without it,
 # of only those files that have something for it.
-PYTEST := $(BIN)/pytest -n auto --dist loadgroup
+# All of a file on one worker: what its tests share is made once.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib -ra"
 COMPILED = $(shell grep -rl --include='*.py' 'mark\.compile' tests)
 

@@ -25,9 +25,6 @@ from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load
 from tests import processes
 
-# One worker has the server that forks.
-pytestmark = pytest.mark.xdist_group("processes")
-
 
 class Notes:
     def __init__(self):

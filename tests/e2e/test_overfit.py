@@ -55,7 +55,6 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.xdist_group("processes")
 def test_four_pictures_are_learnt_by_heart(ddetr: Callable[..., str], pictures: Path, tmp_path: Path) -> None:
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     run = tmp_path / "run"

@@ -26,9 +26,6 @@ from deformable_detr.inference.detector import Detector
 from tests import processes
 from tests.processes import Group, ddetr
 
-# One worker has the server that forks, and the run that others are held against.
-pytestmark = pytest.mark.xdist_group("processes")
-
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 STEPS_A_EPOCH, EPOCHS = 2, 10
 

@@ -29,9 +29,6 @@ from deformable_detr.training.sharding import (
     shard,
 )
 from tests.processes import Group
-
-# One worker has the server that forks.
-pytestmark = pytest.mark.xdist_group("processes")
 CPU = torch.device("cpu")
 
 
