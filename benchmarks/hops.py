@@ -114,8 +114,8 @@ def counted() -> Calls:
     if hasattr(config, "data"):  # settings in groups
         settings = {
             "model": model,
-            "schedule": config.schedule.with_settings(epochs=1),
-            "data": config.data.with_settings(num_workers=0),
+            "schedule": replace(config.schedule, epochs=1),
+            "data": replace(config.data, num_workers=0),
         }
     calls = Calls()
 
