@@ -80,7 +80,7 @@ def main(folder: Path, *, images: int, epochs: int) -> deformable_detr.Evaluatio
 
     # Any recipe will do for everything but the network; the demo's is for random weights and small pictures.
     config = deformable_detr.recipes.with_image_size(deformable_detr.recipes.demo(), 96)
-    config = config.with_settings(name="own", epochs=epochs, eval_every=max(1, epochs // 2), num_workers=0, batch_size=8)
+    config = config.with_settings(name="own", epochs=epochs, batch_size=8, num_workers=0)
     torch.manual_seed(0)
     run = deformable_detr.train(
         config, data=scenes, model=Cells(len(classes)), output=folder / "run", device="cpu", log=[]
