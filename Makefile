@@ -34,7 +34,7 @@ fix: $(READY) ## ruff --fix and format
 
 # The hook that checks shapes breaks graph capture, so what compiles and exports is tested in a second run without it.
 test: $(READY) ## the default test run, what CI runs
-	$(BIN)/pytest -n auto --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=90
 	$(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib -ra" -m compile
 
 gpu: $(READY) ## the tests that need a GPU

@@ -122,7 +122,7 @@ def difference(config: DeformableDETRConfig, name: str, seed: int, batch: Batch)
         AssertionError: they are not the same.
     """
     ours, other = (make_learner(one, config, seed).eval()(batch.images, batch.padding_mask) for one in (OURS, name))
-    found = max(float((one - two).abs().max()) for one, two in zip(ours.final, other.final, strict=True))
+    found = max(float((one - two).detach().abs().max()) for one, two in zip(ours.final, other.final, strict=True))
     if not found <= SAME:
         raise AssertionError(f"{name} starts from other predictions than {OURS}: they differ by {found}")
     return found

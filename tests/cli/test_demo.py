@@ -3,16 +3,16 @@ import json
 import pytest
 
 from deformable_detr.runs import recipes
-from deformable_detr.training import demo as demo_module
+from deformable_detr.training import demo
 from deformable_detr.training.demo import NumScenes
 
 
 @pytest.fixture
 def _tiny(monkeypatch, tiny_config):
     monkeypatch.setattr(recipes, "demo", lambda: tiny_config.with_settings(epochs=3))
-    original = demo_module.demo
+    original = demo.demo
     few = NumScenes(train=4, val=2, unseen=2)
-    monkeypatch.setattr(demo_module, "demo", lambda *a, **k: original(*a, scenes=few, **k))
+    monkeypatch.setattr(demo, "demo", lambda *a, **k: original(*a, scenes=few, **k))
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -27,6 +27,6 @@ def test_the_summary_is_for_people_and_the_numbers_for_machines(ddetr, tmp_path)
 
 
 def test_ctrl_c_is_code_130(ddetr, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_module, "demo", lambda *a, **k: None)
+    monkeypatch.setattr(demo, "demo", lambda *a, **k: None)
     result = ddetr("demo", "--output", tmp_path / "demo")
     assert (result.code, "stopped" in result.err) == (130, True)

@@ -199,7 +199,8 @@ def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch
             train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
     assert any("the last checkpoint is complete; to continue: ddetr train --resume" in line for line in notes.lines)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(settings | {"num_workers": workers}))
+    settings["data"]["num_workers"] = workers
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     resume(tmp_path / "run", device="cpu")
     assert_same_run(whole, tmp_path / "run")
 

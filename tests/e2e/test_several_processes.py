@@ -217,7 +217,9 @@ def test_a_run_goes_on_with_shards_or_without(photos, recipe, alone, tmp_path, f
         assert "sharded=true has no effect here" in again.stderr
     else:
         settings = folder / "config.json"
-        settings.write_text(json.dumps({**json.loads(settings.read_text()), "sharded": True}))
+        changed = json.loads(settings.read_text())
+        changed["compute"]["sharded"] = True
+        settings.write_text(json.dumps(changed))
         again = run("--resume", folder, "--devices", 2, "--device", "cpu")
         assert "sharded: each of 2 processes" in again.stderr
     assert again.returncode == 0, again.stderr

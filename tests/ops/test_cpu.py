@@ -298,7 +298,7 @@ def test_six_python_threads_at_once_get_their_own_results():
 
 
 @needs_kernel
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_process_that_has_used_the_kernel(method):
     """A forked child has none of the parent's threads, and must not wait for them."""
     expected = [summary(seed) for seed in range(2)]

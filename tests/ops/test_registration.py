@@ -159,6 +159,7 @@ def attention_inputs(requires_grad=False):
     return value, *others, *make("attend", torch.float32, requires_grad)[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @needs_kernel
 def test_compiles_into_one_graph_with_its_gradient():

@@ -49,13 +49,13 @@ def test_nothing_fits():
 
 def test_a_step_of_more_images_takes_more(tiny_config, train_set):
     config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
-    few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 40)
+    few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 20)
     assert few < many
     # What was used before and is free again would hide what a step needs.
     used = [torch.ones(1000) for _ in range(200_000)]
     del used
-    assert step_memory(config, train_set, CPU, 40) > many / 2
-    in_parts = step_memory(config.with_settings(batch_size=40, accumulate=20), train_set, CPU, 40)
+    assert step_memory(config, train_set, CPU, 20) > many / 2
+    in_parts = step_memory(config.with_settings(batch_size=20, accumulate=10), train_set, CPU, 20)
     assert in_parts < many / 2
 
 

@@ -114,7 +114,8 @@ MORE = {
 }
 
 
-SLOW = ("dilated_four_levels", "no_batch_norm")
+# What is special about them one of the others or tests/weights/huggingface/test_keys.py has, too.
+SLOW = ("dilated_four_levels", "no_batch_norm", "single_scale", "refine", "two_levels", "from_scratch")
 
 
 @pytest.mark.parametrize(
