@@ -66,7 +66,7 @@ for command in json.loads(sys.argv[1]):
 from PIL import Image
 from deformable_detr.inference.drawing import draw_objects
 
-draw_objects(Image.new("RGB", (96, 64)), [(9, 8, 40, 35)], [0], ["čmelák"])
+draw_objects(Image.new("RGB", (96, 64)), [(9.0, 8.0, 40.0, 35.0)], [0], ["čmelák"])
 print(json.dumps(["drawn", sorted(sys.modules)]))
 """
 

@@ -213,7 +213,7 @@ def test_a_name_that_is_far_too_long_is_shortened():
 
 
 def test_the_font_is_found_where_a_distribution_keeps_it_elsewhere(tmp_path, monkeypatch):
-    usual = draw_objects(canvas(), [[10, 20, 90, 80]], [0], ["čmelák"])
+    usual = draw_objects(canvas(), [[10.0, 20.0, 90.0, 80.0]], [0], ["čmelák"])
     elsewhere = ModuleSpec("matplotlib", None, origin=str(tmp_path / "matplotlib" / "__init__.py"))
     monkeypatch.setattr(drawing, "find_spec", lambda name: elsewhere)
-    assert draw_objects(canvas(), [[10, 20, 90, 80]], [0], ["čmelák"]) == usual
+    assert draw_objects(canvas(), [[10.0, 20.0, 90.0, 80.0]], [0], ["čmelák"]) == usual
