@@ -5,7 +5,6 @@ import gc
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,12 +117,11 @@ def step_memory(
     It is measured with the setup and the step of a real run. If memory runs out, it is `sys.maxsize`.
     """
     # Collect garbage before and after: a measurement must not count what an earlier one has left.
-    # Libraries that the first step would load take memory once, however many images: they must not be measured with it.
-    for library in ("scipy.optimize", "timm", "torchvision.ops", "torchvision.transforms.v2"):
-        import_module(library)
-    gc.collect()
-    before = _begin_peak(device)
     try:
+        # What the first step of a process loads and prepares takes memory once, however many images a step has.
+        _two_steps(config, train, device, 1, model)
+        gc.collect()
+        before = _begin_peak(device)
         _two_steps(config, train, device, num_images, model)
     except torch.OutOfMemoryError:
         return sys.maxsize
