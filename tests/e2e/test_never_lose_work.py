@@ -177,6 +177,23 @@ def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkey
     assert resume(tmp_path / "run", device="cpu").epochs_completed == 2
 
 
+def test_where_ctrl_c_is_ignored_sigterm_still_saves_and_that_is_said(config, scenes, tmp_path, monkeypatch):
+    """As in a job that a shell has started in the background."""
+    notes = Notes()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop_in_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        stop_in_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        arguments = {"data": scenes, "output": tmp_path / "run", "device": "cpu", "on_interrupt": "return"}
+        done = train(config, **arguments, reporter=notes)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.interrupted, done.terminated) == (True, True)
+    assert load(done.folder / "last.safetensors", training=True).training.progress["progress"]["step"] == 2
+    assert sum("Ctrl-C is off here, SIGTERM stops" in line for line in notes.lines) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch, workers):
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder

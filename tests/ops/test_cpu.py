@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deformable_detr.ops import backends, cpu, multi_scale_deformable_attention, reference
-from deformable_detr.ops import compile_flags as build
+from deformable_detr.ops import backends, compile_flags, cpu, multi_scale_deformable_attention, reference
 
 SHAPES = ((7, 5), (4, 3), (1, 2))
 FLAT = [size for pair in SHAPES for size in pair]
@@ -24,7 +23,7 @@ def copies():
     """The compiled copies that this processor can run."""
     able = []
     if cpu.missing() is None:
-        for name in build.INSTRUCTIONS:
+        for name in compile_flags.INSTRUCTIONS:
             try:
                 able.append(cpu.load_kernel(cpu.kernel().path, name).instructions)
             except OSError:
@@ -37,7 +36,7 @@ def use(monkeypatch):
     """Chooses a copy for the rest of the test."""
 
     def choose(name):
-        kernel = cpu.load_kernel(Path(cpu.__file__).with_name(build.LIBRARY), name)
+        kernel = cpu.load_kernel(Path(cpu.__file__).with_name(compile_flags.LIBRARY), name)
         monkeypatch.setattr(cpu, "_find", lambda: (kernel, None))
 
     return choose
@@ -309,7 +308,7 @@ def test_workers_of_a_process_that_has_used_the_kernel(method):
 
 
 def test_without_a_library_one_warning_says_what_it_costs(monkeypatch):
-    monkeypatch.setattr(build, "LIBRARY", "_nothing_here.so")
+    monkeypatch.setattr(compile_flags, "LIBRARY", "_nothing_here.so")
     cpu._find.cache_clear()
     value = torch.randn(1, 6, 2, 4)
     inputs = (value, ((2, 3),), torch.rand(1, 5, 2, 1, 3, 2), torch.rand(1, 5, 2, 1, 3))
@@ -325,7 +324,7 @@ def test_without_a_library_one_warning_says_what_it_costs(monkeypatch):
 
 
 def test_a_library_that_cannot_be_loaded_is_a_reason_and_no_crash(monkeypatch, tmp_path):
-    (tmp_path / build.LIBRARY).write_bytes(b"not a library")
+    (tmp_path / compile_flags.LIBRARY).write_bytes(b"not a library")
     monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
     cpu._find.cache_clear()
     try:
@@ -354,7 +353,7 @@ def test_reasons_name_what_the_kernel_has_no_code_for():
 @needs_kernel
 def test_a_pytorch_without_a_pool_to_lend_leaves_one_thread(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
-    kernel = cpu.load_kernel(Path(cpu.__file__).with_name(build.LIBRARY))
+    kernel = cpu.load_kernel(Path(cpu.__file__).with_name(compile_flags.LIBRARY))
     assert kernel.parallel_for == 0
     monkeypatch.undo()
     expected = large_result(3)

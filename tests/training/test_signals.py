@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from deformable_detr.training import signals as interrupt
+from deformable_detr.training import signals
 from deformable_detr.training.signals import Terminated, terminable, uninterrupted
 
 
@@ -105,7 +105,7 @@ def test_the_same_sigterm_passed_on_by_a_launcher_is_one():
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_sigterm_later_on_ends_the_process_at_once(inside, monkeypatch):
-    monkeypatch.setattr(interrupt, "_SAME_ONE_S", -1.0)
+    monkeypatch.setattr(signals, "_SAME_ONE_S", -1.0)
     child = os.fork()
     if child == 0:
         try:

@@ -14,7 +14,7 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, build_model
 from deformable_detr.weights.coco_classes import COCO_CLASSES
-from deformable_detr.weights.official import reader as official_files
+from deformable_detr.weights.official import reader
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.reader import read_official, write_official
 from deformable_detr.weights.official.settings import to_args
@@ -307,7 +307,7 @@ def test_a_full_disk_is_an_output_error_and_keeps_the_old_file(ours, tmp_path, m
     def full(*_):
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
 
-    monkeypatch.setattr(official_files.torch, "save", full)
+    monkeypatch.setattr(reader.torch, "save", full)
     with pytest.raises(OutputError, match="No space left"):
         write_official(ours, tmp_path / "x.pth")
     assert (tmp_path / "x.pth").read_text() == "old"
