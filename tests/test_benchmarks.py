@@ -295,6 +295,7 @@ def test_memory_of_an_operator_call_in_a_fresh_process():
     assert 16 < size / 2**20 < 80
 
 
+@pytest.mark.slow
 def test_against_transformers_from_end_to_end(capsys, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(timing, "SHORTEST_TIMING_S", 0.0)
@@ -345,6 +346,7 @@ def test_loading_is_measured_against_the_step(scenes, capsys, monkeypatch, tiny_
     assert min(readings.values()) > 50
 
 
+@pytest.mark.slow
 def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
     monkeypatch.setattr(timing, "_FEWEST_ROUNDS", 1)
     monkeypatch.setattr(bench_training, "RECIPES", {"small": lambda: tiny_config})

@@ -109,6 +109,7 @@ def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
         autobatch._begin_peak(CPU)
 
 
+@pytest.mark.slow
 def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config, train_set, monkeypatch):
     config = tiny_config.with_settings(batch_size="auto", base_batch_size=6)
     fitted, reasons = fit_to_data(config, train_set)
