@@ -63,17 +63,17 @@ def machine(device: str) -> dict[str, Any]:
     return facts
 
 
-def revision() -> str:
+def revision(checkout: Path = ROOT) -> str:
     """Short name of the commit, with "+changes" if files differ from it; "unknown" outside of git."""
     try:
-        commit = _git("rev-parse", "--short", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        commit = _git(checkout, "rev-parse", "--short", "HEAD")
+        return commit + ("+changes" if _git(checkout, "status", "--porcelain", "--untracked-files=no") else "")
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown"
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+def _git(checkout: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _processor() -> str:

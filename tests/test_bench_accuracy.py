@@ -92,6 +92,7 @@ def without_times(rows):
     return rows
 
 
+@pytest.mark.slow
 def test_from_end_to_end(photos, tmp_path, capsys):
     run(photos, tmp_path, 2)
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -119,6 +120,7 @@ def test_from_end_to_end(photos, tmp_path, capsys):
         run(photos, tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_an_arm_goes_on_where_it_stopped(photos, tmp_path, monkeypatch):
     overrides = OPTIONS[OPTIONS.index("--set") + 1 :]
     setting = bench.prepare(photos, "small", overrides, epochs=2, short_side=48, backbone_weights="none")

@@ -29,6 +29,7 @@ def runs(photos, tiny_config, tmp_path_factory):
     return [folder / "run5", folder / "run3"]
 
 
+@pytest.mark.slow
 def test_from_end_to_end(photos, runs, tmp_path, capsys):
     output = tmp_path / "results"
     seeds.main([*map(str, runs), "--data", str(photos), "--output", str(output), "--threads", "1"])

@@ -30,6 +30,7 @@ def test_a_class_is_renamed_and_another_divided_at_the_border(scenes):
     assert sample.class_ids.tolist() == [0, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_the_whole_on_drawn_scenes(scenes, tiny_config, tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(json.dumps(to_dict(tiny_config)))
     arguments = ["--data", str(scenes), "--recipe", str(tmp_path / "tiny.json"), "--epochs", "1"]

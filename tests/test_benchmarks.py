@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import memory, timing
+from benchmarks import clock, memory, timing
 from benchmarks.cases import MODEL_CASES, OPERATOR_CASES, STEP_CASES, OperatorCase
 from benchmarks.data import bench_loading
 from benchmarks.model import bench_training, bench_vs_transformers
@@ -295,6 +295,7 @@ def test_memory_of_an_operator_call_in_a_fresh_process():
     assert 16 < size / 2**20 < 80
 
 
+@pytest.mark.slow
 def test_against_transformers_from_end_to_end(capsys, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(timing, "SHORTEST_TIMING_S", 0.0)
@@ -345,6 +346,7 @@ def test_loading_is_measured_against_the_step(scenes, capsys, monkeypatch, tiny_
     assert min(readings.values()) > 50
 
 
+@pytest.mark.slow
 def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
     monkeypatch.setattr(timing, "_FEWEST_ROUNDS", 1)
     monkeypatch.setattr(bench_training, "RECIPES", {"small": lambda: tiny_config})
@@ -387,3 +389,20 @@ def test_a_way_that_computes_something_else_is_not_timed(scenes, tiny_config, mo
     )
     with pytest.raises(SystemExit, match="grid_sample has a loss of"):
         bench_training.prepare(["float32", "grid_sample"], config, ready, "cpu")
+
+
+def test_the_clock_counts_the_work_of_a_process_and_not_its_waiting():
+    waiting = clock.cpu_seconds(clock.Process(("-c", "import time; time.sleep(0.6)")))
+    working = clock.cpu_seconds(clock.Process(("-c", "import time\nwhile time.process_time() < 0.6: pass")))
+    assert waiting < 0.5 < working
+    with pytest.raises(RuntimeError, match=r"ended with 3, not 0: .*nothing here"):
+        clock.cpu_seconds(clock.Process(("-c", "import sys; sys.stderr.write('nothing here'); sys.exit(3)")))
+
+
+def test_the_clock_shows_multiples_of_importing_torch(tmp_path):
+    names = list(clock.processes(tmp_path))
+    assert names[0] == clock.BASELINE
+    results = {name: spread([2.0 + place]) for place, name in enumerate(names)}
+    assert list(clock.ratios(results).values())[:3] == [1.0, 1.5, 2.0]
+    last = clock.shown(results).splitlines()[-1]
+    assert (last.startswith(names[-1]), last.endswith("6.00 x")) == (True, True)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -235,6 +236,7 @@ def test_recipes_are_functions_of_one_module():
             getattr(deformable_detr, name)
 
 
+@cache
 def modules_after(code):
     """Names of all modules a fresh interpreter has loaded after it ran the code."""
     program = f"{code}\nimport sys\nprint('loaded:', *sorted(sys.modules))"

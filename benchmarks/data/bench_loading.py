@@ -30,7 +30,7 @@ from deformable_detr.models import build
 from deformable_detr.models.losses import Criterion
 from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.recipes import small, with_augmentation, with_backbone
-from deformable_detr.training.autobatch import bound_primitive_cache
+from deformable_detr.training.acceleration import bound_primitive_cache
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer
 

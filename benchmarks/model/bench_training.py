@@ -38,8 +38,12 @@ from deformable_detr.models.layers import deformable_attention
 from deformable_detr.models.losses import Criterion
 from deformable_detr.runs.config import PrecisionName, TrainConfig, settled
 from deformable_detr.runs.recipes import RECIPES, with_backbone, with_image_size
-from deformable_detr.training.acceleration import Precision, checkpoint_activations, compile_layers
-from deformable_detr.training.autobatch import bound_primitive_cache
+from deformable_detr.training.acceleration import (
+    Precision,
+    bound_primitive_cache,
+    checkpoint_activations,
+    compile_layers,
+)
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.ema import EMA, averaging_copy
 from deformable_detr.training.optimizer import clip_gradients, learning_rate, make_optimizer

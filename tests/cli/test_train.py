@@ -196,6 +196,7 @@ def test_a_batch_that_memory_decides_on(ddetr, recipe, scenes, tmp_path):
     assert (result.code, result.err.count("--batch-size auto is for one process, and --devices asks for 2")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_activations_computed_twice_make_the_same_run(ddetr, recipe, scenes, tmp_path):
     runs = []
     for setting in ("false", "true"):

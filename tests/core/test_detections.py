@@ -187,6 +187,7 @@ def test_without_supervision_the_way_out_is_said(monkeypatch):
         found().to_supervision()
 
 
+@pytest.mark.slow
 def test_supervision_loads_when_it_is_asked_for():
     code = "import sys, deformable_detr.core.detections; print('supervision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -50,6 +50,7 @@ def test_a_process_of_several_has_a_gpu_of_its_own(monkeypatch):
     assert third.device("auto") == "cpu"
 
 
+@pytest.mark.slow
 def test_processes_tell_each_other(tmp_path):
     with Group(3, talk, tmp_path, folder=tmp_path / "group") as processes:
         assert processes.wait() == 0, processes.said

@@ -82,6 +82,7 @@ def assert_same_run(one, other):
     assert lines(one) == lines(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "workers", "kills", "hits"),
     [(5, 0, 3, 1), pytest.param(30, 1, 20, 10, marks=pytest.mark.slow)],
@@ -114,6 +115,7 @@ def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp
     assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["progress"]["step"] > 0
 
 
+@pytest.mark.slow
 def test_sigterm_to_readers_and_all_leaves_no_process(ddetr, config, scenes, tmp_path):
     """As a scheduler sends it: to every process of the job, at the same moment."""
     config = config.with_settings(epochs=300, save_every=0.0, num_workers=2)

@@ -176,6 +176,7 @@ def test_one_process_of_torchrun_learns_what_one_alone_learns(photos, recipe, al
             assert other["loss"] == pytest.approx(one["loss"], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_sharded_the_same_losses_and_files(photos, recipe, alone, tmp_path):
     """Images in two parts on each process, clipped to 0.1, averaged."""
     folder = tmp_path / "run"
@@ -277,6 +278,7 @@ def test_evaluation_of_the_same_weights_is_equal_to_the_last_bit(photos, alone, 
     assert all(json.loads((tmp_path / f"said-2-{rank}").read_text()) == found for rank in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -307,6 +309,7 @@ def test_what_is_wrong_is_said_once_by_all_that_the_command_starts(photos, recip
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_a_single_image_that_can_be_read_nothing_is_trained(photos, recipe, tmp_path):
     here = shutil.copytree(photos, tmp_path / "photos")
     for path in (here / "train").glob("*.jpg"):
@@ -317,6 +320,7 @@ def test_without_a_single_image_that_can_be_read_nothing_is_trained(photos, reci
     assert members.printed == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )

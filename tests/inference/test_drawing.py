@@ -1,3 +1,4 @@
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from deformable_detr.core.detections import Detections
 from deformable_detr.data.dataset import Sample
+from deformable_detr.inference import drawing
 from deformable_detr.inference.drawing import class_color, contact_sheet, draw_detections, draw_objects
 
 GRAY = (120, 121, 122)
@@ -208,3 +210,10 @@ def test_objects_have_boxes_and_names_but_no_scores():
 def test_a_name_that_is_far_too_long_is_shortened():
     image = draw_objects(canvas(), [[10.0, 60.0, 60.0, 150.0]], [0], ("x" * 500,))
     assert not changed(image)[:, 200:].any()
+
+
+def test_the_font_is_found_where_a_distribution_keeps_it_elsewhere(tmp_path, monkeypatch):
+    usual = draw_objects(canvas(), [[10.0, 20.0, 90.0, 80.0]], [0], ["čmelák"])
+    elsewhere = ModuleSpec("matplotlib", None, origin=str(tmp_path / "matplotlib" / "__init__.py"))
+    monkeypatch.setattr(drawing, "find_spec", lambda name: elsewhere)
+    assert draw_objects(canvas(), [[10.0, 20.0, 90.0, 80.0]], [0], ["čmelák"]) == usual

@@ -155,6 +155,7 @@ def assert_as_designed(result, capability):
     assert result["registers"] <= limit
 
 
+@pytest.mark.slow
 def test_kernels_compile_as_designed(tmp_path):
     for result in compiled(tmp_path, FEW, 90):
         assert_as_designed(result, 90)

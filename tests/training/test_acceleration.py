@@ -7,8 +7,15 @@ from torch import nn
 
 from deformable_detr.core.errors import BackendError, ConfigError
 from deformable_detr.models import build
-from deformable_detr.training.acceleration import Precision, checkpoint_activations, checkpointed_parts, compile_layers
+from deformable_detr.training.acceleration import (
+    Precision,
+    bound_primitive_cache,
+    checkpoint_activations,
+    checkpointed_parts,
+    compile_layers,
+)
 from deformable_detr.training.freezing import freeze
+from tests import processes
 
 CPU = torch.device("cpu")
 
@@ -171,3 +178,26 @@ def test_copies_are_their_own(tiny_config):
     checkpoint_activations(model)
     copy = deepcopy(model)
     assert copy.encoder.layers[0].forward.args[0].__self__ is copy.encoder.layers[0]
+
+
+def convolve_sizes_and_the_first_again():
+    bound_primitive_cache()
+    conv = torch.nn.Conv2d(16, 16, 3)
+    for side in [*range(40, 80), 40]:
+        conv(torch.zeros(1, 16, side, side))
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("own", [None, "1000"])
+def test_convolutions_of_sizes_long_gone_are_forgotten(tmp_path, monkeypatch, own):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    environment = {"ONEDNN_VERBOSE": "2"}
+    if own is not None:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
+    said = tmp_path / "said.txt"
+    with processes.start(convolve_sizes_and_the_first_again, said=said, environment=environment) as process:
+        assert process.wait() == 0, process.said
+    prepared = [line for line in process.printed.splitlines() if "create:cache_miss,cpu,convolution" in line]
+    if not prepared:
+        pytest.skip("convolutions are not oneDNN's here")
+    assert len(prepared) == (41 if own is None else 40)

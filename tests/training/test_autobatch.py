@@ -11,7 +11,6 @@ from deformable_detr.runs.recipes import with_augmentation
 from deformable_detr.training import autobatch
 from deformable_detr.training.autobatch import fitting_batch, largest, step_memory
 from deformable_detr.training.autoconfig import fit_to_data
-from tests import processes
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
@@ -110,6 +109,7 @@ def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
         autobatch._begin_peak(CPU)
 
 
+@pytest.mark.slow
 def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config, train_set, monkeypatch):
     config = tiny_config.with_settings(batch_size="auto", base_batch_size=6)
     fitted, reasons = fit_to_data(config, train_set)
@@ -138,25 +138,3 @@ def test_a_system_that_does_not_tell(tiny_config, train_set, monkeypatch, tmp_pa
     monkeypatch.setattr(autobatch, "_STATUS", tmp_path / "nothing")
     with pytest.raises(ConfigError, match=r"memory cannot be measured .* --batch-size"):
         fitting_batch(tiny_config, train_set, CPU)
-
-
-def convolve_sizes_and_the_first_again():
-    autobatch.bound_primitive_cache()
-    conv = torch.nn.Conv2d(16, 16, 3)
-    for side in [*range(40, 80), 40]:
-        conv(torch.zeros(1, 16, side, side))
-
-
-@pytest.mark.parametrize("own", [None, "1000"])
-def test_convolutions_of_sizes_long_gone_are_forgotten(tmp_path, monkeypatch, own):
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-    environment = {"ONEDNN_VERBOSE": "2"}
-    if own is not None:
-        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
-    said = tmp_path / "said.txt"
-    with processes.start(convolve_sizes_and_the_first_again, said=said, environment=environment) as process:
-        assert process.wait() == 0, process.said
-    prepared = [line for line in process.printed.splitlines() if "create:cache_miss,cpu,convolution" in line]
-    if not prepared:
-        pytest.skip("convolutions are not oneDNN's here")
-    assert len(prepared) == (41 if own is None else 40)

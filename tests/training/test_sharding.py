@@ -29,6 +29,7 @@ from deformable_detr.training.sharding import (
     shard,
 )
 from tests.processes import Group
+
 CPU = torch.device("cpu")
 
 

@@ -120,6 +120,7 @@ def test_half_precision_keeps_its_values(checkpoint, tmp_path):
     assert all(torch.equal(tensor.half(), halves[name]) for name, tensor in read(done.output).weights.items())
 
 
+@pytest.mark.slow
 def test_what_is_there_stays_unless_forced(sources, tmp_path):
     (tmp_path / "x.pth").write_text("mine")
     folder = tmp_path / "x"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
+    from rich.console import Group
+    from rich.progress import Progress
     from rich.table import Table
 
     from deformable_detr.data.check import DatasetReport
@@ -51,8 +52,6 @@ def check_data(
         raise typer.BadParameter("--augment, --recipe and --output need --augmented N, such as --augmented 12")
     import json
 
-    from rich.console import Console
-
     from deformable_detr.core.files import check_output_file
     from deformable_detr.data.check import check_dataset
 
@@ -61,13 +60,14 @@ def check_data(
     if augmented is not None:
         config = _config(recipe or "small", augment)
         check_output_file(picture)
-    console = Console(stderr=True)
-    with _progress(console) as on_progress:
+    with _progress("decoding images") as on_progress:
         report = check_dataset(path, format=format, decode=decode, on_progress=on_progress)
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=True))
     else:
-        console.print(render(report))
+        from rich.console import Console
+
+        Console(stderr=True).print(render(report))
     if not report.ok:
         if augmented is not None:
             typer.echo("no picture: this data set cannot be used for training as it is", err=True)
@@ -75,7 +75,7 @@ def check_data(
     if augmented is not None and config is not None:
         from deformable_detr.training.preview import save_preview
 
-        with _progress(console, "drawing images") as on_progress:
+        with _progress("drawing images") as on_progress:
             save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
         typer.echo(f"{augmented} training images after augmentation: {picture}", err=True)
 
@@ -88,29 +88,36 @@ def _config(recipe: str, augment: str | None) -> "TrainConfig":
 
 
 @contextmanager
-def _progress(console: "Console", doing: str = "decoding images") -> Iterator[Callable[[int, int], None]]:
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
     """Progress bar that appears after two seconds."""
     import time
 
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    task = bar.add_task(doing)
     began = time.monotonic()
-    shown = False
+    bar: Progress | None = None
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - began > _SILENT_S:
-            bar.start()
-            shown = True
-        bar.update(task, completed=done, total=total)
+        nonlocal bar
+        if bar is None and time.monotonic() - began > _SILENT_S:
+            bar = _bar(doing)
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done, total=total)
 
     try:
         yield on_progress
     finally:
-        if shown:
+        if bar is not None:
             bar.stop()
+
+
+def _bar(doing: str) -> "Progress":
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    bar.add_task(doing)
+    bar.start()
+    return bar
 
 
 def render(report: "DatasetReport", *, examples: int = 5) -> "Group":

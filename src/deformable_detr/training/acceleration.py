@@ -146,3 +146,20 @@ class Precision:
         """Restore a state from `state`."""
         if state and self._scaler.is_enabled():
             self._scaler.load_state_dict(state)
+
+
+_CACHE_CAPACITY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+
+
+_PRIMITIVES = 64
+
+
+def bound_primitive_cache() -> None:
+    """Limit the cache of convolutions on a CPU to 64 image sizes instead of 1024; call it before the first convolution.
+
+    oneDNN caches a prepared convolution for each image size, and in training hardly any size occurs twice. The cached
+    data lie between the activations and fragment the heap, which can double in size. A limit that the user has set in
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY stays.
+    """
+    if not any(name in os.environ for name in _CACHE_CAPACITY):
+        os.environ[_CACHE_CAPACITY[0]] = str(_PRIMITIVES)

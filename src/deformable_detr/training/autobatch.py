@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -26,8 +25,6 @@ _SHARE_OF_GPU = 0.85
 _SHARE_OF_HOST = 0.6
 _MOST_ON_GPU = 64
 _STEPS_IN_AN_EPOCH = 16
-_CACHE_CAPACITY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
-_PRIMITIVES = 64
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 _PEAK = Path("/proc/self/clear_refs")
@@ -41,17 +38,6 @@ class FittingBatch(NamedTuple):
     """Images per step."""
     reason: str
     """Memory that a step needs, and memory that is free, for people."""
-
-
-def bound_primitive_cache() -> None:
-    """Limit the cache of convolutions on a CPU to 64 image sizes instead of 1024; call it before the first convolution.
-
-    oneDNN caches a prepared convolution for each image size, and in training hardly any size occurs twice. The cached
-    data lie between the activations and fragment the heap, which can double in size. A limit that the user has set in
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY stays.
-    """
-    if not any(name in os.environ for name in _CACHE_CAPACITY):
-        os.environ[_CACHE_CAPACITY[0]] = str(_PRIMITIVES)
 
 
 def fitting_batch(
@@ -131,9 +117,11 @@ def step_memory(
     It is measured with the setup and the step of a real run. If memory runs out, it is `sys.maxsize`.
     """
     # Collect garbage before and after: a measurement must not count what an earlier one has left.
-    gc.collect()
-    before = _begin_peak(device)
     try:
+        # What the first step of a process loads and prepares takes memory once, however many images a step has.
+        _two_steps(config, train, device, 1, model)
+        gc.collect()
+        before = _begin_peak(device)
         _two_steps(config, train, device, num_images, model)
     except torch.OutOfMemoryError:
         return sys.maxsize

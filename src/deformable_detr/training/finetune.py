@@ -18,6 +18,7 @@ from deformable_detr.models import MODELS, interface_of
 from deformable_detr.models.interface import ClassRows, GivenModelConfig
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import with_image_size
+from deformable_detr.training.freezing import check_parts
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, load_weights
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
@@ -148,6 +149,9 @@ def start_from(config: TrainConfig, source: Source | None) -> TrainConfig:
     Raises:
         ConfigError: the recipe needs a source, or parts with random weights would be frozen.
     """
+    if not isinstance(config.model, GivenModelConfig):
+        model = config.model if source is None else source.checkpoint.model
+        check_parts(config.run.freeze, MODELS.parts(model))
     if source is not None:
         theirs, ours = source.checkpoint.preprocessing, config.preprocessing
         if ours == "weights":

@@ -19,7 +19,7 @@ from deformable_detr.data.open import FormatName
 from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.runs.config import TrainConfig, to_json
 from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder
-from deformable_detr.training.autobatch import bound_primitive_cache
+from deformable_detr.training.acceleration import bound_primitive_cache
 from deformable_detr.training.finetune import Transfer
 from deformable_detr.training.loggers import ServiceName, chosen_services
 from deformable_detr.weights import checkpoint as checkpoints

@@ -151,6 +151,7 @@ def test_ours_to_transformers_and_back(transformers, tmp_path, name):
     assert read_transformers(tmp_path / "model").licence == "apache-2.0"
 
 
+@pytest.mark.slow
 def test_the_papers_own_size(transformers, tmp_path):
     ours = replace(
         checkpoint_of(DeformableDETRConfig(variant="two_stage", num_classes=7)), preprocessing=Preprocessing()
