@@ -20,7 +20,7 @@ from deformable_detr.runs.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 
 # The site is built once for all of them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,6 @@ def convolve_sizes_and_the_first_again():
         conv(torch.zeros(1, 16, side, side))
 
 
-@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("own", [None, "1000"])
 def test_convolutions_of_sizes_long_gone_are_forgotten(tmp_path, monkeypatch, own):
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
