@@ -212,7 +212,7 @@ def test_a_run_goes_on_with_shards_or_without(photos, recipe, alone, tmp_path, f
     assert steps < STEPS_A_EPOCH * EPOCHS
     if first:
         again = run("--resume", folder, "--device", "cpu")
-        assert "sharded=true has no effect here" in again.stderr
+        assert "compute.sharded is true and has no effect" in again.stderr
     else:
         settings = folder / "config.json"
         changed = json.loads(settings.read_text())
