@@ -270,7 +270,3 @@ def _mean(values: Float[np.ndarray, "..."]) -> float:
     """Mean of the values that are defined; -1 if none is."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
-
-
-def _xyxy_to_xywh(boxes_xyxy: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "objects 4"]:
-    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
