@@ -149,7 +149,7 @@ def start_from(config: TrainConfig, source: Source | None) -> TrainConfig:
     Raises:
         ConfigError: the recipe needs a source, or parts with random weights would be frozen.
     """
-    if not isinstance(config.model, GivenModelConfig):
+    if config.run.freeze and not isinstance(config.model, GivenModelConfig):
         model = config.model if source is None else source.checkpoint.model
         check_parts(config.run.freeze, MODELS.parts(model))
     if source is not None:
