@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet
+# Compiled once here: where Python may not write, every start would compile thousands of modules anew, for seconds.
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check fix test full gpu bench demo docs site
@@ -35,8 +36,8 @@ fix: $(READY) ## ruff --fix and format
 # The hook that checks shapes breaks graph capture, so what compiles and exports is tested in a second run without it,
 # of only those files that have something for it.
 # All of a file on one worker: what its tests share is made once.
-PYTEST := $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
-COMPILE := $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib -ra"
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+COMPILE := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib -ra"
 COMPILED = $(shell grep -rl --include='*.py' 'mark\.compile' tests)
 
 test: $(READY) ## the default test run, for while you work

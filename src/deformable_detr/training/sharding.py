@@ -4,6 +4,7 @@ Gradients, moments of the optimizer and averaged weights are sharded as the weig
 in its forward or backward pass are gathered by all processes together just before, and freed after it.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -57,9 +58,13 @@ def shard(models: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> No
 
 def is_cut(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether this process keeps only a part of a tensor."""
-    from torch.distributed.tensor import DTensor  # takes seconds to import
+    return isinstance(tensor, _sharded_type())
 
-    return isinstance(tensor, DTensor)
+
+def _sharded_type() -> tuple[type[Tensor], ...]:
+    """Type of sharded tensors; none as long as nothing has imported it, which takes seconds."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return (loaded.DTensor,) if loaded is not None else ()
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -99,9 +104,10 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
         Tensors by name; nothing if `keep` is false.
     """
     found = {}
+    sharded = _sharded_type()
     for name, tensor in tensors.items():
         whole = tensor.detach()
-        if is_cut(whole):
+        if isinstance(whole, sharded):
             whole = whole.full_tensor().cpu() if keep else whole.full_tensor()
         if keep:
             found[name] = whole

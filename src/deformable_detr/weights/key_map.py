@@ -59,10 +59,7 @@ def _pattern(start: str) -> re.Pattern[str]:
 
 
 def _filled(start: str, match: re.Match[str], shift: int) -> str:
-    values = iter(match.groups())
-
-    def value(sign: re.Match[str]) -> str:
-        found = next(values)
-        return str(int(found) + shift) if sign[0] == "%" else found
-
-    return re.sub("[#%*]", value, start)
+    texts = re.split("([#%*])", start)
+    for place, value in zip(range(1, len(texts), 2), match.groups(), strict=True):
+        texts[place] = str(int(value) + shift) if texts[place] == "%" else value
+    return "".join(texts)
