@@ -52,6 +52,7 @@ def test_from_end_to_end(photos, runs, tmp_path, capsys):
     assert (output / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_weights_as_trained_are_not_their_average(runs):
     saved = checkpoints.load(runs[0] / "last.safetensors", training=True)
     trained = trained_weights(saved)

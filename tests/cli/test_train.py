@@ -181,6 +181,7 @@ def test_an_augmentation_by_name_follows_the_image_size_and_settings_come_last()
         chosen_config("small", augment="weak")
 
 
+@pytest.mark.slow
 def test_a_batch_that_memory_decides_on(ddetr, recipe, scenes, tmp_path):
     run = tmp_path / "run"
     result = ddetr("train", recipe, "--data", scenes, "--output", run, "--batch-size", "auto", "--epochs", 1)

@@ -105,7 +105,7 @@ def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, worke
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path, workers):
     config = config.with_settings(epochs=300, save_every=0.0, num_workers=workers)
     process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
@@ -193,7 +193,7 @@ def test_where_ctrl_c_is_ignored_sigterm_still_saves_and_that_is_said(config, sc
     assert sum("Ctrl-C is off here, SIGTERM stops" in line for line in notes.lines) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_full_disk_leaves_what_was_saved(config, scenes, tmp_path, monkeypatch, workers):
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder
     write = write_atomically
@@ -229,7 +229,7 @@ def test_a_folder_that_goes_away(config, scenes, tmp_path, monkeypatch):
     assert load(tmp_path / "elsewhere" / "last.safetensors", training=True).training.progress["progress"]["step"] == 2
 
 
-@pytest.mark.parametrize("length", [0, 100, 0.5])
+@pytest.mark.parametrize("length", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 100)), 0.5])
 def test_a_cut_checkpoint_is_replaced_by_the_one_before(config, scenes, tmp_path, length):
     whole = train(config, data=scenes, output=tmp_path / "run", device="cpu").folder
     reference = {name: (whole / name).read_bytes() for name in ("best.safetensors", "metrics.jsonl")}
@@ -250,6 +250,7 @@ def test_a_cut_checkpoint_is_replaced_by_the_one_before(config, scenes, tmp_path
         resume(whole, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_named_and_the_run_goes_on(config, scenes, tmp_path, monkeypatch):
     config = config.with_settings(num_workers=1)
     whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu").folder

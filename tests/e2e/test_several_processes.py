@@ -133,6 +133,7 @@ def test_the_same_losses(photos, recipe, alone, tmp_path):
     check_same_steps(tmp_path / "2", alone)
 
 
+@pytest.mark.slow
 def test_a_group_of_one_learns_what_one_alone_learns(photos, recipe, alone, tmp_path):
     code, members = group(1, tmp_path, recipe, "--data", photos, "--output", tmp_path / "1")
     assert code == 0, members.said

@@ -16,12 +16,9 @@ RECORDED = json.loads(Path(__file__).with_name("losses.json").read_text(encoding
 SAME_STEPS = {"small": 2, "paper_r50": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "image_size", "settings"),
-    [
-        ("small", 96, {}),
-        pytest.param("paper_r50", 64, {"num_queries": 30}, marks=pytest.mark.slow),
-    ],
+    ("name", "image_size", "settings"), [("small", 96, {}), ("paper_r50", 64, {"num_queries": 30})]
 )
 def test_losses_of_twenty_steps(name, image_size, settings, tmp_path):
     data = draw_scenes(tmp_path / "scenes", 20, 4, seed=3)

@@ -63,7 +63,7 @@ class Run:
         self.losses = Criterion(CriterionConfig())(self.output, self.targets)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=[pytest.param("plain", marks=pytest.mark.slow), "two_stage"])
 def run(request, tmp_path_factory):
     folder = Path(__file__).parents[3] / "shared" / "checks" / "model"
     if not folder.is_dir():

@@ -46,6 +46,7 @@ def test_nothing_fits():
     assert largest(lambda images: sys.maxsize if images > 1 else 10, 100, 8) == (1, 10)
 
 
+@pytest.mark.slow
 def test_a_step_of_more_images_takes_more(tiny_config, train_set):
     config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
     few, many = step_memory(config, train_set, CPU, 2), step_memory(config, train_set, CPU, 20)

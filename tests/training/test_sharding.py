@@ -154,6 +154,7 @@ def told(tiny_config, tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["padded", "per_image"])
 def test_gradients_are_the_mean_of_the_processes_though_they_have_different_numbers_of_images(told, features):
     for one in (process[features] for process in told):
@@ -161,6 +162,7 @@ def test_gradients_are_the_mean_of_the_processes_though_they_have_different_numb
         assert one["num_gradients"] > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["padded", "per_image"])
 def test_the_norm_to_clip_is_that_of_all_parts(told, features):
     for one in (process[features] for process in told):
@@ -169,6 +171,7 @@ def test_the_norm_to_clip_is_that_of_all_parts(told, features):
         assert one["clipped"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["padded", "per_image"])
 def test_the_average_is_sharded_alike_and_gathered_and_put_back(told, features):
     for one in (process[features] for process in told):
@@ -177,6 +180,7 @@ def test_the_average_is_sharded_alike_and_gathered_and_put_back(told, features):
     assert told[0][features]["evaluated"] == told[1][features]["evaluated"]
 
 
+@pytest.mark.slow
 def test_each_process_keeps_its_part(told):
     for features in ("padded", "per_image"):
         kept = [process[features]["kept"] for process in told]
@@ -185,10 +189,12 @@ def test_each_process_keeps_its_part(told):
         assert kept[1] <= kept[0] < 1.1 * kept[1]
 
 
+@pytest.mark.slow
 def test_what_batch_norm_learns_is_the_first_process_own(told):
     assert told[1]["padded"]["statistics"] < 100
 
 
+@pytest.mark.slow
 def test_all_processes_have_equally_many_parts_of_a_step(told):
     assert [process["parts"] for process in told] == [3, 3]
     assert len(equally_many([stand_in()], ALONE)) == 1
@@ -214,5 +220,6 @@ def test_a_number_without_an_axis_is_refused():
         shard([model], ALONE, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_all_judge_the_statistics_that_the_first_one_saves(told):
     assert [process["judged"] for process in told] == [[1.0], [1.0]]

@@ -92,6 +92,7 @@ def test_bfloat16_where_it_is_slow_is_said(tiny_config, scenes, tmp_path, monkey
     assert run.epochs_completed == 1
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run_whatever_the_workers(tiny_config, scenes, tmp_path):
     runs = [
         train(tiny_config.with_settings(num_workers=workers), data=scenes, output=tmp_path / str(workers), device="cpu")
@@ -408,6 +409,7 @@ def test_frozen_parts_leave_the_optimizer_and_its_checkpoint(tiny_config, scenes
     assert all("class_head" in name or "box_head" in name for name in moments)
 
 
+@pytest.mark.slow
 def test_replaying_a_run_that_started_from_weights_asks_for_them(tiny_config, scenes, weights, tmp_path):
     config = tiny_config.with_settings(epochs=1)
     run = train(config, data=scenes, weights=weights, output=tmp_path / "run", device="cpu")

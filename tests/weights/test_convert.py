@@ -73,7 +73,7 @@ def everything_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("through", ["official", "transformers"])
+@pytest.mark.parametrize("through", [pytest.param("official", marks=pytest.mark.slow), "transformers"])
 def test_there_and_back_changes_no_bit(sources, checkpoint, published, tmp_path, through):
     original = published if through == "official" else checkpoint
     there = convert(sources[through], tmp_path / OUTPUTS[through], to=through)

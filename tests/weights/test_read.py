@@ -56,6 +56,7 @@ def test_every_layout_gives_the_same_checkpoint(places, checkpoint, name):
         assert getattr(loaded, field) == getattr(checkpoint, field), field
 
 
+@pytest.mark.slow
 def test_from_a_server_and_from_the_hub(places, checkpoint, server, hub):
     content = (places / "official.pth").read_bytes()
     server.files["/official.pth"] = content

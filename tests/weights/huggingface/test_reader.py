@@ -191,7 +191,7 @@ def test_what_transformers_built_and_saved(transformers, tmp_path, name, native)
     assert_alike(build_model(read, tmp_path), theirs)
 
 
-@pytest.mark.parametrize("form", ["shards", "bin", "half"])
+@pytest.mark.parametrize("form", ["shards", pytest.param("bin", marks=pytest.mark.slow), "half"])
 def test_other_forms_of_the_same_weights(written, folder, form):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
