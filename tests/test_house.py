@@ -35,7 +35,9 @@ SHARED_NAMES = {
     "attend": {"ops/cpu.py", "ops/grid_sample.py", "ops/reference.py", "ops/triton.py"},
     "why_not": {"ops/cpu.py", "ops/grid_sample.py", "ops/triton.py"},
     # What a format of data sets has; a checkpoint is loaded and saved, too.
-    "find_splits": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py"},
+    "find_splits": {
+        str(module) for module in MODULES if "\ndef find_splits(" in SOURCE.joinpath(module).read_text(encoding="utf-8")
+    },
     "load": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
     "save": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
     # A recipe, the function that trains it, and its command, which is named after its function.

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.report import machine, say
 from deformable_detr.core.config import flat_settings
-from deformable_detr.core.files import read_json
+from deformable_detr.core.reading import read_json
 from deformable_detr.data.open import list_splits, open_dataset
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.evaluate import evaluate

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         OutputError,
         TrainingError,
     )
+    from deformable_detr.core.format_names import FormatName
     from deformable_detr.core.progress import Reporter
     from deformable_detr.core.types import DetectorOutput, Predictions, Target
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
-    from deformable_detr.data.open import FormatName, open_dataset
+    from deformable_detr.data.open import open_dataset
     from deformable_detr.data.preprocessing import Preprocessing
     from deformable_detr.evaluation.coco_metrics import ClassMetrics, Metrics
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate

@@ -57,15 +57,36 @@ def test_nothing_there(tmp_path: Path) -> None:
             open_dataset(path)
 
 
-def test_nothing_recognised_lists_what_was_looked_for(tmp_path: Path, photo: Callable[..., Path]) -> None:
+def test_nothing_recognised_says_what_is_there(tmp_path: Path, photo: Callable[..., Path]) -> None:
     photo(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("")
-    for path in (tmp_path, tmp_path / "a.png", tmp_path / "notes.txt"):
-        with pytest.raises(DataError, match=r"no data set recognised here. Looked for COCO: .*; YOLO: .*; VOC: "):
-            list_splits(path)
-    with pytest.raises(DataError, match="Looked for VOC: ") as caught:
+    photo(tmp_path / "cam/b.png")
+    for name in ("x.md", "y.md", "strange\n.bin"):
+        (tmp_path / name).write_text("")
+    found = r"found the folders cam/, 1 image, x\.md and 1 more \.md, strange\\n\.bin\. Known formats are coco, yolo"
+    with pytest.raises(DataError, match="no data set recognised here: " + found):
+        list_splits(tmp_path)
+    for path, there in (("a.png", r"it is one file, 'a\.png'"), ("cam", "found 1 image"), ("x.md", "it is one file")):
+        with pytest.raises(DataError, match=f"no data set recognised here: {there}"):
+            list_splits(tmp_path / path)
+    (tmp_path / "cam/b.png").unlink()
+    with pytest.raises(DataError, match=r"here: found nothing\. "):
+        list_splits(tmp_path / "cam")
+    with pytest.raises(DataError, match=r"of this format here: found the folders cam/, .*Looked for VOC: ") as caught:
         open_dataset(tmp_path, format="voc")
     assert "COCO" not in str(caught.value)
+
+
+def test_a_data_set_beside_other_folders(drawn: DetectionDataset, tmp_path: Path) -> None:
+    voc.save(drawn, tmp_path / "all/VOC2007")
+    for name in ("scripts", "papers", ".git", "__MACOSX"):
+        (tmp_path / "all" / name).mkdir()
+    dataset = open_dataset(tmp_path / "all")
+    assert len(dataset) == 3
+    assert "VOC2007" in dataset.source
+    coco.save(drawn, tmp_path / "all/second")
+    with pytest.raises(DataError, match="several data sets are here: VOC in VOC2007/, COCO in second/; give"):
+        open_dataset(tmp_path / "all")
+    assert open_dataset(tmp_path / "all", format="coco").source.startswith("COCO")
 
 
 def test_folders_within_folders(drawn: DetectionDataset, tmp_path: Path) -> None:

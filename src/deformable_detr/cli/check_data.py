@@ -5,9 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from deformable_detr.core.format_names import FormatName
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -25,7 +27,7 @@ _SILENT_S = 2.0
 def check_data(
     path: Annotated[Path, typer.Argument(help="A folder, a COCO json or a YOLO data.yaml.")],
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None,
+        FormatName | None,
         typer.Option(help="Format of the data set; recognised automatically if left out."),
     ] = None,
     decode: Annotated[

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deformable_detr.core.format_names import FormatName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +27,7 @@ def evaluate(
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None,
+        FormatName | None,
         typer.Option(help="Format of the data set; recognised automatically if left out."),
     ] = None,
     skip_bad_images: Annotated[

@@ -1,9 +1,11 @@
 """Command `ddetr report`: write the report of a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from deformable_detr.core.format_names import FormatName
 
 
 def report(
@@ -14,7 +16,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="File of the page; RUN/report.html if left out.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None,
+        FormatName | None,
         typer.Option(help="Format of the data set; as in the training if left out."),
     ] = None,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deformable_detr.core.format_names import FormatName
+
 if TYPE_CHECKING:
     from deformable_detr.runs.config import TrainConfig
     from deformable_detr.training.finetune import Source
@@ -44,7 +46,7 @@ def train(
         Path | None, typer.Option(rich_help_panel=_DATA, help="Data set: a folder, a COCO json or a YOLO data.yaml.")
     ] = None,
     format: Annotated[
-        Literal["coco", "yolo", "voc"] | None,
+        FormatName | None,
         typer.Option(rich_help_panel=_DATA, help="Format of the data set; recognised automatically if left out."),
     ] = None,
     skip_bad_images: Annotated[

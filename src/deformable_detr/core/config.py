@@ -3,12 +3,12 @@
 import ast
 import dataclasses
 import difflib
-import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.reading import settings_value
 
 Config = TypeVar("Config")
 
@@ -198,7 +198,7 @@ def _parse(text: str, annotation: Any, name: str) -> Any:
 
 def _literal(text: str) -> Any:
     try:
-        return json.loads(text)
+        return settings_value(text)
     except ValueError:
         pass
     try:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from deformable_detr.core.errors import ConfigError, DeformableDetrError, OutputError
+from deformable_detr.core.errors import OutputError
 
 
 def check_folder(path: Path) -> None:
@@ -118,20 +118,3 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     write_text(path, json.dumps(data, indent=2) + "\n")
-
-
-def read_json(path: Path, *, error_type: type[DeformableDetrError] = ConfigError) -> dict[str, Any]:
-    """Content of a JSON file of settings.
-
-    Raises:
-        ConfigError: the file cannot be read or is not a JSON object; `error_type` names another class of error.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise error_type(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise error_type(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise error_type(f"{path} holds a JSON {type(data).__name__}; settings need an object")
-    return data

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.core.errors import DataError
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
-from deformable_detr.data.open import FormatName, list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise_format
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
 
 

@@ -1,18 +1,22 @@
 """Opening of data sets in any known format, which is recognised; an error lists the files that were looked for."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from deformable_detr.core.errors import DataError
+from deformable_detr.core.errors import DataError, listed
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
+from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
+from deformable_detr.data.images import is_image_file
 
-FormatName = Literal["coco", "yolo", "voc"]
 _NESTED_FOLDERS = 3
+_MOST_NEIGHBOURS = 50
 
 
 class _Format(NamedTuple):
@@ -20,6 +24,7 @@ class _Format(NamedTuple):
     looked_for: str
 
 
+# In this order they are tried; of several in one folder the first is read.
 _FORMATS: dict[FormatName, _Format] = {
     "coco": _Format(coco.find_splits, coco.LOOKED_FOR),
     "yolo": _Format(yolo.find_splits, yolo.LOOKED_FOR),
@@ -32,8 +37,8 @@ def open_dataset(
 ) -> DetectionDataset:
     """One split of the data set at a path.
 
-    Formats are tried in the order COCO, YOLO, VOC. Where a folder holds several, the first is read and `source` names
-    the others. A folder with nothing but one folder in it stands for the inner folder.
+    Formats are tried in the order of `FormatName`. Where a folder holds several, the first is read and `source` names
+    the others. A folder without a data set of its own stands for the one folder in it that is a data set.
 
     Args:
         path: a folder, a COCO json or a YOLO yaml.
@@ -90,17 +95,54 @@ def _recognise(path: str | Path, wanted: FormatName | None) -> tuple[FormatName,
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.exists(place):
         raise DataError(f"{path}: no such file or folder")
+    given = place
     found = _formats_in(place, wanted)
     for _ in range(_NESTED_FOLDERS):
-        inner = None if found else _only_folder_in(place)
-        if inner is None:
+        inner = {} if found else _data_sets_below(place, wanted)
+        if len(inner) > 1:
+            names = [f"{next(iter(formats)).upper()} in {folder.name}/" for folder, formats in inner.items()]
+            raise DataError(f"{path}: several data sets are here: {listed(names, 5)}; give the folder of one of them")
+        if not inner:
             break
-        place, found = inner, _formats_in(inner, wanted)
+        ((place, found),) = inner.items()
     chosen = wanted or next(iter(found), None)
     if chosen is None or chosen not in found:
-        tried = [reader.looked_for for name, reader in _FORMATS.items() if wanted in (None, name)]
-        raise DataError(f"{path}: no data set recognised here. Looked for " + "; ".join(tried))
+        raise DataError(_not_recognised(path, given, wanted))
     return chosen, found[chosen], [name for name in found if name != chosen]
+
+
+def _not_recognised(path: str | Path, place: Path, wanted: FormatName | None) -> str:
+    if wanted is not None:
+        return f"{path}: no data set of this format here: {_contents(place)}. Looked for {_FORMATS[wanted].looked_for}"
+    known = ", ".join(_FORMATS)
+    return (
+        f"{path}: no data set recognised here: {_contents(place)}. Known formats are {known}; name one with "
+        "--format, or format= in Python, to be told what is missing"
+    )
+
+
+def _contents(place: Path) -> str:
+    """Content of a folder in words, so that people see what was looked at."""
+    if not place.is_dir():
+        return f"it is one file, {shown(place.name)}"
+    try:
+        entries = sorted((one for one in os.scandir(place) if one.name[0] != "."), key=lambda one: one.name)
+    except OSError as error:
+        raise _unreadable(place, error) from error
+    folders = [f"{shown(entry.name)[1:-1]}/" for entry in entries if entry.is_dir()]
+    files = [entry.name for entry in entries if not entry.is_dir()]
+    images = [name for name in files if is_image_file(name)]
+    others = [name for name in files if not is_image_file(name)]
+    by_ending = Counter(os.path.splitext(name)[1].lower() for name in others)
+    kinds = [
+        shown(next(name for name in others if os.path.splitext(name)[1].lower() == ending))[1:-1]
+        + (f" and {count - 1} more {ending or 'without an ending'}" if count > 1 else "")
+        for ending, count in by_ending.most_common()
+    ]
+    parts = [f"the folders {listed(folders, 5)}"] * bool(folders) + [
+        f"{len(images)} image{'s' * (len(images) != 1)}"
+    ] * bool(images)
+    return f"found {', '.join([*parts, listed(kinds, 5)] if kinds else parts) or 'nothing'}"
 
 
 def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, SplitLoaders]:
@@ -119,15 +161,29 @@ def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, Spli
     return found
 
 
-def _only_folder_in(place: Path) -> Path | None:
-    """Only folder within a folder, or None: archives are often unpacked into a folder more than was meant."""
+def _data_sets_below(place: Path, wanted: FormatName | None) -> dict[Path, dict[FormatName, SplitLoaders]]:
+    """Folders within a folder that are data sets; the only folder there is, even if it is none.
+
+    Archives are often unpacked into a folder more than was meant, and data sets lie beside scripts and papers.
+    """
     if not place.is_dir():
-        return None
+        return {}
     try:
-        folders = [child for child in place.iterdir() if child.is_dir() and not child.name.startswith((".", "__"))]
+        children = sorted(child for child in place.iterdir() if not child.name.startswith((".", "__")))
+        folders = [child for child in children if child.is_dir()]
     except OSError as error:
         raise _unreadable(place, error) from error
-    return folders[0] if len(folders) == 1 else None
+    if len(folders) == 1:
+        return {folders[0]: _formats_in(folders[0], wanted)}
+    found = {}
+    for folder in folders[:_MOST_NEIGHBOURS]:
+        try:
+            formats = _formats_in(folder, wanted)
+        except DataError:
+            continue  # It may be no data set at all; given by itself, it is explained.
+        if formats and (wanted is None or wanted in formats):
+            found[folder] = formats
+    return found
 
 
 def _unreadable(path: str | Path, error: OSError) -> DataError:

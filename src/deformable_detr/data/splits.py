@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import DetectionDataset, align_classes
-from deformable_detr.data.open import FormatName, list_splits, open_dataset
+from deformable_detr.data.open import list_splits, open_dataset
 
 _IMAGE_PROBLEMS = ("missing_image", "unreadable_image", "size_mismatch")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, listed
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
-from deformable_detr.data.open import FormatName
 from deformable_detr.data.splits import num_bad_images, open_for_evaluation
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector

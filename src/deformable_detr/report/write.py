@@ -9,10 +9,11 @@ from torch import nn
 
 from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, DeformableDetrError, OutputError
-from deformable_detr.core.files import check_output_file, read_json, write_text
+from deformable_detr.core.files import check_output_file, write_text
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence, duration, percent
+from deformable_detr.core.reading import read_json
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.open import FormatName
 from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.data.statistics import statistics_of
 from deformable_detr.evaluation.analysis import Analysis, analyse

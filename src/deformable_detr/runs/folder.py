@@ -11,8 +11,10 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import check_folder, sync, write_atomically, write_text
+from deformable_detr.core.reading import read_file, settings_value
 from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 
+_LONGEST_METRICS = 1 << 32
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
 
@@ -158,12 +160,13 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         DataError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path, most=_LONGEST_METRICS).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot read the metrics of the run: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot read the metrics of the run: {reason}") from error
     for line in lines:
         try:
-            record = json.loads(line)
+            record = settings_value(line)
         except ValueError:
             continue
         if isinstance(record, dict):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.files import read_json
+from deformable_detr.core.reading import read_json
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.files import read_json, write_json
+from deformable_detr.core.files import write_json
+from deformable_detr.core.reading import read_json
 from deformable_detr.runs.folder import RunFolder
 
 ServiceName = Literal["tensorboard", "wandb", "mlflow"]

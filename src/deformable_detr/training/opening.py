@@ -13,9 +13,9 @@ from deformable_detr.core.devices import choose_device
 from deformable_detr.core.distributed import Ranks, joined
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.files import write_json
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.open import FormatName
 from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.runs.config import TrainConfig, to_json
 from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder

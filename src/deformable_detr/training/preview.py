@@ -9,10 +9,10 @@ from PIL import Image
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.files import check_output_file, write_atomically
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.augmentation.geometry import scaled
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import epoch_order, make_loader
-from deformable_detr.data.open import FormatName
 from deformable_detr.data.preprocessing import Preprocessing, to_picture
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.data.torch_dataset import BadImage, Item

@@ -107,7 +107,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     sharded = _sharded_type()
     for name, tensor in tensors.items():
         whole = tensor.detach()
-        if isinstance(whole, sharded):
+        if isinstance(whole, sharded) and is_cut(whole):
             whole = whole.full_tensor().cpu() if keep else whole.full_tensor()
         if keep:
             found[name] = whole

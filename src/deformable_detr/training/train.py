@@ -10,11 +10,12 @@ from torch import nn
 
 from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import ConfigError, DeformableDetrError
-from deformable_detr.core.files import read_json, write_json
+from deformable_detr.core.files import write_json
+from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter
+from deformable_detr.core.reading import read_json
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import open_workers
-from deformable_detr.data.open import FormatName
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.report import try_to_report
 from deformable_detr.runs.config import TrainConfig, from_json, to_json

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deformable_detr.core.config import from_dict, to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.files import write_atomically
+from deformable_detr.core.reading import settings_value
 from deformable_detr.core.torch_files import reading_safetensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
@@ -151,7 +152,7 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
         CheckpointError: the text is not JSON, is no header, or is of a newer version of this package.
     """
     try:
-        header = json.loads(text)
+        header = settings_value(text)
     except ValueError as error:
         raise CheckpointError(f"{path}: its description is not valid JSON: {error}") from error
     version = header.get("schema_version") if isinstance(header, dict) else None

@@ -1,7 +1,6 @@
 """Downloads from https addresses into the package's cache: resumed, checked, and visible only when complete."""
 
 import hashlib
-import json
 import os
 import re
 import urllib.error
@@ -17,12 +16,14 @@ from urllib.parse import unquote, urlsplit
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.reading import read_file, settings_value
 from deformable_detr.core.version import __version__
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
 _THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _MEGABYTE = 10**6
+_LONGEST_NOTE = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _Entry:
 
     def version_of(self, file: Path) -> _Version:
         try:
-            return _Version(**json.loads(_note(file).read_text(encoding="utf-8")))
+            return _Version(**settings_value(read_file(_note(file), most=_LONGEST_NOTE)))
         except (OSError, ValueError, TypeError):  # a lost note costs one more download
             return _Version()
 

@@ -1,6 +1,5 @@
 """Recognition of checkpoint layouts by the content of a file or folder, with precise errors for everything else."""
 
-import json
 import re
 import struct
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.file_kinds import kind_of
+from deformable_detr.core.reading import read_file, settings_value
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_size_tensors
@@ -92,7 +92,7 @@ def _of_transformers(folder: Path, model_type: str) -> Recognised:
 def _model_type(folder: Path) -> str:
     """Model type in the config.json of transformers; empty if there is no such file, or it is that of a run."""
     try:
-        settings: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings: Any = settings_value(read_file(folder / CONFIG, most=_LONGEST_HEADER))
     except (OSError, ValueError):
         return ""
     model_type = settings.get("model_type") if isinstance(settings, dict) else None
@@ -130,7 +130,7 @@ def _raw_header(path: Path) -> dict[str, Any]:
                 f"{path} is not a whole safetensors file: it has {size} bytes, its header alone should have {length}"
             )
         try:
-            header = json.loads(file.read(length))
+            header = settings_value(file.read(length))
         except ValueError as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: its header cannot be read") from error
     if not isinstance(header, dict):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
+from deformable_detr.data.formats.coco_layouts import annotation_files
 from deformable_detr.data.open import list_splits, open_dataset
 
 
@@ -96,21 +96,3 @@ def test_a_broken_json_where_one_is_expected_is_named(tmp_path: Path) -> None:
     (tmp_path / "annotations/train.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"train\.json, line 1, column 13: not JSON: .*cut off"):
         open_dataset(tmp_path)
-
-
-def test_the_folder_with_most_of_the_images_wins(tmp_path: Path, photo: Callable[..., Path]) -> None:
-    photo(tmp_path / "a.png")
-    for name in ("a.png", "b.png", "c.png"):
-        photo(tmp_path / "images" / name)
-    root = find_image_root(tmp_path / "x.json", ["a.png", "b.png", "c.png", "d.png"], "train")
-    assert root is not None
-    assert root.folder == tmp_path / "images"
-    assert find_image_root(tmp_path / "x.json", ["q.png"], "train") is None
-
-
-def test_paths_are_looked_up_in_listings(tmp_path: Path, photo: Callable[..., Path]) -> None:
-    photo(tmp_path / "a.png")
-    paths = [
-        str(tmp_path / name) for name in ("a.png", "b.png", "no/c.png", "x" * 300, "../" + tmp_path.name + "/a.png")
-    ]
-    assert [exists for _, exists in listed_paths(paths)] == [True, False, False, False, True]

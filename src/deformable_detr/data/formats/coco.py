@@ -19,7 +19,8 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.coco_document import to_document
-from deformable_detr.data.formats.coco_layouts import annotation_files, find_image_root, listed_paths
+from deformable_detr.data.formats.coco_layouts import annotation_files
+from deformable_detr.data.formats.image_names import find_images, usual_folders
 from deformable_detr.data.formats.parsing import name_text, read_json, shown, whole_number
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
@@ -131,34 +132,20 @@ def _read_images(
     else:
         numbers = [key for key in keys if isinstance(key, int)]
 
-    root = find_image_root(annotations, names, split) if folder is None else None
-    paths = listed_paths(root.paths(names) if root else [str((folder or annotations.parent) / n) for n in names])
-    if names and not any(exists for _, exists in paths):
-        tried = f"looked in {folder}" if folder else "looked beside the json and in the usual folders around it"
-        text = f"none of its {len(names)} images is there, the first being {shown(names[0])}; {tried}"
-        problems.append(Problem("missing_image", where, text, True))
-        return [None] * len(names), keys, problems
     if not names:
         problems.append(Problem("invalid_annotation", where, "'images' is empty", True))
-
+    sizes_wh = [_annotated_size(item, f"{where}: images[{position}]") for position, item in enumerate(items)]
+    folders = usual_folders(annotations, split) if folder is None else [folder]
+    found = find_images(names, folders, lambda position: f"{where}: images[{position}]", where, sizes_wh=sizes_wh)
+    problems += found.problems
     entries: list[ImageEntry | None] = []
-    seen: set[Path] = set()
-    for position, (item, (path, exists)) in enumerate(zip(items, paths, strict=True)):
-        place = f"{where}: images[{position}]"
-        size_wh = _annotated_size(item, place)
-        if not exists:
-            text = f"the image {shown(names[position])} is missing; expected it at {path}"
-            problems.append(Problem("missing_image", place, text, True))
-        elif size_wh is None:
+    for path, size_wh, number in zip(found.paths, sizes_wh, numbers, strict=True):
+        if path is not None and size_wh is None:
             try:
                 size_wh = image_size(path)
             except DataError as error:
                 problems.append(problem_of(error, path, "unreadable_image"))
-        if path in seen:
-            text = f"the image {shown(names[position])} is listed more than once: kept"
-            problems.append(Problem("duplicate_image", place, text, False))
-        seen.add(path)
-        entries.append(ImageEntry(path, size_wh, numbers[position]) if exists and size_wh else None)
+        entries.append(ImageEntry(path, size_wh, number) if path and size_wh else None)
     return entries, keys, problems
 
 

@@ -1,4 +1,7 @@
-"""Parsing of JSON, YAML, XML and text files to plain values; errors are `DataError`s with file and line."""
+"""Parsing of JSON, YAML, XML and text files to plain values; errors are `DataError`s with file and line.
+
+Every kind of file has a largest size, far above any real one, so that nothing fills the memory before it is refused.
+"""
 
 import json
 import re
@@ -7,12 +10,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
-import yaml
-
 from deformable_detr.core.errors import DataError
+from deformable_detr.core.reading import json_value, read_file
+from deformable_detr.core.yaml_loader import YamlError, yaml_value
 
 _INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
 _LARGEST_ID = 2**63 - 1
+_MEGABYTE = 1 << 20
+_MOST_JSON = 8192 * _MEGABYTE
+_MOST_XML = 1024 * _MEGABYTE
+_MOST_TEXT = 256 * _MEGABYTE
+_MOST_YAML = 1 * _MEGABYTE
 
 
 def shown(value: object) -> str:
@@ -31,26 +39,26 @@ def _one_line(reason: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def read_bytes(path: Path) -> bytes:
-    """Content of a file.
+def read_bytes(path: Path, *, most: int = _MOST_TEXT) -> bytes:
+    """Content of a file of at most so many bytes.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, is larger, or is a pipe or a device.
     """
     try:
-        return path.read_bytes()
+        return read_file(path, most=most)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"{path}: cannot read this file: {reason}") from error
 
 
-def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, without a byte order mark.
+def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
+    """Text of a UTF-8 file of at most so many bytes, without a byte order mark.
 
     Raises:
-        DataError: it cannot be read or is not UTF-8.
+        DataError: it cannot be read, is larger, or is not UTF-8.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, most=most)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,9 +72,9 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: unreadable, not JSON, nested too deeply, or an object that has the same key twice.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, most=_MOST_JSON)
     try:
-        return json.loads(content, object_pairs_hook=_object_without_twins)
+        return json_value(content, object_pairs_hook=_object_without_twins)
     except json.JSONDecodeError as error:
         at_end = error.pos >= len(error.doc.rstrip()) - 5 or error.msg.startswith("Unterminated string")
         ending = "; the file seems to be cut off" if at_end else ""
@@ -74,8 +82,6 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not JSON: not {error.encoding} text") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: not an annotation file: its values are nested too deeply") from error
     except ValueError as error:
         raise DataError(f"{path}: not usable JSON: {error}") from error
 
@@ -89,38 +95,18 @@ def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML loader of plain values only, which refuses a key that appears twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Mapping as the base class makes it, after a check for repeated keys."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {shown(key)} appears twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> Any:
     """Value in a YAML file: plain data only.
 
     Raises:
         DataError: unreadable, not YAML, nested too deeply, or a mapping that has the same key twice.
     """
-    text = read_text(path)
+    text = read_text(path, most=_MOST_YAML)
     try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise DataError(f"{path}{place}: not YAML: {_one_line(error.problem or error.context)}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: not a data set description: its values are nested too deeply") from error
-    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
-        # The other errors come from PyYAML's converters, for text such as `!!int x`.
-        raise DataError(f"{path}: not usable YAML: {_one_line(error)}") from error
+        return yaml_value(text)
+    except YamlError as error:
+        place = f", {error.place}" if error.place else ""
+        raise DataError(f"{path}{place}: {error}") from error
 
 
 def read_xml(path: Path) -> Element:
@@ -132,7 +118,7 @@ def read_xml(path: Path) -> Element:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
-    content = read_bytes(path)
+    content = read_bytes(path, most=_MOST_XML)
     try:
         return fromstring(content, forbid_dtd=False)
     except ParseError as error:

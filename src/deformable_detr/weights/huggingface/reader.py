@@ -16,7 +16,8 @@ import yaml
 from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError, OutputError, listed
-from deformable_detr.core.files import read_json, write_json
+from deformable_detr.core.files import write_json
+from deformable_detr.core.reading import read_json
 from deformable_detr.core.torch_files import read_tensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing

@@ -1,0 +1,6 @@
+"""Names of the annotation formats that are read; `data/open.py` has the reader of each."""
+
+from typing import Literal
+
+FormatName = Literal["coco", "yolo", "voc"]
+"""Name of an annotation format."""

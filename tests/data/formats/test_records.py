@@ -1,0 +1,90 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.core.errors import DataError
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
+
+
+def opened(folder: Path, *records: ImageRecord, **options: object) -> DetectionDataset:
+    return dataset_of(records, folders=[folder], where="x.csv", source="CSV x.csv", **options)
+
+
+def item(name: str = "cat", box: tuple[float, float, float, float] = (1.0, 2.0, 11.0, 5.0), **more: object):
+    return ObjectRecord(name, box, "x.csv:2", **more)
+
+
+def test_images_objects_and_classes(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "a.png", (50, 30))
+    photo(tmp_path / "b.png", (20, 40))
+    elsewhere = photo(tmp_path / "other/c.png", (60, 70))
+    shares = item("dog", (0.25, 0.5, 0.75, 1.0), is_crowd=True, area=7.5)
+    dataset = opened(
+        tmp_path,
+        ImageRecord("b.png", "x.csv:1", [shares], in_shares=True),
+        ImageRecord("nothing", "x.csv:2", [item()], (60, 70), elsewhere),
+        ImageRecord("a.png", "x.csv:3", [], (50, 30)),
+    )
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.category_ids == (1, 2)
+    assert dataset.source == "CSV x.csv"
+    assert dataset.problems == ()
+    first, second, third = dataset.samples
+    assert first.boxes_xyxy.tolist() == [[5, 20, 15, 40]]
+    assert first.size_wh == (20, 40)
+    assert (first.is_crowd.tolist(), first.areas.tolist(), first.class_ids.tolist()) == ([True], [7.5], [1])
+    assert (second.path, second.areas.tolist(), second.object_ids) == (elsewhere, [30], (2,))
+    assert (third.path, len(third.boxes_xyxy), third.image_id) == (tmp_path / "a.png", 0, 3)
+
+
+def test_what_is_missing_is_left_out_and_said(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    dataset = opened(
+        tmp_path,
+        ImageRecord("gone.png", "x.csv:1", [item()]),
+        ImageRecord("broken.png", "x.csv:2", [item()]),
+        ImageRecord("a.png", "x.csv:3", [item(), item("yak"), item(box=(math.nan, 0.0, 1.0, 1.0))]),
+        classes=("dog", "cat"),
+    )
+    assert [sample.path.name for sample in dataset.samples] == ["a.png"]
+    assert dataset.samples[0].class_ids.tolist() == [1]
+    assert [(problem.kind, problem.where) for problem in dataset.fatal_problems] == [
+        ("missing_image", "x.csv:1"),
+        ("unreadable_image", str(tmp_path / "broken.png")),
+        ("unknown_class", "x.csv:2"),
+        ("invalid_box", "x.csv:2"),
+    ]
+    assert "'yak' is not among the 2 classes" in dataset.fatal_problems[2].message
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "message"),
+    [
+        ([], None, r"x\.csv: no object has a class"),
+        (["a", ""], None, r"x\.csv:2: the class name must be text, not ''"),
+        (["a"], ("b", "b"), "the class name 'b' appears twice"),
+        (["a"], ("",), "class name 1 must be text"),
+    ],
+)
+def test_classes_that_cannot_be_used(
+    names: list[str], classes: tuple[str, ...] | None, message: str, tmp_path: Path, photo: Callable[..., Path]
+) -> None:
+    photo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item(name) for name in names]), classes=classes)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    assert opened(tmp_path, classes=("a",)).fatal_problems[0].message == "there are no images to read here"
+
+
+def test_sizes() -> None:
+    assert size_of("50", 30.0, "x") == (50, 30)
+    assert size_of(None, 30, "x") is size_of(0, 0, "x") is size_of("", 3, "x") is None
+    for width, height in ((-1, 3), ("a", 3), (10**9, 3), (True, 2), (1.5, 2)):
+        with pytest.raises(DataError, match=r"x: (an image cannot be|the width must be)"):
+            size_of(width, height, "x")
