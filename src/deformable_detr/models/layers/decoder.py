@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             content = layer(content, queries.position, _in_each_level(reference, memory.valid_ratios), memory)
             head = index if self.refine else 0
-            boxes = _shift(reference, in_float32(self.box_heads[head], content))
+            boxes = shifted(reference, in_float32(self.box_heads[head], content))
             predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))
             if self.refine:
                 # Detached: each head learns from the loss of its own layer alone (A.4).
@@ -109,7 +109,7 @@ def _in_each_level(
     return reference[:, :, None] * valid_ratios.repeat(1, 1, repeat)[:, None]
 
 
-def _shift(
+def shifted(
     reference: Float[Tensor, "batch queries coordinates"], delta: Float[Tensor, "batch queries 4"]
 ) -> Float[Tensor, "batch queries 4"]:
     """Boxes cxcywh in 0..1: the reference shifted by `delta` in logits (A.3).

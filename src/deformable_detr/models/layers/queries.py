@@ -1,6 +1,6 @@
 """Sources of decoder queries: learned queries (one stage), or the best proposals of the encoder (two-stage, A.4)."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,8 @@ _FINEST_PROPOSAL_SIZE = 0.05
 # Anchors with a coordinate this close to 0 or 1 are invalid: their logits would grow without limit.
 _PROPOSAL_MARGIN = 0.01
 _SAME_OBJECT_IOU = 0.8
-_CANDIDATES_PER_QUERY = 10
+CANDIDATES_PER_QUERY = 10
+"""Number of proposals compared with each other for each query, for the choice "distinct"."""
 
 
 @runtime_checkable
@@ -80,17 +81,13 @@ class ProposalQueries(nn.Module):
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
         """Queries with reference boxes cxcywh in 0..1, and the proposals of all positions."""
-        # Positions in the padding or too close to the border make no valid proposal.
-        anchors = proposal_boxes(memory.spatial_shapes, memory.valid_ratios)
-        inside = ((anchors > _PROPOSAL_MARGIN) & (anchors < 1 - _PROPOSAL_MARGIN)).all(-1)
-        valid = inside & ~memory.padding_mask
+        valid, anchor_logits = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
         # Scores and boxes of all positions. An invalid one gets the box (1, 1, 1, 1), the sigmoid of infinity.
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
         logits = in_float32(self.class_head, tokens)
-        anchor_logits = torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf"))
         boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
         # The chosen boxes become queries. They are detached: the proposals learn from their own loss alone.
-        reference = _pick(boxes, self._best(logits, boxes, valid)).detach()
+        reference = pick(boxes, self._best(logits, boxes, valid)).detach()
         embedded = embed_boxes(reference, self.position_proj.in_features)
         position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
         return Queries(content, position, reference), Predictions(logits, boxes)
@@ -105,9 +102,30 @@ class ProposalQueries(nn.Module):
         if self.choice == "valid":
             return scores.topk(kept, dim=1).indices
         # Comparing all positions of a large image takes long; a multiple of the queries has enough distinct ones.
-        candidates = scores.topk(min(_CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
+        candidates = scores.topk(min(CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
         pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes), strict=True)
-        return torch.stack([own[_distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
+        return torch.stack([own[distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
+
+
+class Anchors(NamedTuple):
+    """Anchors of the proposals: whether each is valid, and its box in logits."""
+
+    valid: Bool[Tensor, "batch positions"]
+    """Mask of the anchors that may become proposals: not in the padding, not too close to the border."""
+    logits: Float[Tensor, "batch positions 4"]
+    """Box cxcywh of each anchor before the sigmoid; infinite for those that are not valid."""
+
+
+def anchors_of(
+    spatial_shapes: SpatialShapes,
+    valid_ratios: Float[Tensor, "batch levels 2"],
+    padding_mask: Bool[Tensor, "batch positions"],
+) -> Anchors:
+    """Anchors of all positions of all levels (A.4)."""
+    anchors = proposal_boxes(spatial_shapes, valid_ratios)
+    inside = ((anchors > _PROPOSAL_MARGIN) & (anchors < 1 - _PROPOSAL_MARGIN)).all(-1)
+    valid = inside & ~padding_mask
+    return Anchors(valid, torch.log(anchors / (1 - anchors)).masked_fill(~valid[..., None], float("inf")))
 
 
 def proposal_boxes(
@@ -122,11 +140,12 @@ def proposal_boxes(
     return torch.cat(levels, dim=1)
 
 
-def _pick(values: Float[Tensor, "batch positions 4"], index: Tensor) -> Float[Tensor, "batch queries 4"]:
+def pick(values: Float[Tensor, "batch positions _"], index: Tensor) -> Float[Tensor, "batch queries _"]:
+    """Values at the chosen positions of each image."""
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
+def distinct_first(boxes_xyxy: Float[Tensor, "boxes 4"], scores: Float[Tensor, "boxes"]) -> Tensor:
     """Order of boxes, given by falling score: those that overlap no better box, then the others, then the invalid.
 
     Returns:

@@ -1,0 +1,102 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.inference.onednn import EVERYTHING, NOTHING
+from deformable_detr.inference.prepare import PreparedDeformableDETR, prepare
+from deformable_detr.models import build
+from tests.dense import Dense, DenseConfig
+
+
+def network(tiny_config, **settings):
+    torch.manual_seed(4)
+    model = build(replace(tiny_config.model, num_classes=3, **settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(word in name for word in ("sampling_offsets", "attention_weights", "head")):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def final(model, images, padding=0):
+    mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+    if padding:
+        mask[-1, :, -padding:] = True
+    with torch.no_grad():
+        return model(images, mask).final
+
+
+@pytest.mark.parametrize("choice", [NOTHING, EVERYTHING], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "base"},
+        {"variant": "refine", "num_levels": 4},
+        {"variant": "two_stage", "proposals": "distinct", "features": "per_image"},
+        {"variant": "two_stage", "proposals": "paper", "num_levels": 3},
+        {"variant": "two_stage", "proposals": "valid", "encoder_layers": 0},
+    ],
+)
+def test_the_same_predictions(tiny_config, settings, choice):
+    model = network(tiny_config, **settings)
+    prepared = prepare(model, choice=choice)
+    assert isinstance(prepared, PreparedDeformableDETR)
+    for size in ((64, 96), (97, 65), (64, 96)):
+        images = torch.randn(2, 3, *size)
+        expected, found = final(model, images), final(prepared, images)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+    one = final(prepared, images[:1])
+    torch.testing.assert_close(one.logits, found.logits[:1], rtol=0, atol=1e-4)
+
+
+def test_images_with_padding_go_through_the_network_itself(tiny_config):
+    model = network(tiny_config)
+    images = torch.randn(2, 3, 64, 96)
+    expected = final(model, images, padding=17)
+    found = final(prepare(model, choice=EVERYTHING), images, padding=17)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.boxes, expected.boxes)
+
+
+def test_the_network_stays_as_it_is(tiny_config):
+    model = network(tiny_config)
+    before = copy.deepcopy(model.state_dict())
+    prepared = prepare(model)
+    images = torch.randn(1, 3, 64, 96)
+    first = final(prepared, images)
+    assert torch.equal(final(prepared, images).logits, first.logits)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_output_has_the_last_layer_only(tiny_config):
+    output = prepare(network(tiny_config))(torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
+    assert len(output.layers) == 1
+    assert output.proposals is None
+    assert not output.final.logits.requires_grad
+
+
+def test_only_a_few_sizes_are_remembered(tiny_config):
+    prepared = prepare(network(tiny_config))
+    for width in range(64, 224, 32):
+        final(prepared, torch.randn(1, 3, 64, width))
+    assert len(prepared._constants) == 4
+
+
+def test_bfloat16_keeps_boxes_in_float32(tiny_config):
+    model = network(tiny_config, variant="refine")
+    images = torch.randn(2, 3, 64, 96)
+    expected, found = final(model, images), final(prepare(model, precision="bfloat16", choice=EVERYTHING), images)
+    assert found.boxes.dtype == found.logits.dtype == torch.float32
+    assert float((found.boxes - expected.boxes).abs().max()) < 0.05
+    assert not torch.equal(found.boxes, expected.boxes)
+
+
+def test_another_network_keeps_its_last_layer():
+    model = Dense(DenseConfig(num_classes=3))
+    images = torch.randn(2, 3, 64, 96)
+    prepared = prepare(model)
+    assert torch.equal(final(prepared, images).logits, final(model, images).logits)
+    assert not model.training
