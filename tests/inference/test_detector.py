@@ -8,7 +8,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import deformable_detr
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.errors import CheckpointError, DataError
+from deformable_detr.core.errors import BackendError, CheckpointError, DataError
 from deformable_detr.inference.detector import Detector
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
@@ -170,3 +170,43 @@ def test_loading_needs_the_file_alone(detector, tiny_config, tmp_path):
     assert same(*(one.predict([image], threshold=0.0)[0] for one in (loaded, detector)))
     with pytest.raises(CheckpointError, match="no such checkpoint file"):
         deformable_detr.load(tmp_path / "nope")
+
+
+def test_on_a_cpu_a_prepared_network_does_the_work_and_follows_the_weights(detector):
+    plain = Detector(
+        detector.model, detector.classes, detector.category_ids, detector.preprocessing, device="cpu", as_it_is=True
+    )
+    for _ in range(2):
+        found, expected = (one.predict(picture(71, 40, 0), threshold=0.0) for one in (detector, plain))
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy, rtol=0, atol=1e-2)
+        prepared = detector._network()
+        assert prepared is detector._network() is not detector.model
+        with torch.no_grad():
+            detector.model.decoder.class_heads[-1].bias.add_(1.0)
+        assert detector._network() is not prepared
+    assert plain._network() is plain.model
+
+
+def test_bfloat16_where_there_are_instructions_for_it(detector, monkeypatch):
+    def make(as_it_is):
+        return Detector(
+            detector.model,
+            detector.classes,
+            detector.category_ids,
+            detector.preprocessing,
+            device="cpu",
+            precision="bfloat16",
+            as_it_is=as_it_is,
+        )
+
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    exact = detector.predict(picture(71, 40, 0), threshold=0.0)
+    for as_it_is in (False, True):
+        rough = make(as_it_is).predict(picture(71, 40, 0), threshold=0.0)
+        assert not torch.equal(rough.scores, exact.scores)
+        torch.testing.assert_close(rough.scores, exact.scores, rtol=0, atol=0.1)
+    assert make(False).around(detector.model).precision == "bfloat16"
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True}, raising=False)
+    with pytest.raises(BackendError, match="precision is bfloat16, but this CPU has no instructions for it"):
+        make(False)

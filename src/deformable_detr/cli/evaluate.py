@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the result.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Of backbone and encoder; bfloat16 is faster where the processor has instructions for it."),
+    ] = "float32",
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     format: Annotated[
@@ -45,7 +49,7 @@ def evaluate(
     with TerminalReporter() as reporter:
         # Before the network, which takes seconds to build.
         dataset = evaluation.opened(data, split, format, skip_bad_images, reporter)
-        detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
+        detector = Detector.load(weights, device=device, precision=precision, sha256=sha256, reporter=reporter)
         report = evaluation.evaluate(
             detector,
             dataset,

@@ -1,8 +1,19 @@
-"""Choice of the device: the one that the user names, or the best one that is there."""
+"""Choice of the device: the one that the user names, or the best one that is there; and what a CPU is good at."""
 
 import torch
 
 from deformable_detr.core.errors import BackendError
+
+# Names in `torch.cpu.get_capabilities`. A CPU with none of these instructions computes bfloat16 by way of float32.
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, as far as PyTorch can tell; 2.11 cannot, and then it is true."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Detector: a trained network with its classes and preprocessing, from images to detections."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -9,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.devices import choose_device
+from deformable_detr.core.devices import choose_device, has_bfloat16
+from deformable_detr.core.errors import BackendError
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
+from deformable_detr.inference.prepare import InferencePrecision, prepare
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
@@ -38,9 +41,13 @@ class Detector:
         category_ids: category ids of the training data, by class id.
         preprocessing: preprocessing that the network was trained with.
         device: "cpu", "cuda", "cuda:1" and so on; "auto" is a CUDA device if there is one, else the CPU.
+        precision: "float32", or "bfloat16" for the backbone and the encoder of Deformable DETR: faster where the
+            device has instructions for it, and boxes stay in float32.
+        as_it_is: compute with `model` itself. Else, on a CPU, a faster form of it does the work (see `prepare`), equal
+            to it up to the order of sums; it is made when it is first needed, and again when the weights have changed.
 
     Raises:
-        BackendError: this machine does not have the device.
+        BackendError: this machine does not have the device, or no instructions for this precision.
     """
 
     def __init__(
@@ -51,16 +58,34 @@ class Detector:
         preprocessing: Preprocessing,
         *,
         device: str | torch.device = "auto",
+        precision: InferencePrecision = "float32",
+        as_it_is: bool = False,
     ) -> None:
         self.device = choose_device(device) if isinstance(device, str) else device
+        if precision == "bfloat16" and self.device.type == "cpu" and not has_bfloat16():
+            raise BackendError(
+                "precision is bfloat16, but this CPU has no instructions for it and would take several times as long; "
+                "use float32"
+            )
+        self.precision = precision
+        self.as_it_is = as_it_is
         self.model = model.to(self.device).eval()
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids)
         self.preprocessing = preprocessing
+        self._prepared: tuple[int, nn.Module] | None = None
 
     def around(self, model: nn.Module) -> "Detector":
         """Detector with another network, for instance one with averaged weights, and everything else of this one."""
-        return Detector(model, self.classes, self.category_ids, self.preprocessing, device=str(self.device))
+        return Detector(
+            model,
+            self.classes,
+            self.category_ids,
+            self.preprocessing,
+            device=self.device,
+            precision=self.precision,
+            as_it_is=self.as_it_is,
+        )
 
     @classmethod
     def load(
@@ -69,6 +94,7 @@ class Detector:
         *,
         model: nn.Module | None = None,
         device: str = "auto",
+        precision: InferencePrecision = "float32",
         sha256: str | None = None,
         reporter: Reporter | None = None,
     ) -> "Detector":
@@ -80,18 +106,24 @@ class Detector:
                 "SenseTime/deformable-detr".
             model: network that receives the weights; needed only if its class is your own, not of this package.
             device: "cpu", "cuda", "cuda:1" and so on; "auto" is a CUDA device if there is one, else the CPU.
+            precision: "float32", or "bfloat16" for the backbone and the encoder; see `Detector`.
             sha256: SHA-256 that the weights file must have, in hexadecimal digits.
             reporter: receives the progress of a download.
 
         Raises:
             CheckpointError: the source is missing, cannot be downloaded, is damaged, or is no checkpoint of this model.
             OutputError: a download cannot be stored; the disk may be full.
-            BackendError: this machine does not have the device.
+            BackendError: this machine does not have the device, or no instructions for this precision.
         """
         loaded = read(source, sha256=sha256, reporter=reporter)
         device = str(choose_device(device))  # to build the network takes seconds
         return cls(
-            build_model(loaded, source, model), loaded.classes, loaded.category_ids, loaded.preprocessing, device=device
+            build_model(loaded, source, model),
+            loaded.classes,
+            loaded.category_ids,
+            loaded.preprocessing,
+            device=device,
+            precision=precision,
         )
 
     @overload  # a str is also a sequence of str, but means one path
@@ -208,6 +240,27 @@ class Detector:
             self.model.eval()
         images = images.to(self.device)
         no_padding = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
-        final = self.model(images, no_padding).final
+        with self._autocast():
+            final = self._network()(images, no_padding).final
         found = to_detections(final, sizes_wh, max_detections=max_detections, threshold=threshold)
         return [one.cpu().with_classes(self.classes, self.category_ids) for one in found]
+
+    def _network(self) -> nn.Module:
+        """Network that computes: on a CPU the prepared form of the model, as long as its weights are those of then."""
+        if self.as_it_is or self.device.type != "cpu":
+            return self.model
+        state = _state_of(self.model)
+        if self._prepared is None or self._prepared[0] != state:
+            self._prepared = state, prepare(self.model, precision=self.precision)
+        return self._prepared[1]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        # A prepared network keeps to its precision by itself.
+        wanted = self.precision == "bfloat16" and (self.as_it_is or self.device.type != "cpu")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+
+
+def _state_of(model: nn.Module) -> int:
+    """Number that changes when a weight of the network is written to or replaced."""
+    tensors = (*model.parameters(), *model.buffers())
+    return hash(tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors))

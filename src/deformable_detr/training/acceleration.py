@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from deformable_detr.core.devices import has_bfloat16
 from deformable_detr.core.errors import BackendError, ConfigError
 from deformable_detr.models import interface_of
 from deformable_detr.runs.config import PrecisionName
 from deformable_detr.training.freezing import part_of
 
 _COMPILERS = ("c++", "g++", "clang++", "cl")
-# Names in `torch.cpu.get_capabilities`. A CPU with none of these instructions computes bfloat16 by way of float32.
-_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -128,10 +127,7 @@ class Precision:
     @property
     def is_slow(self) -> bool:
         """Whether this CPU has no instructions for bfloat16, so that float32 would be several times as fast."""
-        if self.name != "bfloat16" or self._device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-            return False  # PyTorch 2.11 cannot tell which instructions a CPU has
-        has = torch.cpu.get_capabilities()
-        return not any(has.get(name, False) for name in _BFLOAT16_INSTRUCTIONS)
+        return self.name == "bfloat16" and self._device == "cpu" and not has_bfloat16()
 
     @property
     def may_overflow(self) -> bool:

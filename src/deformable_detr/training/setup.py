@@ -60,7 +60,7 @@ def set_up(
     plan = plan_of(config)
     model = make_model(config, device, weights=weights, model=model)
     train = data.train
-    detector = Detector(model, train.classes, train.category_ids, plan.preprocessing, device=device)
+    detector = Detector(model, train.classes, train.category_ids, plan.preprocessing, device=device, as_it_is=True)
     loader = training_loader(config, plan, train, device, ranks)
     whole = whole_copy(model, config) if config.compute.sharded and ranks.size > 1 else None
     learner = make_learner(config, model, plan.batch_size, ranks)
