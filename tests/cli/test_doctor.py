@@ -136,3 +136,12 @@ def test_gpus_and_packages_that_are_missing():
     assert "cuda:0 Some GPU, 12.0 GiB, compute capability 8.6" in text
     assert "surely-not-installed  not installed" in text
     assert text.endswith("PROBLEM: cuda:0 cannot be used: broken")
+
+
+def test_who_does_the_products_of_whole_models(ddetr, monkeypatch):
+    assert "faster by oneDNN with packed weights: " in ddetr("doctor").out
+    assert "not measured without timing" in ddetr("doctor", "--no-timing").out
+    monkeypatch.setattr("deformable_detr.inference.onednn._NAMES", ("_a_name_that_is_gone",))
+    result = ddetr("doctor", "--no-timing")
+    assert (result.code, result.err) == (0, "")
+    assert "no longer has torch.ops.mkldnn._a_name_that_is_gone" in result.out

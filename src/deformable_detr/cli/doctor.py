@@ -36,6 +36,7 @@ def render(diagnosis: "Diagnosis") -> str:
     sections = [
         _columns(_system(diagnosis)),
         _columns(_kernel(diagnosis.cpu_kernel)),
+        _columns(_products(diagnosis)),
         "\n".join(['Backend that "auto" takes, and why no other', *_backends(diagnosis.choices)]),
         f"Self-check, largest error against the definition in float64\n{_columns(_checked(diagnosis.checks))}",
     ]
@@ -80,6 +81,28 @@ def _kernel(kernel: "CpuKernel") -> list[Sequence[str]]:
     return [
         ("CPU kernel", str(kernel.path)),
         ("", f"uses {kernel.instructions}; also holds {', '.join(others) or 'nothing else'}; {threads}"),
+    ]
+
+
+def _products(diagnosis: "Diagnosis") -> list[Sequence[str]]:
+    """Who does the matrix products and convolutions of whole models in inference on this CPU."""
+    from deformable_detr.inference.onednn import measured_choice, why_not
+
+    reason = why_not()
+    if reason is not None:
+        return [
+            ("CPU products", f"by PyTorch: {reason}"),
+            ("", "Inference takes up to twice as long, and is as exact."),
+        ]
+    if not diagnosis.timings:
+        return [("CPU products", "by oneDNN with packed weights where that is faster; not measured without timing")]
+    chosen = {name for name, packed in vars(measured_choice()).items() if packed}
+    names = {"linear": "linear layers", "pointwise": "1 x 1", "convolution": "other", "depthwise": "depthwise"}
+    packed = ", ".join(text for name, text in names.items() if name in chosen)
+    plain = ", ".join(text for name, text in names.items() if name not in chosen)
+    return [
+        ("CPU products", f"faster by oneDNN with packed weights: {packed or 'none'}"),
+        ("", f"as fast or faster by PyTorch: {plain or 'none'} (convolutions by kind; measured just now)"),
     ]
 
 
