@@ -25,7 +25,7 @@ from benchmarks.model.peer import peer
 from benchmarks.report import ROOT, Spread, aligned, machine, say
 from benchmarks.timing import Wall, interleaved
 from deformable_detr.core.types import Predictions
-from deformable_detr.inference.onednn import Linear, measured_choice, why_not
+from deformable_detr.inference.onednn import Linear, measured_choice, why_unpacked
 from deformable_detr.inference.prepare import prepare
 from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.ops.adapters import accelerate
@@ -163,7 +163,9 @@ def operations(case: Case) -> int:
 def roof(dtype: torch.dtype) -> float:
     """Operations per second of the fastest large product, of those that PyTorch offers."""
     tokens, weight = torch.randn(_ROOF_TOKENS, _ROOF_CHANNELS), torch.randn(_ROOF_CHANNELS, _ROOF_CHANNELS)
-    layers = [Linear(weight.to(dtype), None, packed=packed) for packed in ([False, True] if not why_not() else [False])]
+    layers = [
+        Linear(weight.to(dtype), None, packed=packed) for packed in ([False, True] if not why_unpacked() else [False])
+    ]
     inputs = tokens.to(dtype)
     with torch.inference_mode():
         clocks = {str(index): Wall(functools.partial(one, inputs)) for index, one in enumerate(layers)}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from deformable_detr.inference.folding import folded
-from deformable_detr.inference.onednn import EVERYTHING, NOTHING, Choice
+from deformable_detr.inference.onednn import EVERYTHING, NOTHING, PackedProducts
 
 
 class Network(nn.Module):
@@ -88,7 +88,9 @@ def test_frozen_norms_with_an_activation_within():
 
 def test_sums_and_what_is_used_twice():
     compare(with_statistics(Branches()), EVERYTHING)
-    compare(with_statistics(Branches()), Choice(linear=False, pointwise=True, convolution=False, depthwise=False))
+    compare(
+        with_statistics(Branches()), PackedProducts(linear=False, pointwise=True, convolution=False, depthwise=False)
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from deformable_detr.inference import onednn
 from deformable_detr.inference.onednn import (
     EVERYTHING,
     NOTHING,
-    Choice,
     Convolution,
     Linear,
+    PackedProducts,
     measured_choice,
-    why_not,
+    why_unpacked,
 )
 
 ACTIVATIONS = {
@@ -26,14 +26,14 @@ GEOMETRIES = [(1, 1, 0, 1, 1), (1, 2, 0, 1, 1), (3, 1, 1, 1, 1), (3, 2, 1, 1, 1)
 
 @pytest.fixture(params=[False, True], ids=["plain", "packed"])
 def packed(request):
-    if request.param and why_not() is not None:
-        pytest.skip(why_not())
+    if request.param and why_unpacked() is not None:
+        pytest.skip(why_unpacked())
     return request.param
 
 
 def test_the_supported_versions_have_the_operators():
     """Fails with the first PyTorch that drops them: then this package needs another way, and `doctor` says so."""
-    assert why_not() is None
+    assert why_unpacked() is None
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -101,13 +101,13 @@ def test_the_choice_is_measured_once_and_leaves_the_random_numbers_alone(monkeyp
 def test_what_pays_is_chosen(monkeypatch, faster):
     onednn._measured.cache_clear()
     monkeypatch.setattr(onednn, "_is_faster", lambda product, *_: faster and product is Linear)
-    assert measured_choice() == Choice(linear=faster, pointwise=False, convolution=False, depthwise=False)
+    assert measured_choice() == PackedProducts(linear=faster, pointwise=False, convolution=False, depthwise=False)
     onednn._measured.cache_clear()
 
 
 def test_without_the_operators_nothing_is_chosen(monkeypatch):
     onednn._measured.cache_clear()
     monkeypatch.setattr(onednn, "_NAMES", ("_a_name_that_is_gone",))
-    assert "no longer has torch.ops.mkldnn._a_name_that_is_gone" in why_not()
+    assert "no longer has torch.ops.mkldnn._a_name_that_is_gone" in why_unpacked()
     assert measured_choice() == NOTHING != EVERYTHING
     onednn._measured.cache_clear()

@@ -86,9 +86,9 @@ def _kernel(kernel: "CpuKernel") -> list[Sequence[str]]:
 
 def _products(diagnosis: "Diagnosis") -> list[Sequence[str]]:
     """Who does the matrix products and convolutions of whole models in inference on this CPU."""
-    from deformable_detr.inference.onednn import measured_choice, why_not
+    from deformable_detr.inference.onednn import measured_choice, why_unpacked
 
-    reason = why_not()
+    reason = why_unpacked()
     if reason is not None:
         return [
             ("CPU products", f"by PyTorch: {reason}"),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.proxy import TraceError
 
-from deformable_detr.inference.onednn import Activation, Choice, Convolution
+from deformable_detr.inference.onednn import Activation, Convolution, PackedProducts
 
 _ACTIVATION_OF: dict[type[Any], Activation] = {
     nn.ReLU: "relu",
@@ -25,7 +25,7 @@ _ROUGH_TOLERANCE = 0.2
 _UNTRACEABLE = (TraceError, TypeError, AttributeError, RuntimeError, ValueError, LookupError)
 
 
-def folded(network: nn.Module, choice: Choice, dtype: torch.dtype = torch.float32) -> nn.Module | None:
+def folded(network: nn.Module, choice: PackedProducts, dtype: torch.dtype = torch.float32) -> nn.Module | None:
     """Network that computes the same in evaluation mode with fewer and larger operations; None if there is no such.
 
     Batch norm and other layers of fixed scale and shift go into the convolution before them, activations and sums into
@@ -88,7 +88,7 @@ def _fuse(
     node: Node,
     parts: dict[str, nn.Module],
     fused: dict[str, nn.Module],
-    choice: Choice,
+    choice: PackedProducts,
     dtype: torch.dtype,
 ) -> None:
     """Replace a convolution, and what alone uses its result, by one operation."""
@@ -184,7 +184,7 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _is_packed(convolution: nn.Conv2d, choice: Choice) -> bool:
+def _is_packed(convolution: nn.Conv2d, choice: PackedProducts) -> bool:
     if convolution.groups > 1:
         return choice.depthwise if convolution.groups == convolution.in_channels else False
     one = convolution.kernel_size == (1, 1) and convolution.stride == (1, 1)

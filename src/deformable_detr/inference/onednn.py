@@ -41,7 +41,7 @@ _ROUNDS = 7
 _MARGIN = 0.95
 
 
-def why_not() -> str | None:
+def why_unpacked() -> str | None:
     """Reason why oneDNN's operators cannot be used here; None if they can."""
     if not torch.backends.mkldnn.is_available():
         return "this PyTorch was built without oneDNN"
@@ -52,8 +52,8 @@ def why_not() -> str | None:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Choice of the products that oneDNN does with packed weights; the others are left to PyTorch."""
+class PackedProducts:
+    """Products that oneDNN does with packed weights; the others are left to PyTorch."""
 
     linear: bool
     """Linear layers."""
@@ -65,13 +65,13 @@ class Choice:
     """Depthwise convolutions."""
 
 
-NOTHING = Choice(linear=False, pointwise=False, convolution=False, depthwise=False)
+NOTHING = PackedProducts(linear=False, pointwise=False, convolution=False, depthwise=False)
 """Choice to leave all products to PyTorch."""
-EVERYTHING = Choice(linear=True, pointwise=True, convolution=True, depthwise=True)
+EVERYTHING = PackedProducts(linear=True, pointwise=True, convolution=True, depthwise=True)
 """Choice to let oneDNN do all products."""
 
 
-def measured_choice(dtype: torch.dtype = torch.float32) -> Choice:
+def measured_choice(dtype: torch.dtype = torch.float32) -> PackedProducts:
     """Choice by a trial of each kind of product, which takes some 30 milliseconds, once per number of threads.
 
     A product goes to oneDNN if that is at least 5 % faster here and now; no name of a processor is asked.
@@ -80,8 +80,8 @@ def measured_choice(dtype: torch.dtype = torch.float32) -> Choice:
 
 
 @functools.cache
-def _measured(dtype: torch.dtype, num_threads: int) -> Choice:
-    if why_not() is not None:
+def _measured(dtype: torch.dtype, num_threads: int) -> PackedProducts:
+    if why_unpacked() is not None:
         return NOTHING
     generator = torch.Generator().manual_seed(0)  # of our own: a trial must not change the program's random numbers
 
@@ -97,7 +97,7 @@ def _measured(dtype: torch.dtype, num_threads: int) -> Choice:
     image = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
     depthwise = functools.partial(Convolution, groups=channels)
     faster["depthwise"] = _is_faster(depthwise, image, random(channels, 1, kernel, kernel), random(channels))
-    return Choice(**faster)
+    return PackedProducts(**faster)
 
 
 def _is_faster(product: Callable[..., nn.Module], inputs: Tensor, weight: Tensor, bias: Tensor) -> bool:

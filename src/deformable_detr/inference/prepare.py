@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.types import DetectorOutput, SpatialShapes, Target
 from deformable_detr.inference.folding import folded
-from deformable_detr.inference.onednn import Choice, Convolution, measured_choice
+from deformable_detr.inference.onednn import Convolution, PackedProducts, measured_choice
 from deformable_detr.inference.prepared_layers import (
     PreparedDecoder,
     PreparedEncoderLayer,
@@ -35,7 +35,9 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MOST_SIZES = 4
 
 
-def prepare(model: nn.Module, *, precision: InferencePrecision = "float32", choice: Choice | None = None) -> nn.Module:
+def prepare(
+    model: nn.Module, *, precision: InferencePrecision = "float32", choice: PackedProducts | None = None
+) -> nn.Module:
     """Network that is called like `model` and predicts the same on a CPU, faster; its output has the last layer only.
 
     Equal in float32 up to the order of sums: logits within 1e-4. When the weights of `model` change, prepare it anew.
@@ -84,7 +86,9 @@ class PreparedDeformableDETR(nn.Module):
         in_float32: products of the decoder and the heads that oneDNN does.
     """
 
-    def __init__(self, model: DeformableDETR, dtype: torch.dtype, choice: Choice, in_float32: Choice) -> None:
+    def __init__(
+        self, model: DeformableDETR, dtype: torch.dtype, choice: PackedProducts, in_float32: PackedProducts
+    ) -> None:
         super().__init__()
         self.plain = model
         self.choice, self.dtype = choice, dtype
@@ -161,7 +165,7 @@ class PreparedDeformableDETR(nn.Module):
 class _PreparedProjection(nn.Module):
     """Projection of a map of the backbone to a level: convolution and group norm."""
 
-    def __init__(self, projection: nn.Sequential, choice: Choice, dtype: torch.dtype) -> None:
+    def __init__(self, projection: nn.Sequential, choice: PackedProducts, dtype: torch.dtype) -> None:
         super().__init__()
         convolution, norm = projection
         assert isinstance(convolution, nn.Conv2d)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Predictions, Queries, SpatialShapes
-from deformable_detr.inference.onednn import Activation, Choice, Linear
+from deformable_detr.inference.onednn import Activation, Linear, PackedProducts
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer, shifted
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
 from deformable_detr.models.layers.encoder import EncoderLayer
@@ -29,7 +29,7 @@ MakeLinear = Callable[..., Linear]
 """Function that makes a linear layer of a weight, a bias and perhaps an activation."""
 
 
-def linear_maker(choice: Choice, dtype: torch.dtype) -> MakeLinear:
+def linear_maker(choice: PackedProducts, dtype: torch.dtype) -> MakeLinear:
     """Function that makes linear layers in this type, packed if that was chosen."""
 
     def make(weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:

@@ -17,6 +17,7 @@ from deformable_detr.runs.version_1 import from_version_1, is_version_1
 SCHEMA_VERSION = 2
 """Version of config.json. Files of version 1 had few groups, and neither their version nor the model's name."""
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+ProductsName = Literal["auto", "pytorch", "onednn"]
 _FACTORS = (
     "backbone_lr_factor",
     "offsets_lr_factor",
@@ -151,16 +152,16 @@ class ComputeConfig:
     precision: PrecisionName = "auto"
     """Number format of the forward pass, see `Precision`. "auto": half precision on GPUs, float32 on CPUs."""
     accumulate: int = 1
-    """Number of parts in which the images of a step go through the network one after the other; more parts need less
-    memory and more time."""
+    """Number of parts that the images of a step are cut into; more parts need less memory and more time."""
     activation_checkpointing: bool = False
-    """Whether activations inside the layers are recomputed in the backward pass instead of stored: less memory, more
-    time."""
+    """Whether activations inside layers are recomputed in the backward pass, not stored: less memory, more time."""
     compile: bool = False
     """Whether encoder and decoder layers are compiled with torch.compile. It is for GPUs; on a CPU it gains nothing."""
     sharded: bool = False
-    """Whether each of several processes keeps only a part of the weights, gradients, moments and averaged weights
-    (FSDP)."""
+    """Whether each of several processes keeps only a part of weights, gradients, moments and averaged weights (FSDP)."""
+
+    products: ProductsName = "auto"
+    """Library for matrix products on a CPU: PyTorch's choice or oneDNN. "auto": oneDNN if faster and as exact here."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""

@@ -38,6 +38,7 @@ from deformable_detr.training.opening import (
     surroundings,
     write_settings,
 )
+from deformable_detr.training.products import products_of_run, with_products
 from deformable_detr.training.setup import check_same_classes, check_share, set_up, with_epochs
 from deformable_detr.training.signals import Terminated, held, terminable, uninterrupted
 from deformable_detr.training.state import RunState
@@ -143,6 +144,9 @@ def train(
             )
             for reason in reasons:
                 around.reporter.say(f"chosen for these data: {reason}")
+            config, found = with_products(config, around.device)
+            if found is not None:
+                around.reporter.say(found)
             check_share(config, around.ranks.size)
             check_metric(config, opened)
             name = data_name(data)
@@ -150,6 +154,8 @@ def train(
             if transfer is None and config.model.downloads:
                 around.reporter.say(f"{config.model.downloads}: from the hub, or from its cache if they are there")
         folder = RunFolder(around.ranks.from_first(folder.path))
+        # A trial of speed may end otherwise in each process; all of them compute as the first one does.
+        config = replace(config, compute=around.ranks.from_first(config.compute))
         # Setup. It may still fail: pretrained weights may be missing, or another run may have begun in the folder.
         claimed = False
         try:
@@ -269,7 +275,14 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
     reporter, progress = around.reporter, run.progress
     introduce(run, reporter)
     interrupt: KeyboardInterrupt | None = None
-    with _metrics_log(run, around) as log, terminable(), open_workers(run.loader), _signals(run.ranks) as held_back:
+    settled = products_of_run(run.config.compute.products, around.device, reporter)
+    with (
+        settled,
+        _metrics_log(run, around) as log,
+        terminable(),
+        open_workers(run.loader),
+        _signals(run.ranks) as held_back,
+    ):
         try:
             while not run.is_over:
                 pace = take_steps(run, log, reporter, held_back)
