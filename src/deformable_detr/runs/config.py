@@ -158,7 +158,7 @@ class ComputeConfig:
     compile: bool = False
     """Whether encoder and decoder layers are compiled with torch.compile. It is for GPUs; on a CPU it gains nothing."""
     sharded: bool = False
-    """Whether each of several processes keeps only a part of weights, gradients, moments and averaged weights (FSDP)."""
+    """Whether each of several processes keeps only a part of weights, gradients, moments and averages (FSDP)."""
 
     products: ProductsName = "auto"
     """Library for matrix products on a CPU: PyTorch's choice or oneDNN. "auto": oneDNN if faster and as exact here."""
