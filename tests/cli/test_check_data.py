@@ -149,7 +149,10 @@ def test_a_data_set_without_a_split_that_can_be_read(tmp_path: Path) -> None:
     folder = noise_in_two_splits(tmp_path)
     for split in ("train", "val"):
         (folder / f"annotations/{split}.json").write_text("{")
-    assert "Not usable" in text_of(folder)
+    text = text_of(folder)
+    assert "Not usable" in text
+    assert "(COCO)" in text
+    assert "Boxes per class" not in text
 
 
 def test_long_lists_are_shortened_for_people(tmp_path: Path) -> None:

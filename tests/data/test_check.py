@@ -121,6 +121,22 @@ def test_classes_nothing_is_labelled_with(folder: Path) -> None:
     assert "'owl'" in report.problems[0].message
 
 
+def test_classes_of_which_nothing_could_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 30)).save(tmp_path / "a.png")
+    names = [f"sign {number}" for number in range(10)]
+    (tmp_path / "data.yaml").write_text(f"train: ../train/images\nnames: {json.dumps(names)}\n")
+    report = check_dataset(tmp_path)
+    assert report.classes == tuple(names)
+    assert [(problem.kind, problem.fatal) for problem in report.problems] == [("missing_image", True)]
+    # Labels that mean one of two things, so that no box of them is read.
+    (tmp_path / "data.yaml").write_text(f"train: a.png\nnames: {json.dumps(names)}\n")
+    (tmp_path / "a.txt").write_text("0 .5 .5 .8 .6 .45 .45 .55 .45 .5 .5 .5 .55\n")
+    assert [problem.kind for problem in check_dataset(tmp_path).problems] == ["invalid_annotation"]
+    # An image without objects is read, and so it is true that there are none.
+    (tmp_path / "a.txt").write_text("")
+    assert check_dataset(tmp_path).problem_counts() == {"unused_class": 10}
+
+
 def test_boxes_are_counted_by_what_is_wrong_with_them(folder: Path) -> None:
     path = folder / "annotations/train.json"
     document = json.loads(path.read_text())

@@ -103,6 +103,29 @@ def fuzz_file(path: Path, opened: Path, rng: random.Random, times: int) -> Itera
     path.write_bytes(content)
 
 
+def put_darknet(folder: Path, drawn: DetectionDataset) -> Path:
+    """A data set of darknet; the label file of its first image has keypoints, a polygon and a track."""
+    small = drawn.subset([0, 2])
+    yolo.save(small, folder, split="train", images="link")
+    (folder / "data.yaml").unlink()
+    (folder / "obj.names").write_text("".join(f"{name}\n" for name in small.classes))
+    (folder / "obj.data").write_text("classes = 3\ntrain = data/train.txt\nnames = data/obj.names\n")
+    label = min((folder / "labels/train").iterdir())
+    label.write_text("0 .5 .5 .8 .6 .45 .45 2 .55 .45 1\n1 .1 .1 .4 .2 .3 .4 .2 .3\n2 .5 .5 .2 .2 .91 3\n")
+    return label
+
+
+def put_shapes(folder: Path, xml: Path) -> Path:
+    """An xml beside that of another image, with a rotated box and a polygon, in an encoding of its own."""
+    numbers = "".join(f"<x{i}>{i}</x{i}><y{i}>{i * i}</y{i}>" for i in range(1, 4))
+    rotated = "<robndbox><cx>9</cx><cy>8</cy><w>7</w><h>6</h><angle>.5</angle></robndbox>"
+    shapes = (rotated, f"<polygon>{numbers}</polygon>")
+    objects = "".join(f"<object><name>zebra</name>{shape}</object>" for shape in shapes)
+    path = min(path for path in (folder / "Annotations").iterdir() if path != xml)
+    path.write_text(f'<?xml version="1.0" encoding="GBK"?><annotation>{objects}</annotation>', encoding="gbk")
+    return path
+
+
 def fuzz_all(drawn: DetectionDataset, folder: Path, seed: int, times: int) -> None:
     rng = random.Random(seed)
     small = drawn.subset([0, 2])
@@ -121,6 +144,9 @@ def fuzz_all(drawn: DetectionDataset, folder: Path, seed: int, times: int) -> No
         "yolo list": fuzz_file(lists[0], folder / "yolo", rng, times // 8),
         "voc list": fuzz_file(lists[1], folder / "voc", rng, times // 8),
         "voc classes": fuzz_file(lists[2], folder / "voc", rng, times // 8),
+        "long labels": fuzz_file(put_darknet(folder / "darknet", drawn), folder / "darknet", rng, times // 4),
+        "darknet": fuzz_file(folder / "darknet/obj.data", folder / "darknet/obj.data", rng, times // 4),
+        "xml of other shapes": fuzz_file(put_shapes(folder / "voc", xml), folder / "voc", rng, times // 4),
     }
     for name, attempts in sources.items():
         outcomes = outcomes_of(attempts)

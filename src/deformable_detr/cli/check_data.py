@@ -127,8 +127,11 @@ def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    title = f"{report.path} ({report.format.upper()}, {_counted(len(report.classes), 'class', 'classes')})"
-    parts: list[Any] = [Text(title, style="bold"), _split_table(report), _class_table(report)]
+    # Without a split that could be read nothing is known about classes, and tables would be empty.
+    classes = f", {_counted(len(report.classes), 'class', 'classes')}" if report.splits else ""
+    parts: list[Any] = [Text(f"{report.path} ({report.format.upper()}{classes})", style="bold")]
+    if report.splits:
+        parts += [_split_table(report), _class_table(report)]
     if report.problems:
         parts.append(_problem_table(report, examples))
     unchecked = "" if report.images_decoded else " Images were not decoded."

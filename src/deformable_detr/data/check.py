@@ -27,7 +27,7 @@ class DatasetReport:
     format: FormatName
     """Format that was recognised, or the one that was asked for."""
     classes: tuple[str, ...]
-    """Class names of the first split."""
+    """Class names of the first split that could be read."""
     splits: dict[str, SplitStatistics]
     """Statistics of each split that could be read."""
     problems: tuple[Problem, ...]
@@ -93,7 +93,7 @@ def check_dataset(
     return DatasetReport(
         path=str(path),
         format=recognise_format(path, format=format),
-        classes=first.classes if first else (),
+        classes=first.classes if first is not None else (),
         splits={split: statistics_of(dataset) for split, dataset in datasets.items()},
         problems=tuple(problems),
         images_decoded=decode,
@@ -112,8 +112,9 @@ def _class_problems(datasets: dict[str, DetectionDataset]) -> list[Problem]:
         except DataError as error:
             text = f"its classes are not those of {first_name}: {error}"
             problems.append(Problem("unknown_class", f"split {split}", text, True))
+    nothing_read = not len(first) or (not first.num_objects and first.fatal_problems)
     for name, count in first.objects_per_class().items():
-        if count == 0:
+        if count == 0 and not nothing_read:
             text = f"no object of split {first_name} is labelled {name!r}, so it cannot be learnt"
             problems.append(Problem("unused_class", first.source, text, False))
     return problems

@@ -76,7 +76,7 @@ def test_classes_come_from_a_list_if_there_is_one(flat: Callable[..., Path]) -> 
     [
         ("<annotation>", r"a\.xml: line 1, column 13: not XML"),
         ("<project/>", "not a VOC annotation: the outer element is <project>"),
-        (annotation("<object><name>cat</name></object>"), r"object 1 has no <xmin> in a <bndbox>"),
+        (annotation("<object><name>cat</name></object>"), r"object 1 has no <bndbox>, <robndbox> or <polygon>"),
         (annotation(box(), box(corners=(1, 2, "x", 4))), r"object 2: <xmax> must be a number, not 'x'"),
         (annotation(box(name="")), "object 1: <name> must be text"),
         (annotation(box(corners=(9, 2, 3, 4))), r"object 1 \(cat\): .*negative width"),
@@ -116,6 +116,87 @@ def test_most_xml_missing_is_fatal(flat: Callable[..., Path], photo: Callable[..
 def test_no_objects_at_all(flat: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="no xml names an object"):
         open_dataset(flat(a=annotation()))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            annotation(box(corners=("5,5", 5, "40,2", 20))),
+            "object 1: <xmin> must be a number, not '5,5'; write decimals",
+        ),
+        (annotation(box("salt & pepper")), r"line 1, column \d+: not XML: .*; a bare & must be written &amp;"),
+        (annotation(box("Kätzchen")).encode("latin-1"), "line 1 is not UTF-8; save the file as UTF-8, or begin it"),
+        ("<root>" + box() + "</root>", "not a VOC annotation: the outer element is <root>"),
+        (annotation("<object><name>cat</name><polygon/></object>"), "object 1: an area needs 3 points or more"),
+    ],
+)
+def test_a_flaw_of_all_files_is_told_by_the_first(text: str | bytes, message: str, flat: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(flat(a=text))
+    assert "that cannot be read" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"a\.xml: .*{message}.* \(and 2 more xml files that cannot be read\)"):
+        open_dataset(flat(a=text, b=text, c=text, d=annotation()))
+
+
+@pytest.mark.parametrize("encoding", ["GBK", "UTF-16", "utf-8", "Big5"])
+def test_encodings(encoding: str, flat: Callable[..., Path]) -> None:
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + annotation(box("貓"))
+    dataset = open_dataset(flat(a=text.encode(encoding)))
+    assert dataset.classes == ("貓",)
+    assert dataset.samples[0].boxes_xyxy.tolist() == [[1, 2, 11, 22]]
+
+
+def test_other_shapes_become_boxes_and_are_said_once(flat: Callable[..., Path]) -> None:
+    rotated = "<robndbox><cx>20</cx><cy>15</cy><w>10</w><h>6</h><angle>1.5707963267948966</angle></robndbox>"
+    polygon = "<polygon><x1>5</x1><y1>8.5</y1><x2>30</x2><y2>7</y2><x3>21</x3><y3>25</y3></polygon>"
+    shapes = [f"<object><name>cat</name>{shape}</object>" for shape in (rotated, polygon, rotated)]
+    dataset = open_dataset(flat(a=annotation(*shapes), b=annotation(shapes[1], box())))
+    np.testing.assert_allclose(dataset.samples[0].boxes_xyxy[:2], [[17, 10, 23, 20], [5, 7, 30, 25]])
+    np.testing.assert_allclose(dataset.samples[1].boxes_xyxy, [[5, 7, 30, 25], [1, 2, 11, 22]])
+    assert [(problem.kind, problem.message) for problem in dataset.problems if problem.kind == "not_kept"] == [
+        ("not_kept", "a rotated box (<robndbox>) becomes the box around it, in 2 cases"),
+        ("not_kept", "a polygon without <bndbox> becomes the box around it, in 2 cases"),
+    ]
+
+
+def test_namespaces(flat: Callable[..., Path]) -> None:
+    text = annotation(box()).replace("<annotation>", '<annotation xmlns="http://example.org/voc">')
+    assert open_dataset(flat(a=text)).samples[0].boxes_xyxy.tolist() == [[1, 2, 11, 22]]
+
+
+def test_xml_of_nearly_the_same_name(flat: Callable[..., Path], photo: Callable[..., Path]) -> None:
+    folder = flat(a=annotation(box()), b=annotation(box()), c=annotation(box()))
+    (folder / "a.xml").rename(folder / "a.XML")
+    assert not open_dataset(folder).problems
+    (folder / "a.XML").rename(folder / "a.JPG.xml")
+    with pytest.raises(DataError, match=r"a\.JPG\.xml: its name is nearly that of the image 'a\.JPG'") as caught:
+        open_dataset(folder)
+    assert "more" not in str(caught.value)
+    # It belongs to the image that it names.
+    (folder / "a.JPG.xml").write_text(annotation(box(), name="a.JPG"))
+    assert not open_dataset(folder).problems
+
+
+def test_twins(flat: Callable[..., Path], photo: Callable[..., Path]) -> None:
+    folder = flat(a=annotation(box()), b=annotation(box()))
+    photo(folder / "a.png")
+    with pytest.raises(DataError, match=r"a\.xml: the images 'a\.JPG', 'a\.png' are of its stem, and .* names neither"):
+        open_dataset(folder)
+    (folder / "a.xml").write_text(annotation(box(), name="a.png"))
+    dataset = open_dataset(folder)
+    assert [sample.path.name for sample in dataset.samples] == ["a.png", "b.JPG"]
+    assert [(problem.kind, problem.fatal) for problem in dataset.problems] == [("duplicate_image", False)]
+    (folder / "b.XML").write_text(annotation(box()))
+    with pytest.raises(DataError, match=r"b\.XML: 'b\.XML', 'b\.xml' are of one stem; keep one of them"):
+        open_dataset(folder)
+
+
+def test_an_xml_without_its_image_does_not_annotate_another(flat: Callable[..., Path]) -> None:
+    folder = flat(a=annotation(box()), b=annotation(box(), name="a.JPG"))
+    (folder / "b.JPG").unlink()
+    with pytest.raises(DataError, match=r"b\.xml: its image 'a\.JPG' is that of .*a\.xml, too; is its own im"):
+        open_dataset(folder)
 
 
 def test_an_unreadable_image_without_size(flat: Callable[..., Path]) -> None:

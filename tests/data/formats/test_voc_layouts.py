@@ -1,8 +1,10 @@
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.open import list_splits, open_dataset
 
 XML = """<annotation><filename>{name}</filename><object><name>{label}</name><bndbox>
@@ -25,6 +27,12 @@ def put(folder: Path, photo: Callable[..., Path], image: str, xml: str, label: s
         ("images/{split}/{stem}.jpg", "images/{split}/{stem}.xml", "train val test"),
         ("{split}/images/{stem}.jpg", "{split}/annotations/{stem}.xml", "train val test"),
         ("VOC2007/JPEGImages/{stem}.jpg", "VOC2007/Annotations/{stem}.xml", "train"),
+        ("images/{stem}.jpg", "annots/{stem}.xml", "train"),
+        ("photos/{stem}.jpg", "labels/xmls/{stem}.xml", "train"),
+        ("{stem}.jpg", "xmls/{stem}.xml", "train"),
+        ("photos/{split}/{stem}.jpg", "annots/{split}/{stem}.xml", "train val test"),
+        ("data/{split}/image/{stem}.jpg", "data/{split}/label/{stem}.xml", "train val test"),
+        ("{split}_images/{stem}.jpg", "{split}_annots/{stem}.xml", "train"),
     ],
 )
 def test_layouts(image: str, xml: str, splits: str, tmp_path: Path, photo: Callable[..., Path]) -> None:
@@ -38,6 +46,87 @@ def test_layouts(image: str, xml: str, splits: str, tmp_path: Path, photo: Calla
         assert dataset.classes == tuple(sorted(splits.split()))
         assert [sample.path.stem for sample in dataset.samples] == ["2.0 b", "one"]
         assert dataset.objects_per_class()[split] == 2
+
+
+@pytest.mark.parametrize("image", ["photos/{split}/{split}{stem}.jpg", "photos/{split}{stem}.jpg"])
+@pytest.mark.parametrize("xml", ["annots/{split}/{split}{stem}.xml", "annots/{split}{stem}.xml"])
+def test_folders_that_splits_have_in_common(image: str, xml: str, tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for split in ("train", "val"):
+        for stem in range(2 if split == "train" else 1):
+            put(tmp_path, photo, image.format(split=split, stem=stem), xml.format(split=split, stem=stem), split)
+    if "/{split}/" not in image + xml:
+        assert list_splits(tmp_path) == ("train",)
+        return
+    assert list_splits(tmp_path) == ("train", "val")
+    for split, stems in (("train", ["train0", "train1"]), ("val", ["val0"])):
+        dataset = open_dataset(tmp_path, split=split)
+        assert [sample.path.stem for sample in dataset.samples] == stems
+        assert not dataset.problems
+        assert dataset.objects_per_class()[split] == len(stems)
+
+
+def test_a_devkit_beside_another_folder(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    put(tmp_path, photo, "VOC2007/JPEGImages/a.jpg", "VOC2007/Annotations/a.xml")
+    for name, text in (("VOC2007/ImageSets/Main/train.txt", "a\n"), ("scripts/notes.txt", "a\n")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    dataset = open_dataset(tmp_path)
+    assert [sample.path for sample in dataset.samples] == [tmp_path / "VOC2007/JPEGImages/a.jpg"]
+    assert not dataset.problems
+
+
+def test_an_xml_that_no_split_has_an_image_of(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    put(tmp_path, photo, "images/train/a.jpg", "annots/a.xml")
+    put(tmp_path, photo, "images/val/b.jpg", "annots/b.xml")
+    (tmp_path / "annots/c.xml").write_text(XML.format(name="c.jpg", label="cat"))
+    with pytest.raises(DataError, match=r"c\.xml: the image is missing"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, split="val")) == 1
+    photo(tmp_path / "images/val/a.jpg")
+    with pytest.raises(DataError, match=r"annots: the xml of 'a' has images in .*train and .*val; keep one"):
+        open_dataset(tmp_path)
+
+
+def test_several_folders_of_xml(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    put(tmp_path, photo, "photos/a.jpg", "first/a.xml")
+    put(tmp_path, photo, "photos/b.jpg", "second/b.xml")
+    with pytest.raises(DataError, match=r"xml files of images are in .*first, .*second; put them into one folder"):
+        open_dataset(tmp_path)
+    put(tmp_path, photo, "images/a.jpg", "Annotations/a.xml")
+    assert [sample.path for sample in open_dataset(tmp_path).samples] == [tmp_path / "images/a.jpg"]
+    put(tmp_path, photo, "train/a.jpg", "train/a.xml")
+    put(tmp_path, photo, "images/train/a.jpg", "images/train/a.xml")
+    with pytest.raises(DataError, match="both have the xml files of a split train"):
+        open_dataset(tmp_path)
+
+
+def test_xml_that_keeps_the_ending_of_its_image(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    put(tmp_path, photo, "photos/a.jpg", "annots/a.jpg.xml")
+    put(tmp_path, photo, "photos/b.jpg", "annots/b.xml")
+    dataset = open_dataset(tmp_path)
+    assert [(sample.path.name, len(sample.class_ids)) for sample in dataset.samples] == [("a.jpg", 1), ("b.jpg", 1)]
+    (tmp_path / "annots/a.jpg.xml").write_text(XML.format(name="", label="cat"))
+    with pytest.raises(DataError, match=r"a\.jpg\.xml: its name is nearly that of the image 'a\.jpg'"):
+        open_dataset(tmp_path)
+
+
+def test_names_that_all_differ_in_case(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for stem in ("one", "two"):
+        photo(tmp_path / f"photos/{stem.upper()}.JPG")
+        (tmp_path / "annots").mkdir(exist_ok=True)
+        (tmp_path / f"annots/{stem}.xml").write_text(XML.format(name="x.jpg", label="cat"))
+    with pytest.raises(DataError, match=r"one\.xml: its name is nearly that of the image 'ONE\.JPG'"):
+        open_dataset(tmp_path)
+
+
+def test_letters_with_marks_in_either_form(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    composed, apart = unicodedata.normalize("NFC", "müñé"), unicodedata.normalize("NFD", "müñé")
+    put(tmp_path, photo, f"photos/{composed}.jpg", f"annots/{apart}.xml")
+    put(tmp_path, photo, "photos/a.jpg", "annots/a.xml")
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text(f"a\n{apart}\n", encoding="utf-8")
+    dataset = open_dataset(tmp_path)
+    assert [(sample.path.stem, len(sample.class_ids)) for sample in dataset.samples] == [("a", 1), (composed, 1)]
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from PIL import Image
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import yolo
-from deformable_detr.data.formats.yolo import LabelFault, LabelledBox, parse_labels
 from deformable_detr.data.open import open_dataset
 
 
@@ -41,19 +41,6 @@ def test_samples(yolo_folder: Callable[..., Path]) -> None:
     np.testing.assert_allclose(first.boxes_xyxy, [[20, 9, 30, 21], [2.5, 3, 7.5, 9]])
     assert first.class_ids.tolist() == [1, 0]
     assert len(second.class_ids) == 0
-
-
-def test_label_lines() -> None:
-    text = "3 .5 .5 1 .5\r\n  \n0 .1 .2 .5 .9 .3 .1\nx 1 2 3 4\n0 1 2\n0 1 2 3 4 5\n1.5 1 2 3 4\n-1 1 2 3 4\n"
-    assert parse_labels(text) == [
-        LabelledBox(1, 3, (0, 0.25, 1, 0.75)),
-        LabelledBox(3, 0, (0.1, 0.1, 0.5, 0.9)),
-        LabelFault(4, "expected numbers, not 'x 1 2 3 4'"),
-        LabelFault(5, "3 columns; a box has 5 (class, centre x, centre y, width, height), a polygon 7, 9, ..."),
-        LabelFault(6, "6 columns; a box has 5 (class, centre x, centre y, width, height), a polygon 7, 9, ..."),
-        LabelFault(7, "the class must be a whole number from 0, not '1.5'"),
-        LabelFault(8, "the class must be a whole number from 0, not '-1'"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +89,95 @@ def test_orphan_labels_are_reported(yolo_folder: Callable[..., Path]) -> None:
     ]
 
 
+def test_keypoints_that_the_yaml_declares(yolo_folder: Callable[..., Path]) -> None:
+    keypoints = " .45 .5 2 .5 .6 1"
+    folder = yolo_folder(
+        a=f"0 .5 .4 .8 .6{keypoints}\n1 .4 .5 .2 .4{keypoints}\n",
+        b="0 .5 .4 .8 .6\n",
+        yaml="train: images/train\nnames: [cat, dog]\nkpt_shape: [2, 3]\n",
+    )
+    dataset = open_dataset(folder)
+    np.testing.assert_allclose(dataset.samples[0].boxes_xyxy, [[5, 3, 45, 21], [15, 9, 25, 21]])
+    np.testing.assert_allclose(dataset.samples[1].boxes_xyxy, [[5, 3, 45, 21]])
+    (problem,) = dataset.problems
+    assert (problem.kind, problem.fatal, problem.where) == ("not_kept", False, f"{folder / 'data.yaml'} (train)")
+    assert problem.message == "the box alone is read, not the 2 keypoints after it (kpt_shape: [2, 3]), in 2 lines"
+
+
+def test_keypoints_that_nobody_declares_stop(yolo_folder: Callable[..., Path]) -> None:
+    line = "0 .5 .5 .8 .6 .45 .45 .55 .45 .5 .5 .5 .55\n"
+    folder = yolo_folder(a=f"0 .5 .5 .1 .1\n{line}", b=line)
+    with pytest.raises(DataError, match=r"a\.txt:2: 13 columns may be a box with 4 keypoints or .*1 more of so"):
+        open_dataset(folder)
+    dataset = open_dataset(folder, strict=False)
+    assert [len(sample.class_ids) for sample in dataset.samples] == [1, 0]
+    for declared, box in (("[4, 2]", [5, 6, 45, 24]), ("null", [22.5, 13.5, 40, 18])):
+        yolo_folder(a="", b=line, yaml=f"train: images/train\nnames: [cat, dog]\nkpt_shape: {declared}\n")
+        np.testing.assert_allclose(open_dataset(folder).samples[1].boxes_xyxy, [box])
+
+
+def test_other_splits_tell_polygons_from_keypoints(
+    tmp_path: Path, photo: Callable[..., Path], yolo_folder: Callable[..., Path]
+) -> None:
+    line = "0 .5 .4 .55 .45 .55 .5 .52 .55 .48 .55\n"
+    folder = yolo_folder(a=line, b="", yaml="train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    photo(tmp_path / "images/val/c.png")
+    (tmp_path / "labels/val").mkdir()
+    (tmp_path / "labels/val/c.txt").write_text("0 .1 .1 .2 .1 .2 .2\n")
+    assert not open_dataset(folder).problems
+    (tmp_path / "labels/val/c.txt").write_text("0 .1 .1 .2 .2\n")
+    with pytest.raises(DataError, match=r"a\.txt:1: 11 columns may be"):
+        open_dataset(folder)
+
+
+def test_tracks_are_boxes_and_said_once(yolo_folder: Callable[..., Path]) -> None:
+    lines = "0 0.5 0.5 0.2 0.2 0.91 3\n0 0.3 0.6 0.1 0.1 0.91 1\n"
+    dataset = open_dataset(yolo_folder(a=lines, b=lines))
+    for sample in dataset.samples:
+        np.testing.assert_allclose(sample.boxes_xyxy, [[20, 12, 30, 18], [12.5, 16.5, 17.5, 19.5]])
+    assert [problem.message for problem in dataset.problems] == [
+        "the box alone is read, not the confidence and the track id after it, in 4 lines"
+    ]
+
+
+def test_polygons_outside_the_image_stop(yolo_folder: Callable[..., Path]) -> None:
+    folder = yolo_folder(a="0 .1 .2 .5 .9 .3 .1\n", b="0 .5 .5 .1 .1\n0 5 6 25 6 25 20 5 20\n")
+    with pytest.raises(DataError, match=r"b\.txt:2: its 9 columns are no polygon: .* from \(5, 6\) to \(25, 20\)"):
+        open_dataset(folder)
+    assert [len(sample.class_ids) for sample in open_dataset(folder, strict=False).samples] == [1, 1]
+
+
+def test_labels_of_nearly_the_same_name(yolo_folder: Callable[..., Path]) -> None:
+    folder = yolo_folder()
+    labels = folder / "labels/train"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    assert [len(sample.class_ids) for sample in open_dataset(folder).samples] == [1, 0]
+    composed, apart = unicodedata.normalize("NFC", "müñé"), unicodedata.normalize("NFD", "müñé")
+    (folder / "images/train/b.png").rename(folder / f"images/train/{composed}.png")
+    (labels / "b.txt").write_text("1 .5 .5 .2 .4\n")
+    (labels / "b.txt").rename(labels / f"{apart}.txt")
+    assert [len(sample.class_ids) for sample in open_dataset(folder).samples] == [1, 1]
+    for name in ("a.png.txt", "A.txt"):
+        next(labels.glob("[aA].*")).rename(labels / name)
+        with pytest.raises(DataError, match=rf"{name}: its name is nearly that of the image 'a\.png'"):
+            open_dataset(folder)
+
+
+def test_two_images_of_one_label_file(photo: Callable[..., Path], yolo_folder: Callable[..., Path]) -> None:
+    folder = yolo_folder()
+    photo(folder / "images/train/a.jpg")
+    with pytest.raises(DataError, match=r"a\.txt: the images 'a\.jpg', 'a\.png' share this label file"):
+        open_dataset(folder)
+
+
+def test_an_image_may_have_the_name_of_a_list(photo: Callable[..., Path], yolo_folder: Callable[..., Path]) -> None:
+    folder = yolo_folder()
+    photo(folder / "images/train/test.png")
+    (folder / "labels/train/test.txt").write_text("0 .5 .5 .2 .4\n")
+    (folder / "labels/train/notes.txt").write_text("no labels\n")
+    assert [len(sample.class_ids) for sample in open_dataset(folder).samples] == [1, 0, 1]
+
+
 def test_unreadable_images_are_left_out(yolo_folder: Callable[..., Path]) -> None:
     folder = yolo_folder()
     (folder / "images/train/a.png").write_bytes(b"nonsense")
@@ -138,6 +214,10 @@ def test_shares_are_of_the_displayed_image(tmp_path: Path, yolo_folder: Callable
         ("train: images/train\nnames: [cat, dog]\nnc: two", "nc must be a whole number"),
         ("train: [1]\nnames: [cat, dog]", "train must be text, not 1"),
         ("train: images/train\nnames: [cat, dog]\npath: [x]", "path must be text"),
+        ("train: images/train\nnames: [cat, dog]\nkpt_shape: 17", r"kpt_shape must be two numbers, such as \[17, 3\]"),
+        ("train: images/train\nnames: [cat, dog]\nkpt_shape: [17, x]", "kpt_shape must be a whole number, not 'x'"),
+        ("train: images/train\nnames: [cat, dog]\nkpt_shape: [3, 17]", "each keypoint has 2 numbers, or 3"),
+        ("train: images/train\nnames: [cat, dog]\nkpt_shape: [-1, 2]", "each keypoint has 2 numbers, or 3"),
         ("names: [cat, dog]", "names no split"),
         ("train: elsewhere\nnames: [cat, dog]", "no such folder or list: .*elsewhere"),
         ("train: images\nnames: [cat, dog", r"line 2, column \d+: not YAML"),

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element, ParseError
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value, read_file
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
+from deformable_detr.data.formats.xml_text import for_parser, reason_of
 
 _INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
 _LARGEST_ID = 2**63 - 1
@@ -120,10 +121,15 @@ def read_xml(path: Path) -> Element:
 
     content = read_bytes(path, most=_MOST_XML)
     try:
-        return fromstring(content, forbid_dtd=False)
+        return fromstring(for_parser(content), forbid_dtd=False)
     except ParseError as error:
         line, column = error.position
-        raise DataError(f"{path}, line {line}, column {column + 1}: not XML: {error.msg}") from error
+        reason = reason_of(error, content)
+        raise DataError(f"{path}, line {line}, column {column + 1}: not XML: {reason}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        declared = f"the encoding that it declares ({error.encoding})"
+        raise DataError(f"{path}, line {line}: not text in {declared}") from error
     except DefusedXmlException as error:
         raise DataError(f"{path}: XML entities are not accepted in annotations") from error
     except (ValueError, LookupError, RecursionError) as error:

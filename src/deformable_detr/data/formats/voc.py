@@ -6,8 +6,7 @@ in the data set's folder, else alphabetical over all of its splits. An image wit
 objects and is reported; if more than half of a split has none, that is fatal.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,19 +14,15 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 import numpy as np
 
-from deformable_detr.core.errors import DataError
+from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
-from deformable_detr.data.formats.assemble import (
-    LARGEST_SIDE,
-    ImageEntry,
-    ObjectTable,
-    assemble,
-    problem_of,
-    unannotated,
-)
-from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_xml, shown
+from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
+from deformable_detr.data.formats.label_names import near_misses
+from deformable_detr.data.formats.parsing import read_names, read_text, read_xml, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
-from deformable_detr.data.formats.voc_layouts import VocPart, find_parts, xml_files
+from deformable_detr.data.formats.voc_document import Annotation, parse_annotation
+from deformable_detr.data.formats.voc_folders import xml_files
+from deformable_detr.data.formats.voc_layouts import ListedImage, VocPart, find_parts
 from deformable_detr.data.formats.writing import (
     Placement,
     has_own_area,
@@ -38,27 +33,10 @@ from deformable_detr.data.formats.writing import (
 from deformable_detr.data.images import image_size
 
 LOOKED_FOR = (
-    "VOC: ImageSets/Main/*.txt with Annotations/ and JPEGImages/, or xml files beside images or in annotations/ next "
-    "to images/, in the folder or in train/, val/, test/"
+    "VOC: xml files beside images or in any folder next to one that has images of the same names, such as Annotations/ "
+    "and JPEGImages/, in the folder itself or in train/, val/, test/"
 )
 CLASS_FILES = ("classes.txt", "labels.txt")
-
-
-class Annotation(NamedTuple):
-    """Content of one xml; the lists have an entry for each object."""
-
-    size_wh: tuple[int, int] | None
-    """Width and height in pixels; None where they are missing or are no size."""
-    image_name: str | None
-    """File name of the image; None where it is missing."""
-    class_names: list[str]
-    """Class name of each object."""
-    boxes_xyxy: list[tuple[float, float, float, float]]
-    """Left, top, right, bottom of each object in pixels."""
-    is_crowd: list[bool]
-    """Whether each object is a region of many."""
-    areas: list[float]
-    """Area of each object in square pixels; NaN where there is none."""
 
 
 def find_splits(path: Path) -> SplitLoaders:
@@ -77,50 +55,6 @@ def load(folder: Path, *, split: str = "train") -> DetectionDataset:
     if split not in splits:
         raise DataError(f"{folder}: no VOC split {split!r} here; there are {', '.join(splits) or 'none'}")
     return splits[split]()
-
-
-def parse_annotation(root: Element, where: str) -> Annotation:
-    """Annotation in the root element of a VOC xml.
-
-    Raises:
-        DataError: the xml is something else, or an object lacks a name or a corner.
-    """
-    if root.tag != "annotation":
-        raise DataError(f"{where}: not a VOC annotation: the outer element is <{shown(root.tag)[1:-1]}>")
-    names, boxes, crowd, areas = [], [], [], []
-    for number, item in enumerate(root.findall("object"), start=1):
-        place = f"{where}: object {number}"
-        names.append(name_text((item.findtext("name") or "").strip(), place, "<name>"))
-        corners = [_corner(item, side, place) for side in ("xmin", "ymin", "xmax", "ymax")]
-        boxes.append((corners[0], corners[1], corners[2], corners[3]))
-        crowd.append((item.findtext("iscrowd") or "").strip() == "1")
-        areas.append(_float_or_nan(item.findtext("area")))
-    file_name = (root.findtext("filename") or "").strip()
-    return Annotation(_size_of(root), file_name or None, names, boxes, crowd, areas)
-
-
-def _corner(item: Element, side: str, where: str) -> float:
-    text = item.findtext(f"bndbox/{side}")
-    if text is None:
-        raise DataError(f"{where} has no <{side}> in a <bndbox>")
-    try:
-        return float(text)
-    except ValueError as error:
-        raise DataError(f"{where}: <{side}> must be a number, not {shown(text)}") from error
-
-
-def _float_or_nan(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
-def _size_of(root: Element) -> tuple[int, int] | None:
-    width, height = (_float_or_nan(root.findtext(f"size/{side}")) for side in ("width", "height"))
-    if width.is_integer() and height.is_integer() and 1 <= min(width, height) <= max(width, height) <= LARGEST_SIDE:
-        return int(width), int(height)
-    return None
 
 
 class _Object(NamedTuple):
@@ -144,6 +78,7 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
     problems: list[Problem] = []
     parsed = {file: _read_or_report(file, problems) for file in part.xml_paths()}
     classes, class_source = _classes_of(folder, parts, parsed)
+    problems += _shapes_left_out(part, parsed.values())
     entries, rows = _match_images(part, parsed, problems)
     unknown = [row for row in rows if row.class_name not in classes]
     problems += [
@@ -163,44 +98,115 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
     )
 
 
+def _shapes_left_out(part: VocPart, annotations: Iterable[Annotation | None]) -> list[Problem]:
+    """Problems that say once what becomes a box, or is left out, in all files of a split."""
+    readable = [annotation for annotation in annotations if annotation is not None]
+    counts = [
+        (sum(one.num_rotated for one in readable), "a rotated box (<robndbox>) becomes the box around it"),
+        (sum(one.num_polygons for one in readable), "a polygon without <bndbox> becomes the box around it"),
+        (sum(one.num_deleted for one in readable), "an object marked <deleted> is left out"),
+    ]
+    return [
+        Problem("not_kept", part.where, f"{text}, in {count} case{'s' * (count != 1)}", False)
+        for count, text in counts
+        if count
+    ]
+
+
 def _match_images(
     part: VocPart, parsed: dict[Path, Annotation | None], problems: list[Problem]
 ) -> tuple[list[ImageEntry], list[_Object]]:
     """Images of a split that exist and whose size is known, and all of their objects."""
+    matches = _Matches(part, parsed)
     entries: list[ImageEntry] = []
     rows: list[_Object] = []
     bare: list[str] = []
-    items = list(part.items(problems))
-    # An xml may name an image of another stem; then that image needs no xml of its own.
-    named = {
-        part.image_named(annotation.image_name)
-        for item in items
-        if item.image is None and (annotation := parsed.get(item.xml))
-    }
-    for item in items:
-        annotation = parsed.get(item.xml)
-        if annotation is None and (item.xml in parsed or item.image in named - {None}):
-            continue  # Its broken xml has been reported, or an xml of another stem annotates it.
-        image = item.image or part.image_named(annotation.image_name if annotation else None)
-        if image is None:
-            where = str(item.xml) if annotation else part.where
-            text = f"the image is missing: no file {shown(item.stem)} with an image's ending in {part.image_folder}"
-            problems.append(Problem("missing_image", where, text, True))
-            continue
+    for image, xml in matches.pairs(problems):
+        annotation = parsed[xml] if xml is not None else None
         try:
             size_wh = (annotation.size_wh if annotation else None) or image_size(image)
         except DataError as error:
             problems.append(problem_of(error, image, "unreadable_image"))
             continue
-        if annotation is None:
+        if xml is None or annotation is None:
             bare.append(str(image))
         else:
-            rows += [
-                _Object(len(entries), item.xml, number, annotation) for number in range(len(annotation.class_names))
-            ]
+            rows += [_Object(len(entries), xml, number, annotation) for number in range(len(annotation.class_names))]
         entries.append(ImageEntry(image, size_wh, len(entries) + 1))
     problems += unannotated(bare, len(entries), part.where, "xml")
     return entries, rows
+
+
+class _Matches:
+    """Images of a split with the xml of each: of the same stem, or one that names the image."""
+
+    def __init__(self, part: VocPart, parsed: dict[Path, Annotation | None]) -> None:
+        self._part = part
+        self._parsed = parsed
+
+    def pairs(self, problems: list[Problem]) -> list[tuple[Path, Path | None]]:
+        """Images in the order of the split, each with its xml, or None for one that has none.
+
+        Images whose xml is broken are left out, as that has been reported. All else that does not fit together is added
+        to the problems.
+        """
+        pairs: list[tuple[Path, Path | None]] = []
+        lost: list[tuple[Path | None, Problem]] = []
+        for item in self._part.items(problems):
+            if len(item.xmls) > 1:
+                names = listed([shown(xml.name) for xml in item.xmls])
+                text = f"{names} are of one stem; keep one of them"
+                problems.append(Problem("duplicate_image", str(item.xmls[0]), text, True))
+            elif not item.xmls:
+                pairs += [(image, None) for image in item.images]
+                if not item.images:
+                    lost.append((None, self._missing(item.stem, self._part.where)))
+            elif self._parsed[item.xmls[0]] is not None:
+                xml = item.xmls[0]
+                image = self._image_of(xml, item, problems)
+                if image is not None:
+                    pairs.append((image, xml))
+                elif not item.images:
+                    lost.append((xml, self._missing(item.stem, str(xml))))
+        annotated = {image for image, xml in pairs if xml is not None}
+        pairs = [(image, xml) for image, xml in pairs if xml is not None or image not in annotated]
+        problems += self._shared(pairs)
+        named = {xml for _, xml in pairs}
+        orphans = [xml for xml in self._part.orphans() if xml not in named]
+        near = near_misses((image for image, xml in pairs if xml is None), orphans)
+        problems += near
+        explained = {problem.where for problem in near}
+        problems += [problem for xml, problem in lost if str(xml) not in explained]
+        return pairs
+
+    def _image_of(self, xml: Path, item: ListedImage, problems: list[Problem]) -> Path | None:
+        """Image of a readable xml; None if there is none, or if there are twins and it names neither of them."""
+        annotation = self._parsed[xml]
+        named = self._part.image_named(annotation.image_name if annotation else None)
+        if len(item.images) < 2:
+            return item.images[0] if item.images else named
+        names = listed([shown(image.name) for image in item.images])
+        if named in item.images:
+            text = f"of the images {names} it names {shown(named.name)}: the others are ignored"
+            problems.append(Problem("duplicate_image", str(xml), text, False))
+            return named
+        text = f"the images {names} are of its stem, and its <filename> names neither; move away what is not meant"
+        problems.append(Problem("duplicate_image", str(xml), text, True))
+        return None
+
+    def _missing(self, stem: str, where: str) -> Problem:
+        text = f"the image is missing: no file {shown(stem)} with an image's ending in {self._part.image_folder}"
+        return Problem("missing_image", where, text, True)
+
+    def _shared(self, pairs: Iterable[tuple[Path, Path | None]]) -> list[Problem]:
+        """Problems of images that several xml files are for."""
+        first: dict[Path, Path | None] = {}
+        problems = []
+        for image, xml in pairs:
+            if first.setdefault(image, xml) != xml:
+                text = f"its image {shown(image.name)} is that of {first[image]}, too; is its own image missing?"
+                problems.append(Problem("duplicate_image", str(xml), text, True))
+        return problems
 
 
 def _to_table(rows: Sequence[_Object], classes: Sequence[str]) -> ObjectTable:
@@ -232,10 +238,14 @@ def _classes_of(
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
     names: set[str] = set()
-    # Files that cannot be parsed are reported when their own split is read, so not here.
+    # Files that cannot be parsed are reported when their own split is read, so not here unless there are no others.
+    unread: list[Problem] = []
     for file in dict.fromkeys(file for part in parts for file in xml_files(part.xml_folder)):
-        annotation = parsed[file] if file in parsed else _read_or_report(file, [])
+        annotation = parsed[file] if parsed.get(file) else _read_or_report(file, unread)
         names.update(annotation.class_names if annotation else ())
+    if not names and unread:
+        others = f" (and {len(unread) - 1} more xml files that cannot be read)" if len(unread) > 1 else ""
+        raise DataError(f"{unread[0].where}: {unread[0].message}{others}")
     if not names:
         raise DataError(f"{folder}: no xml names an object, so there is nothing to detect")
     return tuple(sorted(names)), "the names of its objects"
@@ -265,13 +275,13 @@ def save(
     for name in dataset.classes:
         if name != name.strip() or not name.isprintable():
             raise DataError(f"{folder}: VOC cannot hold the class name {shown(name)}")
-    listed = folder / CLASS_FILES[0]
-    if listed.is_file() and read_names(listed) != dataset.classes:
+    class_file = folder / CLASS_FILES[0]
+    if class_file.is_file() and read_names(class_file) != dataset.classes:
         raise DataError(f"{folder}: this folder already holds a data set of other classes; choose another folder")
     lists = folder / "ImageSets" / "Main"
     taken = [stem for file in sorted(lists.glob("*.txt")) if file.stem != split for stem in read_text(file).split("\n")]
     names = unique_names(dataset.samples, taken)
-    write_in(listed.parent, listed.name, "".join(f"{name}\n" for name in dataset.classes))
+    write_in(folder, class_file.name, "".join(f"{name}\n" for name in dataset.classes))
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "JPEGImages" / name, images)
         write_in(folder / "Annotations", f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))

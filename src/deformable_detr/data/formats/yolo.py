@@ -1,11 +1,11 @@
 """YOLO format: a txt per image with a line per object: class, then box centre and size, or corners of a polygon.
 
 Coordinates are shares of the width and height of the image as displayed. A polygon of three points or more becomes
-the box around it. An image without a txt counts as one without objects and is reported; if more than half of a split
-has none, that is fatal. An empty txt says that there are no objects.
+the box around it; keypoints, confidences and track ids after a box are left out. An image without a txt counts as one
+without objects and is reported; if more than half of a split has none, that is fatal. An empty txt says that there are
+no objects.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,43 +17,27 @@ import yaml
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
+from deformable_detr.data.formats.darknet import find_data_file, parts_of_data_file
 from deformable_detr.data.formats.parsing import read_text, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_in
 from deformable_detr.data.formats.yolo_layouts import (
     ClassList,
-    LabelFolders,
     YoloPart,
-    find_parts,
+    find_yaml,
     images_of,
+    labels_of,
+    parts_of_folders,
+    parts_of_yaml,
     read_description,
 )
+from deformable_detr.data.formats.yolo_lines import Box, LabelFault, LabelLine, object_of, parse_labels, readings_of
 from deformable_detr.data.images import image_size
 
 LOOKED_FOR = (
-    "YOLO: data.yaml, dataset.yaml or another yaml with names and train, val or test; or images/ and labels/*.txt "
-    "with classes.txt, also within train/, val/, test/"
+    "YOLO: data.yaml, dataset.yaml or another yaml with names and train, val or test; obj.data or another data file of "
+    "darknet with names and train; or images/ and labels/*.txt with classes.txt, also within train/, val/, test/"
 )
-
-
-class LabelledBox(NamedTuple):
-    """Box in one line of a label file."""
-
-    line: int
-    """Number of the line, from 1."""
-    class_number: int
-    """Class as the file has it."""
-    box_xyxy: tuple[float, float, float, float]
-    """Left, top, right, bottom as shares of the image."""
-
-
-class LabelFault(NamedTuple):
-    """Fault in one line of a label file, which cannot be used."""
-
-    line: int
-    """Number of the line, from 1."""
-    message: str
-    """Sentence that says what is wrong."""
 
 
 def find_splits(path: Path) -> SplitLoaders:
@@ -62,7 +46,21 @@ def find_splits(path: Path) -> SplitLoaders:
     Raises:
         DataError: there is a yaml of a YOLO data set, but it cannot be used.
     """
-    return name_splits((part.split, partial(_load_part, part)) for part in find_parts(path))
+    parts = _find_parts(path)
+    return name_splits((part.split, partial(_load_part, part, parts)) for part in parts)
+
+
+def _find_parts(path: Path) -> list[YoloPart]:
+    """Splits by the first that is there: a yaml, darknet's data file, and folders with a class list."""
+    description = find_yaml(path)
+    if description is not None:
+        return parts_of_yaml(description)
+    data_file = find_data_file(path)
+    by_lists = parts_of_data_file(data_file) if data_file is not None else []
+    if any(source.exists() for part in by_lists for source in part.sources):
+        return by_lists
+    # A data file of some other data set may lie here, as it does in copies of darknet.
+    return parts_of_folders(path) or by_lists
 
 
 def load(path: Path, *, split: str = "train") -> DetectionDataset:
@@ -77,78 +75,48 @@ def load(path: Path, *, split: str = "train") -> DetectionDataset:
     return splits[split]()
 
 
-def parse_labels(text: str) -> list[LabelledBox | LabelFault]:
-    """Boxes and faults of a label file, one for each line that is not empty."""
-    parsed: list[LabelledBox | LabelFault] = []
-    for line, content in enumerate(text.splitlines(), start=1):
-        words = content.split()
-        if not words:
-            continue
-        try:
-            numbers = [float(word) for word in words]
-        except ValueError:
-            parsed.append(LabelFault(line, f"expected numbers, not {shown(content)}"))
-            continue
-        if len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
-            text = (
-                f"{len(numbers)} columns; a box has 5 (class, centre x, centre y, width, height), a polygon 7, 9, ..."
-            )
-            parsed.append(LabelFault(line, text))
-        elif not numbers[0].is_integer() or numbers[0] < 0:
-            parsed.append(LabelFault(line, f"the class must be a whole number from 0, not {shown(words[0])}"))
-        else:
-            box_xyxy = _box_around(numbers[1:]) if len(numbers) > 5 else _box_at(*numbers[1:])
-            parsed.append(LabelledBox(line, int(numbers[0]), box_xyxy))
-    return parsed
-
-
-def _box_at(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _box_around(polygon: Sequence[float]) -> tuple[float, float, float, float]:
-    if not all(map(math.isfinite, polygon)):
-        return math.nan, math.nan, math.nan, math.nan
-    return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
-
-
-class _BoxOfImage(NamedTuple):
+class _LineOfImage(NamedTuple):
     image_index: int
     label_file: Path
-    box: LabelledBox
+    line: LabelLine
+
+    @property
+    def where(self) -> str:
+        return f"{self.label_file}:{self.line.line}"
 
 
-def _load_part(part: YoloPart) -> DetectionDataset:
+class _BoxOfLine(NamedTuple):
+    source: _LineOfImage
+    box_xyxy: Box
+
+
+def _load_part(part: YoloPart, parts: Sequence[YoloPart]) -> DetectionDataset:
     classes = part.classes()
     problems: list[Problem] = []
-    folders = LabelFolders()
     entries: list[ImageEntry] = []
-    rows: list[_BoxOfImage] = []
+    lines: list[_LineOfImage] = []
     bare: list[str] = []
-    for path in images_of(part, problems):
+    images = images_of(part, problems)
+    labels = labels_of(images)
+    for path in images:
         try:
             size_wh = image_size(path)
         except DataError as error:
             problems.append(problem_of(error, path, "unreadable_image"))
             continue
-        label_file = folders.label_of(path)
+        label_file = labels.label_of.get(path)
         if label_file is None:
             bare.append(str(path))
         else:
             index = len(entries)
-            rows += [_BoxOfImage(index, label_file, box) for box in _read_labels(label_file, classes, problems)]
+            lines += [_LineOfImage(index, label_file, line) for line in _read_labels(label_file, classes, problems)]
         entries.append(ImageEntry(path, size_wh, len(entries) + 1))
+    problems += labels.problems
     problems += unannotated(bare, len(entries), part.where, "label")
-    problems += [
-        Problem("orphan_annotation", str(file), "no image has this name: ignored", False) for file in folders.orphans()
-    ]
-    if not entries:
+    if not entries and not any(problem.fatal for problem in problems):
         problems.append(Problem("invalid_annotation", part.where, "there are no images to read here", True))
-
-    def name_object(row: int) -> str:
-        return f"{rows[row].label_file}:{rows[row].box.line}"
-
-    samples, box_problems = assemble(entries, _to_table(rows, entries, classes), name_object)
+    rows = _boxes_of(lines, part, parts, problems)
+    samples, box_problems = assemble(entries, _to_table(rows, entries, classes), lambda row: rows[row].source.where)
     return DetectionDataset(
         classes=classes.names,
         category_ids=classes.numbers,
@@ -158,13 +126,13 @@ def _load_part(part: YoloPart) -> DetectionDataset:
     )
 
 
-def _read_labels(file: Path, classes: ClassList, problems: list[Problem]) -> list[LabelledBox]:
+def _read_labels(file: Path, classes: ClassList, problems: list[Problem]) -> list[LabelLine]:
     try:
         parsed = parse_labels(read_text(file))
     except DataError as error:
         problems.append(problem_of(error, file, "invalid_annotation"))
         return []
-    boxes = []
+    lines = []
     for item in parsed:
         if isinstance(item, LabelFault):
             problems.append(Problem("invalid_annotation", f"{file}:{item.line}", item.message, True))
@@ -172,21 +140,62 @@ def _read_labels(file: Path, classes: ClassList, problems: list[Problem]) -> lis
             text = f"class {item.class_number} is not among the {len(classes.names)} that {classes.source} names"
             problems.append(Problem("unknown_class", f"{file}:{item.line}", text, True))
         else:
-            boxes.append(item)
-    return boxes
+            lines.append(item)
+    return lines
 
 
-def _to_table(rows: Sequence[_BoxOfImage], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
+def _boxes_of(
+    lines: Sequence[_LineOfImage], part: YoloPart, parts: Sequence[YoloPart], problems: list[Problem]
+) -> list[_BoxOfLine]:
+    """Boxes of all lines that can be read; what their columns mean, and leave out, is said once for all."""
+    readings = readings_of((item.line for item in lines), part.keypoints, lambda: _lengths_elsewhere(part, parts))
+    groups: dict[int, list[_LineOfImage]] = {num_columns: [] for num_columns in readings}
+    for item in lines:
+        groups[item.line.num_columns].append(item)
+    for num_columns, reading in readings.items():
+        places = groups[num_columns]
+        if reading.kind == "nothing":
+            more = f" (and {len(places) - 1} more of so many columns)" if len(places) > 1 else ""
+            problems.append(Problem("invalid_annotation", places[0].where, reading.remark + more, True))
+        elif reading.remark:
+            text = f"{reading.remark}, in {len(places)} line{'s' * (len(places) != 1)}"
+            problems.append(Problem("not_kept", part.where, text, False))
+    rows = []
+    for item in lines:
+        reading = readings[item.line.num_columns]
+        box = object_of(item.line, reading) if reading.kind != "nothing" else None
+        if isinstance(box, LabelFault):
+            problems.append(Problem("invalid_annotation", item.where, box.message, True))
+        elif box is not None:
+            rows.append(_BoxOfLine(item, box))
+    return rows
+
+
+def _lengths_elsewhere(part: YoloPart, parts: Sequence[YoloPart]) -> set[int]:
+    """Numbers of columns in the other splits, as far as they can be read."""
+    lengths: set[int] = set()
+    for other in parts:
+        if other.split == part.split:
+            continue
+        try:
+            for file in labels_of(images_of(other, [])).label_of.values():
+                lengths.update(len(line.split()) for line in read_text(file).splitlines())
+        except (DataError, OSError):
+            continue  # It is reported when the other split is read.
+    return lengths
+
+
+def _to_table(rows: Sequence[_BoxOfLine], entries: Sequence[ImageEntry], classes: ClassList) -> ObjectTable:
     class_ids: Mapping[int, int] = {number: index for index, number in enumerate(classes.numbers)}
-    image_indices = np.array([row.image_index for row in rows], dtype=np.int64)
+    image_indices = np.array([row.source.image_index for row in rows], dtype=np.int64)
     sizes_wh = np.array([entry.size_wh for entry in entries], dtype=np.float64).reshape(-1, 2)
-    shares = np.array([row.box.box_xyxy for row in rows], dtype=np.float64).reshape(-1, 4)
+    shares = np.array([row.box_xyxy for row in rows], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):
         boxes_xyxy = shares * np.tile(sizes_wh[image_indices], 2)
     return ObjectTable(
         image_indices,
         boxes_xyxy,
-        np.array([class_ids[row.box.class_number] for row in rows], dtype=np.int64),
+        np.array([class_ids[row.source.line.class_number] for row in rows], dtype=np.int64),
         np.zeros(len(rows), dtype=bool),
         np.full(len(rows), np.nan),
         np.arange(1, len(rows) + 1, dtype=np.int64),
