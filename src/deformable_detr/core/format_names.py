@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-FormatName = Literal["coco", "yolo", "voc"]
+FormatName = Literal["coco", "yolo", "voc", "csv", "labelme", "cvat", "via", "createml", "labelstudio"]
 """Name of an annotation format."""

@@ -30,6 +30,7 @@ ProblemKind = Literal[
     "unknown_class",
     "unused_class",
     "invalid_annotation",
+    "ignored_shape",
     "duplicate_image",
     "shared_image",
     "not_kept",

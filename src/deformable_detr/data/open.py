@@ -10,7 +10,7 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats import coco, voc, yolo
+from deformable_detr.data.formats import coco, createml, csv, cvat, labelme, labelstudio, via, voc, yolo
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
 from deformable_detr.data.images import is_image_file
@@ -29,6 +29,12 @@ _FORMATS: dict[FormatName, _Format] = {
     "coco": _Format(coco.find_splits, coco.LOOKED_FOR),
     "yolo": _Format(yolo.find_splits, yolo.LOOKED_FOR),
     "voc": _Format(voc.find_splits, voc.LOOKED_FOR),
+    "csv": _Format(csv.find_splits, csv.LOOKED_FOR),
+    "labelme": _Format(labelme.find_splits, labelme.LOOKED_FOR),
+    "cvat": _Format(cvat.find_splits, cvat.LOOKED_FOR),
+    "via": _Format(via.find_splits, via.LOOKED_FOR),
+    "createml": _Format(createml.find_splits, createml.LOOKED_FOR),
+    "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR),
 }
 
 

@@ -96,3 +96,13 @@ def test_a_broken_json_where_one_is_expected_is_named(tmp_path: Path) -> None:
     (tmp_path / "annotations/train.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"train\.json, line 1, column 13: not JSON: .*cut off"):
         open_dataset(tmp_path)
+
+
+def test_json_of_another_format_is_left_to_that(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "annotations/train.png", (50, 30))
+    shape = {"label": "cat", "shape_type": "rectangle", "points": [[1, 2], [3, 4]]}
+    document = {"shapes": [shape], "imagePath": "train.png", "file_name": "as COCO says"}
+    (tmp_path / "annotations/train.json").write_text(json.dumps(document))
+    for path in (tmp_path, tmp_path / "annotations/train.json"):
+        assert annotation_files(path) == []
+        assert open_dataset(path).source.startswith("LabelMe")

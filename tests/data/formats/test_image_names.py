@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.formats.image_names import FoundImages, find_images, parts_of, usual_folders
+from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within, parts_of, usual_folders
 
 
 def found(folder: Path, *names: str, folders: tuple[str, ...] = ("", "images"), **options: object) -> FoundImages:
@@ -107,6 +107,22 @@ def test_names_that_no_file_has(name: str, tmp_path: Path, photo: Callable[..., 
     assert found(tmp_path, "a.png", "a.png", name).paths[2] is None
 
 
+def test_names_without_an_ending(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for name in ("a.jpg", "b.v2.png", "c.png", "c.jpg", "cam/d.PNG", "übung.png"):
+        photo(tmp_path / "images" / name)
+    (tmp_path / "images/a.txt").write_text("no image")
+    apart = unicodedata.normalize("NFD", "übung")
+    result = found(tmp_path, "a", "b.v2", "c", "cam/d", "e", apart)
+    assert [path and path.name for path in result.paths] == ["a.jpg", "b.v2.png", None, "d.PNG", None, "übung.png"]
+    folder = tmp_path / "images"
+    assert messages(result) == [
+        f"x.json: images[2]: the image 'c' could be any of 'c.jpg', 'c.png' in {folder}",
+        f"x.json: images[4]: the image 'e' is missing; expected it at {folder}/e",
+    ]
+    # A name that has an ending is not another one's.
+    assert found(tmp_path, "a.jpg", "a.png").paths == [folder / "a.jpg", None]
+
+
 def test_parts_of_names() -> None:
     assert parts_of("C:\\a\\b.png") == parts_of("/a//b.png") == parts_of("./a/b.png") == ["a", "b.png"]
     assert parts_of("b.png") == ["b.png"]
@@ -118,3 +134,12 @@ def test_usual_folders() -> None:
     assert folders[0] == Path("/data/annotations")
     for name in ("val2017", "images/val", "valid/images", "images", "JPEGImages"):
         assert Path("/data") / name in folders
+
+
+def test_folders_within(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "b/x.png")
+    photo(tmp_path / "a/c/x.png")
+    photo(tmp_path / ".hidden/x.png")
+    assert folders_within([tmp_path, tmp_path / "none", tmp_path / "a", tmp_path]) == [
+        tmp_path / "a", tmp_path / "b", tmp_path / "a/c",
+    ]  # fmt: skip

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,14 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.parsing import (
+    class_text,
     name_text,
     read_json,
     read_names,
     read_text,
     read_xml,
     read_yaml,
+    real_number,
     shown,
     whole_number,
 )
@@ -107,3 +110,20 @@ def test_messages_stay_short_whatever_the_value() -> None:
         assert len(text) < 300
         assert text.isprintable()
         text.encode()
+
+
+def test_numbers_of_any_kind() -> None:
+    for value, number in ((3, 3.0), (2.5, 2.5), ("-2.5e1", -25.0), (" 7 ", 7.0), (".5", 0.5), ("inf", math.inf)):
+        assert real_number(value, "x", "y") == number
+    assert math.isnan(real_number("NaN", "x", "y"))
+    for value in (True, None, "", "1_0", "0x1", "1,5", "one", [1], 10**400):
+        with pytest.raises(DataError, match="x: y must be a number, not "):
+            real_number(value, "x", "y")
+
+
+def test_class_names_may_be_whole_numbers() -> None:
+    assert class_text(7, "x") == class_text(" 7 ", "x") == "7"
+    assert class_text("traffic light", "x") == "traffic light"
+    for value in ("", "  ", None, True, 1.5, ["a"], "\ud800", "a\0", 10**30):
+        with pytest.raises(DataError, match="x: the class name "):
+            class_text(value, "x")

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
+from deformable_detr.data.dataset import DetectionDataset, Problem
+from deformable_detr.data.formats.records import (
+    ImageRecord,
+    NamedClasses,
+    ObjectRecord,
+    RecordPart,
+    dataset_of,
+    load_part,
+    size_of,
+)
 
 
 def opened(folder: Path, *records: ImageRecord, **options: object) -> DetectionDataset:
@@ -84,7 +92,62 @@ def test_no_images(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     assert size_of("50", 30.0, "x") == (50, 30)
-    assert size_of(None, 30, "x") is size_of(0, 0, "x") is size_of("", 3, "x") is None
+    assert size_of(None, 30, "x") is size_of(0, 0, "x") is size_of("", 3, "x") is size_of("0", "0", "x") is None
     for width, height in ((-1, 3), ("a", 3), (10**9, 3), (True, 2), (1.5, 2)):
         with pytest.raises(DataError, match=r"x: (an image cannot be|the width must be)"):
             size_of(width, height, "x")
+
+
+def test_shares_among_pixels_are_noticed(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "a.png", (50, 30))
+    for boxes, expected in (
+        ([(0.1, 0.5, 0.2, 1.0), (0.0, 0.0, 1.0, 1.0)], [[5, 15, 10, 30], [0, 0, 50, 30]]),
+        ([(0.1, 0.5, 0.2, 1.0), (0.0, 0.0, 3.0, 1.0)], [[0.1, 0.5, 0.2, 1], [0, 0, 3, 1]]),
+        ([(0.0, 0.0, 1.0, 1.0)], [[0, 0, 1, 1]]),
+    ):
+        dataset = opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item(box=box) for box in boxes]))
+        assert dataset.samples[0].boxes_xyxy.tolist() == expected
+        assert [problem.kind for problem in dataset.problems] == ["invalid_annotation"] * (expected[0][0] == 5)
+
+
+def test_without_any_class_the_first_fault_is_the_reason(tmp_path: Path) -> None:
+    faults = [Problem("invalid_annotation", f"x.csv:{line}", "seven columns", True) for line in (2, 3)]
+    with pytest.raises(DataError, match=r"^x\.csv:2: seven columns \(and 1 more like this\)$"):
+        opened(tmp_path, problems=faults)
+
+
+def test_all_splits_number_their_classes_alike(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "a.png", (50, 30))
+
+    def part(name: str, *classes: str) -> RecordPart:
+        def read(problems: list[Problem]) -> list[ImageRecord]:
+            if not classes:
+                raise DataError("broken")
+            return [ImageRecord("a.png", name, [item(one) for one in classes])]
+
+        return RecordPart(name, f"{name}.csv", [tmp_path], read)
+
+    parts = [part("train", "yak", "cat"), part("val", "dog"), part("test")]
+    train = load_part(parts[0], parts, "CSV")
+    assert train.classes == load_part(parts[1], parts, "CSV").classes == ("cat", "dog", "yak")
+    assert train.source == "CSV train.csv, classes from the names of its objects"
+    with pytest.raises(DataError, match="broken"):
+        load_part(parts[2], parts, "CSV")
+    listed = load_part(parts[1], parts, "CSV", NamedClasses(["yak", "cat"], "names.txt"))
+    assert listed.classes == ("yak", "cat")
+    assert listed.fatal_problems[0].message == "'dog' is not among the 2 classes of names.txt"
+    assert listed.source == "CSV val.csv, classes from names.txt"
+
+
+def test_images_in_a_folder_of_any_name(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "pictures of May/a.png", (50, 30))
+    dataset = opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item()]))
+    assert dataset.samples[0].path == tmp_path / "pictures of May/a.png"
+    photo(tmp_path / "thumbnails/a.png", (25, 15))
+    with pytest.raises(DataError, match=r"the image 'a\.png' is at .* and, another one, at .*thumbnails/a\.png"):
+        opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item()]))
+    assert len(opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item()], (50, 30)))) == 1
+    photo(tmp_path / "a.png", (50, 30), 9)
+    assert opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item()])).samples[0].path == tmp_path / "a.png"
+    (none,) = opened(tmp_path, ImageRecord("b.png", "x.csv:1", [item()])).fatal_problems
+    assert none.message.startswith("none of its 1 images is there")

@@ -1,7 +1,7 @@
 import pytest
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats.split_names import canonical_split, name_splits
+from deformable_detr.data.formats.split_names import canonical_split, name_splits, split_in_name
 
 
 def never() -> DetectionDataset:
@@ -39,3 +39,21 @@ def test_spellings(name: str, canonical: str) -> None:
 )
 def test_order_and_clashes(found: list[str], names: list[str]) -> None:
     assert list(name_splits((name, never) for name in found)) == names
+
+
+@pytest.mark.parametrize(
+    ("stem", "split"),
+    [
+        ("train_labels", "train"),
+        ("my-Validation boxes", "val"),
+        ("annotations_test2017", "test"),
+        ("val2017", "val"),
+        ("test_train_split", "test_train_split"),
+        ("training_set", "train"),
+        ("trainer", "trainer"),
+        ("boxes", "boxes"),
+        ("", ""),
+    ],
+)
+def test_splits_in_names_of_files(stem: str, split: str) -> None:
+    assert split_in_name(stem) == split

@@ -156,10 +156,10 @@ def _box_message(box_xyxy: Float[np.ndarray, "4"], fault: str, size_wh: tuple[in
     return f"the box from ({x1}, {y1}) to ({x2}, {y2}) {fault}; the image is {size_wh[0]} x {size_wh[1]}"
 
 
-def problem_of(error: DataError, path: Path, kind: ProblemKind) -> Problem:
-    """Fatal problem for an error about a file; the file is named once."""
-    message = str(error).removeprefix(str(path)).lstrip(":, ")
-    return Problem(kind, str(path), message, True)
+def problem_of(error: DataError | ValueError, where: Path | str, kind: ProblemKind) -> Problem:
+    """Fatal problem for an error about a file or a place in it, which is named once."""
+    message = str(error).removeprefix(str(where)).lstrip(":, ")
+    return Problem(kind, str(where), message, True)
 
 
 def unannotated(images: Sequence[str], num_images: int, where: str, annotation: str) -> list[Problem]:

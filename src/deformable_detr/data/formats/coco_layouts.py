@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deformable_detr.core.reading import open_file
+from deformable_detr.data.formats.json_kinds import kind_of_json
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 
 _SNIFFED_BYTES = 1 << 16
@@ -21,8 +22,8 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
     COCO json.
     """
     if path.is_file():
-        is_json = path.suffix.lower() == ".json"
-        return [(_split_of(path), path)] if is_json else []
+        is_coco = path.suffix.lower() == ".json" and kind_of_json(path) is None
+        return [(_split_of(path), path)] if is_coco else []
     for files, surely in (
         (_json_files(path / "annotations"), True),
         (_with_annotations_beside_images(path), True),
@@ -33,7 +34,8 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
         found = [
             (split, file)
             for split, file in found
-            if (surely and canonical_split(split) in MAIN_SPLITS) or _starts_like_coco(file)
+            if ((surely and canonical_split(split) in MAIN_SPLITS) or _starts_like_coco(file))
+            and kind_of_json(file) is None
         ]
         if found:
             return found

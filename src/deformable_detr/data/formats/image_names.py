@@ -2,7 +2,8 @@
 
 Names are relative to a folder that the annotations do not say, may hold folders of another machine, and may be written
 on another system. One folder, and one number of leading folders to leave out, is chosen for all names of a file; a
-name that is not there under this rule is missing. So no name falls on a picture that happens to lie nearer.
+name that is not there under this rule is missing. So no name falls on a picture that happens to lie nearer. A name
+without an image's ending is that of the only image with this stem.
 """
 
 import os
@@ -17,7 +18,7 @@ from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.split_names import canonical_split
-from deformable_detr.data.images import image_size
+from deformable_detr.data.images import IMAGE_SUFFIXES, image_size, is_image_file
 
 _PROBED_IMAGES = 64
 _MOST_DROPPED = 12
@@ -41,6 +42,19 @@ def usual_folders(annotations: Path, split: str) -> list[Path]:
     inner = ["", "images", "Images", "JPEGImages", *splits]
     inner += [f"images/{name}" for name in splits] + [f"{name}/images" for name in splits]
     return [base / name for base in (annotations.parent, annotations.parent.parent) for name in inner]
+
+
+def folders_within(folders: Sequence[Path]) -> list[Path]:
+    """Folders that lie directly in some folders, each folder's in alphabetical order, hidden ones left out."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        except OSError:
+            continue
+        found.update((folder / name, None) for name in sorted(names))
+    return list(found)
 
 
 class FoundImages(NamedTuple):
@@ -92,6 +106,9 @@ def find_images(
         path = listing.file_at(expected)
         if path is None:
             text = f"the image {shown(name)} is missing; expected it at {expected}"
+            if twins := listing.with_ending(expected):
+                endings = listed([shown(os.path.basename(twin)) for twin in twins])
+                text = f"the image {shown(name)} could be any of {endings} in {os.path.dirname(expected)}"
             problems.append(Problem("missing_image", place(position), text, True))
         paths.append(Path(path) if path is not None else None)
     return FoundImages(paths, [*problems, *_twins(names, paths, place)])
@@ -222,6 +239,7 @@ class _Listing:
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
         self._composed: dict[str, dict[str, list[str]]] = {}
+        self._stems: dict[str, dict[str, list[str]]] = {}
 
     def file_at(self, path: str) -> str | None:
         """Path of the file with this name, in whatever form its letters with marks are encoded; None without one."""
@@ -231,6 +249,8 @@ class _Listing:
         names = self._names[folder]
         if name in names:
             return path
+        if len(complete := self.with_ending(path)) == 1:
+            return complete[0]
         if name.isascii() or not names:
             # A disk that ignores case knows a file by other names than it lists.
             return path if names and _is_file(path) else None
@@ -241,6 +261,18 @@ class _Listing:
             self._composed[folder] = table
         found = self._composed[folder].get(composed(name), [])
         return os.path.join(folder, found[0]) if len(found) == 1 else None
+
+    def with_ending(self, path: str) -> list[str]:
+        """Paths of the images whose stem this name is; none if it has an image's ending itself."""
+        folder, name = os.path.split(path)
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            return []
+        if folder not in self._stems:
+            table: dict[str, list[str]] = defaultdict(list)
+            for entry in sorted(filter(is_image_file, self._names.get(folder, ()))):
+                table[composed(os.path.splitext(entry)[0])].append(entry)
+            self._stems[folder] = table
+        return [os.path.join(folder, entry) for entry in self._stems[folder].get(composed(name), ())]
 
 
 def _entries(folder: str) -> set[str]:

@@ -16,6 +16,9 @@ from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.formats.xml_text import for_parser, reason_of
 
 _INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
+_NUMBER_IN_QUOTES = re.compile(
+    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE
+)
 _LARGEST_ID = 2**63 - 1
 _MEGABYTE = 1 << 20
 _MOST_JSON = 8192 * _MEGABYTE
@@ -157,6 +160,42 @@ def whole_number(value: object, where: str, what: str) -> int:
     if number is None or abs(number) > _LARGEST_ID:
         raise DataError(f"{where}: {what} must be a whole number, not {shown(value)}")
     return number
+
+
+def real_number(value: object, where: str, what: str) -> float:
+    """Number of a value; numbers in quotes are accepted, truth values are not. It may be infinite or NaN.
+
+    Args:
+        value: to convert.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
+
+    Raises:
+        DataError: it is something else, or too large for a float.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    elif isinstance(value, str) and _NUMBER_IN_QUOTES.fullmatch(value.strip()):
+        return float(value)
+    raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
+
+
+def class_text(value: object, where: str, what: str = "the class name") -> str:
+    """Name of a class without spaces around it; a whole number is taken as its digits.
+
+    Args:
+        value: to check.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
+
+    Raises:
+        DataError: it is something else.
+    """
+    text = str(value) if type(value) is int and abs(value) <= _LARGEST_ID else value
+    return name_text(text, where, what).strip()
 
 
 def name_text(value: object, where: str, what: str) -> str:

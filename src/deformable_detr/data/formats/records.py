@@ -6,18 +6,22 @@ by the same rules for all.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
-from deformable_detr.data.formats.image_names import find_images
+from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within
 from deformable_detr.data.formats.parsing import name_text, shown, whole_number
 from deformable_detr.data.images import image_size
+
+ONLY_CLASS = "object"
+"""Class of all objects where the annotations name none."""
 
 
 class ObjectRecord(NamedTuple):
@@ -52,13 +56,84 @@ class ImageRecord(NamedTuple):
     """Whether boxes are shares of width and height, not pixels."""
 
 
+class RecordPart(NamedTuple):
+    """Split of a data set whose reader makes records, before it is read."""
+
+    split: str
+    """Name of the split, as the data set spells it."""
+    where: str
+    """Annotation file or folder, for messages."""
+    folders: Sequence[Path]
+    """Folders that the names of the images may be relative to, the most likely first."""
+    read: Callable[[list[Problem]], list[ImageRecord]]
+    """Function that reads the images, and adds what is wrong with the file to a list of problems."""
+
+
+class NamedClasses(NamedTuple):
+    """Class list that a data set has."""
+
+    names: Sequence[str]
+    """Class names by class id."""
+    source: str
+    """File that lists them."""
+
+
+def load_part(
+    part: RecordPart, parts: Sequence[RecordPart], source: str, listed: NamedClasses | None = None
+) -> DetectionDataset:
+    """Data set of one split. Without a class list its classes are the names in all splits together, so that every split
+    numbers them alike.
+
+    Args:
+        part: the split.
+        parts: all splits of the data set.
+        source: format, for people.
+        listed: class list, if the data set has one.
+
+    Raises:
+        DataError: the annotations cannot be read, a class name cannot be used, or no object has a class.
+    """
+    problems: list[Problem] = []
+    records = part.read(problems)
+    others = [other for other in parts if other is not part]
+    return dataset_of(
+        records,
+        folders=part.folders,
+        where=part.where,
+        source=f"{source} {part.where}, classes from {listed.source if listed else 'the names of its objects'}",
+        classes=listed.names if listed else names_in_all(records, others),
+        class_source=listed.source if listed else None,
+        problems=problems,
+    )
+
+
+def names_in_all(records: Iterable[ImageRecord], others: Iterable[RecordPart]) -> list[str] | None:
+    """Class names in the records of a split and in all other splits, in alphabetical order; None if there are none.
+
+    A split that cannot be read is explained when it is read itself, so it is passed over here.
+    """
+    names = {item.class_name for record in records for item in record.objects}
+    for other in others:
+        try:
+            names.update(item.class_name for record in other.read([]) for item in record.objects)
+        except DataError:
+            continue
+    return sorted(names) or None
+
+
+def only_class_problem(where: str) -> Problem:
+    """Remark that the annotations name no class."""
+    text = f"nothing names the class of an object: all are of the one class {ONLY_CLASS!r}"
+    return Problem("invalid_annotation", where, text, False)
+
+
 def size_of(width: object, height: object, where: str) -> tuple[int, int] | None:
     """Annotated size of an image, (width, height); None if either is left out or 0, as some tools write it.
 
     Raises:
         DataError: it is no size.
     """
-    if width in (None, "", 0) or height in (None, "", 0):
+    if width in (None, "", "0", 0) or height in (None, "", "0", 0):
         return None
     size_wh = whole_number(width, where, "the width"), whole_number(height, where, "the height")
     if not (0 < size_wh[0] <= LARGEST_SIDE and 0 < size_wh[1] <= LARGEST_SIDE):
@@ -73,11 +148,13 @@ def dataset_of(
     where: str,
     source: str,
     classes: Sequence[str] | None = None,
+    class_source: str | None = None,
     problems: Iterable[Problem] = (),
 ) -> DetectionDataset:
     """Data set of the images and objects that a reader found.
 
     Images that are missing or cannot be read are left out and reported as fatal; so are objects of unknown classes.
+    Boxes that all lie within two pixels are shares of width and height, which is reported.
 
     Args:
         records: the images in the order of the annotations.
@@ -85,18 +162,24 @@ def dataset_of(
         where: the annotation file or folder, for messages.
         source: format and files that were read, for people.
         classes: class names by class id; if left out, the names that occur, in alphabetical order.
+        class_source: file that lists the classes, for messages; `where` if left out.
         problems: problems that the reader found.
 
     Raises:
         DataError: a class name cannot be used, or no object has a class.
     """
     found_problems = list(problems)
-    names = _class_names(records, classes, where)
+    names = _class_names(records, classes, class_source or where, found_problems)
+    in_pixels = [item.box_xyxy for record in records if not record.in_shares for item in record.objects]
+    if are_shares(np.array(in_pixels, dtype=np.float64).reshape(-1, 4)):
+        text = "all boxes are of shares of the width and height of their images, not of pixels: read so"
+        found_problems.append(Problem("invalid_annotation", where, text, False))
+        records = [record._replace(in_shares=True) for record in records]
     entries, rows = _match(records, folders, where, found_problems)
     class_ids = {name: class_id for class_id, name in enumerate(names)}
     for _, item, _ in rows:
         if item.class_name not in class_ids:
-            text = f"{shown(item.class_name)} is not among the {len(names)} classes of {where}"
+            text = f"{shown(item.class_name)} is not among the {len(names)} classes of {class_source or where}"
             found_problems.append(Problem("unknown_class", item.where, text, True))
     rows = [row for row in rows if row[1].class_name in class_ids]
     boxes = np.array([box for _, _, box in rows], dtype=np.float64).reshape(-1, 4)
@@ -120,11 +203,18 @@ def dataset_of(
     )
 
 
+def are_shares(boxes: Float[np.ndarray, "objects 4"]) -> bool:
+    """Whether what should be pixels are shares: else every object would be within the first two pixels of its image."""
+    return bool(((boxes >= -1) & (boxes <= 2)).all() and ((boxes > 0) & (boxes < 1)).any())
+
+
 _Row = tuple[int, ObjectRecord, tuple[float, ...]]
 """Object with the index of its image before it and its box in pixels after it."""
 
 
-def _class_names(records: Sequence[ImageRecord], classes: Sequence[str] | None, where: str) -> tuple[str, ...]:
+def _class_names(
+    records: Sequence[ImageRecord], classes: Sequence[str] | None, where: str, problems: Sequence[Problem]
+) -> tuple[str, ...]:
     if classes is not None:
         names = tuple(classes)
     else:
@@ -133,6 +223,9 @@ def _class_names(records: Sequence[ImageRecord], classes: Sequence[str] | None, 
             name_text(name, place, "the class name")
         names = tuple(sorted(first_of))
     if not names:
+        if fatal := [problem for problem in problems if problem.fatal]:  # Its own reason, where no object can be read.
+            more = f" (and {len(fatal) - 1} more like this)" if len(fatal) > 1 else ""
+            raise DataError(f"{fatal[0].where}: {fatal[0].message}{more}")
         raise DataError(f"{where}: no object has a class, so there is nothing to detect")
     for position, name in enumerate(names):
         name_text(name, where, f"class name {position + 1}")
@@ -147,13 +240,7 @@ def _match(
 ) -> tuple[list[ImageEntry], list[_Row]]:
     """Images whose file exists and whose size is known, and their objects."""
     unknown = [record for record in records if record.path is None]
-    found = find_images(
-        [record.name for record in unknown],
-        folders,
-        lambda position: unknown[position].where,
-        where,
-        sizes_wh=[record.size_wh for record in unknown],
-    )
+    found = images_of_records(unknown, folders, where)
     problems += found.problems
     found_paths = iter(found.paths)
     entries: list[ImageEntry] = []
@@ -175,3 +262,22 @@ def _match(
             rows.append((len(entries), item, box))
         entries.append(ImageEntry(path, size_wh, len(entries) + 1))
     return entries, rows
+
+
+def images_of_records(records: Sequence[ImageRecord], folders: Sequence[Path], where: str) -> FoundImages:
+    """Image files of records by their names: in one of the folders, else in a folder of any name within them.
+
+    Raises:
+        DataError: two folders have different images of these names, and no size says which are meant.
+    """
+    names = [record.name for record in records]
+    sizes_wh = [record.size_wh for record in records]
+
+    def place(position: int) -> str:
+        return records[position].where
+
+    found = find_images(names, folders, place, where, sizes_wh=sizes_wh)
+    if not names or any(found.paths):
+        return found
+    elsewhere = find_images(names, folders_within(folders), place, where, sizes_wh=sizes_wh)
+    return elsewhere if any(elsewhere.paths) else found

@@ -27,6 +27,13 @@ def canonical_split(name: str) -> str:
     return name
 
 
+def split_in_name(stem: str) -> str:
+    """Main split that is a word of a file's stem (`train_labels`, `my-val-boxes`), else the whole stem."""
+    whole = canonical_split(stem)
+    words = {canonical_split(word) for word in re.split(r"[^A-Za-z0-9]+", stem)} & set(MAIN_SPLITS)
+    return words.pop() if whole not in MAIN_SPLITS and len(words) == 1 else whole
+
+
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
     """Splits under their canonical names, in the fixed order.
 

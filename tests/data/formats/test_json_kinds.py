@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from deformable_detr.data.formats.json_kinds import keys_of_json, kind_of_json
+
+LABELME_SHAPE = {"label": "cat", "points": [[1, 2], [3, 4]], "shape_type": "rectangle"}
+VIA_IMAGE = {"filename": "a.png", "size": 9, "regions": [], "file_attributes": {}}
+REGION = {"original_width": 5, "original_height": 4, "value": {}}
+
+
+@pytest.mark.parametrize(
+    ("document", "kind"),
+    [
+        ({"version": "5.5.0", "flags": {}, "shapes": [LABELME_SHAPE], "imagePath": "a.png"}, "labelme"),
+        ({"shapes": [], "imagePath": "a.png"}, "labelme"),
+        ({"imageData": "A" * 500_000, "shapes": []}, "labelme"),
+        ({"_via_settings": {}, "_via_img_metadata": {}}, "via"),
+        ({"a.png9": VIA_IMAGE}, "via"),
+        ([{"image": "a.png", "annotations": []}], "createml"),
+        ([{"annotation": [], "imagefilename": "a.png"}], "createml"),
+        ([{"id": 1, "data": {"image": "a.png"}, "annotations": []}], "labelstudio"),
+        ([{"image": "a.png", "id": 1, "box": [REGION], "annotator": 1}], "labelstudio"),
+        ([{"image": "a.png", "annotator": 1, "annotation_id": 2}], "labelstudio"),
+        ({"images": [{"file_name": "a.png"}], "annotations": [], "categories": []}, None),
+        ([{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}], None),
+        ({"name": "package", "shapes": "none"}, None),
+        ({"a": {"regions": []}, "b": {"filename": "x"}}, None),
+        ([], None),
+        ("shapes", None),
+    ],
+)
+def test_kinds(document: object, kind: str | None, tmp_path: Path) -> None:
+    for indent in (None, 2):
+        (tmp_path / "x.json").write_text(json.dumps(document, indent=indent))
+        assert kind_of_json(tmp_path / "x.json") == kind
+
+
+def test_keys_with_their_places(tmp_path: Path) -> None:
+    text = r'{"a:{": ["b", {"c\"": 1, "d": [[{"e": 2}]]}], "f": "g": 3, "cut'
+    (tmp_path / "x.json").write_text(text)
+    assert keys_of_json(tmp_path / "x.json") == {
+        ("a:{",), ("a:{", "[]", r"c\""), ("a:{", "[]", "d"), ("a:{", "[]", "d", "[]", "[]", "e"), ("f",), ("g",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"]]}}", b"[" * 300_000, b'"' * 9, b'{"a' * 99_999])
+def test_what_is_no_json(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    assert kind_of_json(tmp_path / "x.json") is None
+    assert kind_of_json(tmp_path / "none.json") is kind_of_json(tmp_path) is None
