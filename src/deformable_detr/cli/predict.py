@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.lines import tell
+
 
 def predict(
     weights: Annotated[
@@ -60,4 +62,4 @@ def predict(
             else:
                 typer.echo(json.dumps(result.record()))
     found = f"{len(paths) - skipped} images done" + (f", {skipped} skipped" if skipped else "")
-    typer.echo(found + (f"; pictures and detections.json in {output}" if output else ""), err=True)
+    tell(found + (f"; pictures and detections.json in {output}" if output else ""))
