@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -95,6 +96,8 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Pillow warns of pictures that are large, but not too large; those that are get an error.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     # Without internet, the hub's client reports every attempt twice; the error at the end says it once.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
     try:

@@ -37,10 +37,12 @@ def predict(
     """
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.inference.detector import Detector
-    from deformable_detr.inference.files import find_images, predict_files
+    from deformable_detr.inference.files import find_images, passed_over, predict_files
 
     paths = find_images(images)
     with TerminalReporter() as reporter:
+        if remark := passed_over(images):
+            reporter.say(remark)
         detector = Detector.load(weights, device=device, sha256=sha256, reporter=reporter)
         skipped = 0
         for done, result in enumerate(
