@@ -17,7 +17,7 @@ from deformable_detr.cli.convert import convert
 from deformable_detr.cli.demo import demo
 from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
-from deformable_detr.cli.lines import tell
+from deformable_detr.cli.lines import give_up, tell
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
@@ -108,7 +108,7 @@ def run() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has ended. Python would report that again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
         sys.exit(1)
     except OSError as error:
         _fail(_explained(error))
