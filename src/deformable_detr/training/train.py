@@ -264,7 +264,8 @@ def resume(
             if data is not None or val_data is not None:  # the next `resume` and the report find the data there
                 now = data_record(where, judged_by, origin.get("format"), opened)
                 write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
-            folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
+            strange = folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
+            notes += [strange] if strange else []
         for note in notes:
             around.reporter.say(note)
         around.reporter.say(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step_in_epoch + 1}")
