@@ -29,10 +29,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_of_a_shell() -> Iterator[None]:
-    """Ctrl-C and SIGTERM as a command has them in the foreground, also where the tests run in the background."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Signals as a command has them in the foreground, also where the tests run in the background or under nohup."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

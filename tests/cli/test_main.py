@@ -1,3 +1,5 @@
+import errno
+import io
 import logging
 import os
 import subprocess
@@ -45,6 +47,66 @@ def test_errors_of_several_lines_become_one(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main.run()
     assert capsys.readouterr().err == "Error: first second\n"
+
+
+def failing(error, monkeypatch, capsys):
+    fail_with(error, monkeypatch)
+    with pytest.raises(SystemExit) as left:
+        main.run()
+    assert left.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_errors_hold_no_codes_for_the_terminal_and_have_an_end(monkeypatch, capsys):
+    name = os.fsdecode(b"a\x1b]0;title\x07\xff.jpg")
+    said = failing(DataError(f"{name}: no image"), monkeypatch, capsys)
+    assert said == "Error: a\\x1b]0;title\\x07\\xff.jpg: no image\n"
+    said = failing(DataError("begin" + "\x9b1m" * 10**6 + "way out"), monkeypatch, capsys)
+    assert len(said) < 2100
+    assert said.startswith("Error: begin\\x9b1m")
+    assert said.endswith("way out\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/data/a\x1b.json"),
+            "/data/a\\x1b.json: Permission denied",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files; `ulimit -n` shows"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), "not enough memory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, said, monkeypatch, capsys):
+    assert failing(error, monkeypatch, capsys).startswith(f"Error: {said}")
+
+
+def test_wrong_arguments_are_shown_with_escapes_and_cut(ddetr):
+    for arguments in (["tr\x1b[31main"], ["train", "--no\x1b[31m-option"], ["train", "--no" + "\x1b" * 10**5]):
+        result = ddetr(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert "\x1b" not in result.err
+        assert "\\x1b" in result.err
+        assert len(result.err) < 6000
+
+
+def test_names_that_are_no_unicode_can_be_printed_on_any_terminal(monkeypatch):
+    class Terminal(io.TextIOWrapper):
+        def __init__(self):
+            super().__init__(io.BytesIO(), encoding="ascii")
+
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(main, "app", lambda: out.write("caf\xe9 \udcff"))
+    main.run()
+    out.flush()
+    assert out.buffer.getvalue() == b"caf\\xe9 \\udcff"
 
 
 def test_bugs_show_their_traceback(monkeypatch):

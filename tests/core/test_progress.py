@@ -59,3 +59,33 @@ def test_both_are_reporters(reporter):
 
 def test_percent_has_a_dash_for_what_is_not_in_the_data():
     assert [percent(share) for share in (0.4376, 0.0, 1.0, -1.0)] == ["43.8", "0.0", "100.0", "-"]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_is_said_holds_no_codes_and_has_an_end(is_terminal):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=is_terminal, width=40, color_system=None)
+    with TerminalReporter(console) as reporter:
+        reporter.say("skipped: a\x1b[31mb\n.jpg" + "x" * 10**6)
+    shown = file.getvalue()
+    assert "a\\x1b[31mb\\n.jpgxxx" in shown
+    assert shown.count("x") < 2100
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_terminal_that_is_closed_ends_nothing(is_terminal, monkeypatch):
+    class Closed(io.StringIO):
+        gone = False
+
+        def write(self, text, /):
+            if self.gone:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    file = Closed()
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    with TerminalReporter(Console(file=file, force_terminal=is_terminal, width=40)) as reporter:
+        reporter.update("epoch 1/2", 1, 9, "loss 3")
+        file.gone = True
+        reporter.update("epoch 1/2", 2, 9, "loss 2")
+        reporter.say("stopped and saved")

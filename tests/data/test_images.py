@@ -1,3 +1,7 @@
+import os
+import struct
+import subprocess
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +11,16 @@ import pytest
 from PIL import Image, ImageOps
 
 from deformable_detr.core.errors import DataError
+from deformable_detr.data import images
 from deformable_detr.data.dataset import DetectionDataset, Sample
-from deformable_detr.data.images import SizeMismatchError, image_size, list_images, load_image, read_image
+from deformable_detr.data.images import (
+    SizeMismatchError,
+    displayed,
+    image_size,
+    list_images,
+    load_image,
+    read_image,
+)
 
 WIDTH, HEIGHT = 33, 21
 
@@ -154,6 +166,127 @@ def test_pictures_that_unpack_to_enormous_sizes_are_refused(tmp_path: Path, monk
             load_image(path)
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other program can be started."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    for module, name in ((subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "execve"), (os, "fork")):
+        monkeypatch.setattr(module, name, refuse)
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.eps", "photo.png", "photo"])
+def test_postscript_starts_no_program(name: str, tmp_path: Path, drawn: DetectionDataset) -> None:
+    path = tmp_path / name
+    path.write_bytes(POSTSCRIPT)
+    for function in (image_size, load_image, lambda path: read_image(sample_of(path, (9, 9), drawn))):
+        with pytest.raises(DataError, match="it is PostScript; JPEG, PNG"):
+            function(path)
+    # Pillow itself opens it, and would start Ghostscript when the picture is used.
+    with Image.open(path) as image, pytest.raises(DataError, match="EPS is decoded by other programs"):
+        displayed(image)
+
+
+@pytest.mark.parametrize("suffix", [".ico", ".tga", ".pcx", ".sgi", ".dds", ".jp2", ".icns", ".pdf"])
+def test_only_the_documented_formats_are_opened_whatever_the_name(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    gradient().resize((64, 64)).save(path)
+    path = path.rename(tmp_path / "a.jpg")
+    for function in (image_size, load_image):
+        with pytest.raises(DataError, match=r"a\.jpg: not an image in a format that can be read"):
+            function(path)
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    for file_format in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"):
+        path = tmp_path / "a.heic"
+        gradient().save(path, file_format)
+        assert load_image(path).size == image_size(path) == (WIDTH, HEIGHT), file_format
+
+
+def test_photos_of_several_pictures_are_the_first_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    gradient().save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 5))])
+    with Image.open(path) as image:
+        assert image.format == "MPO"
+    assert load_image(path).size == image_size(path) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "link.jpg", "zero.png"):
+        for function in (image_size, load_image):
+            with pytest.raises(DataError, match=rf"{name}: cannot decode this image: it is a pipe or a device"):
+                function(tmp_path / name)
+
+
+def test_an_enormous_file_is_refused_with_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    gradient().save(path)
+    os.truncate(path, 2**30 + 1)  # without taking place on the disk
+    with pytest.raises(DataError, match=r"a\.png: it has 1,073,741,825 bytes"):
+        load_image(path)
+
+
+def png_of(size_wh: tuple[int, int]) -> bytes:
+    """Black picture of one bit per pixel, packed."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    width, height = size_wh
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))), 9)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("size_wh", [(170_000_000, 1), (1, 1_000_000), (100_001, 2)])
+def test_pictures_as_thin_as_a_thread_are_refused(size_wh: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "thin.png"
+    path.write_bytes(png_of(size_wh))
+    for function in (image_size, load_image):
+        with pytest.raises(DataError, match=rf"{size_wh[0]:,} x {size_wh[1]:,} pixels, and no picture .* 100,000"):
+            function(path)
+
+
+def test_the_longest_picture_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "thin.png"
+    path.write_bytes(png_of((100_000, 1)))
+    assert load_image(path).size == image_size(path) == (100_000, 1)
+
+
+def test_previews_in_raw_files_are_not_taken_for_the_photo(tmp_path: Path) -> None:
+    path = tmp_path / "photo.tiff"
+    gradient().save(path, tiffinfo={254: 1})
+    with pytest.raises(DataError, match="only a preview of another"):
+        load_image(path)
+
+
+def test_large_pictures_are_converted_by_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(2)
+    deep = generator.integers(0, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
+    floats = generator.random((HEIGHT, WIDTH)).astype(np.float32)
+    floats[-1, -1] = 2.0  # one value above 1, in the last strip, decides on the range of all
+    colours = generator.integers(0, 256, (HEIGHT, WIDTH, 4)).astype(np.uint8)
+    for values, suffix in ((deep, ".png"), (floats, ".tiff"), (colours, ".png")):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(values).save(path)
+        monkeypatch.setattr(images, "_STRIP", 10**9)
+        whole = np.asarray(load_image(path))
+        monkeypatch.setattr(images, "_STRIP", 3 * WIDTH - 1)
+        np.testing.assert_array_equal(np.asarray(load_image(path)), whole)
+
+
 def test_damaged_images_never_raise_anything_else(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     outcomes = {"read": 0, "refused": 0}
@@ -173,6 +306,20 @@ def test_damaged_images_never_raise_anything_else(tmp_path: Path) -> None:
             except DataError:
                 outcomes["refused"] += 1
     assert min(outcomes.values()) > 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are shorter there")
+def test_folders_nested_beyond_the_recursion_limit_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = Path(*["d"] * 1200)
+    for parent in [*reversed(deep.parents), deep]:
+        parent.mkdir(exist_ok=True)
+    try:
+        Image.new("RGB", (2, 1)).save(deep / "a.png")
+        assert list_images(Path("d")) == [deep / "a.png"]
+    finally:  # what removes old folders of tests recurses, too
+        os.remove(deep / "a.png")
+        os.removedirs(deep)
 
 
 def test_listing_finds_images_below_and_skips_the_rest(tmp_path: Path, photo: Callable[..., Path]) -> None:

@@ -26,6 +26,7 @@ def test_normalised_images_become_pictures_again():
     [
         ({"short_side": 0}, "at least 1"),
         ({"short_side": 1600}, "raise max_side.*2666"),
+        ({"short_side": 800, "max_side": 100_000}, "a side is 100000 pixels; 20000 are the most"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.2, float("inf"), 0.2)}, "finite"),
     ],
@@ -33,6 +34,11 @@ def test_normalised_images_become_pictures_again():
 def test_impossible_preprocessing(settings, message):
     with pytest.raises(ConfigError, match=message):
         Preprocessing(**settings)
+
+
+@pytest.mark.parametrize(("size_wh", "expected"), [((100_000, 1), (3, 1, 40)), ((1, 100_000), (3, 40, 1))])
+def test_model_input_of_a_picture_like_a_thread_is_no_larger_than_others(size_wh, expected):
+    assert to_model_input(Image.new("RGB", size_wh), Preprocessing(short_side=19, max_side=40)).shape == expected
 
 
 def test_model_input_is_resized_and_normalised():

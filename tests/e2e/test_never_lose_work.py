@@ -105,24 +105,33 @@ def test_killed_at_random_moments(ddetr, config, scenes, tmp_path, epochs, worke
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_sigterm_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path, workers):
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [
+        (signal.SIGTERM, 143, 0),
+        (signal.SIGHUP, 129, 0),
+        pytest.param(signal.SIGTERM, 143, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_end_saves_and_says_so_with_its_exit_code(ddetr, config, scenes, tmp_path, number, code, workers):
     config = config.with_settings(epochs=300, save_every=0.0, num_workers=workers)
     process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
-    process.terminate()
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 143
+    assert process.exitcode == code
     assert load(tmp_path / "run" / "last.safetensors", training=True).training.progress["progress"]["step"] > 0
 
 
 @pytest.mark.slow
-def test_sigterm_to_readers_and_all_leaves_no_process(ddetr, config, scenes, tmp_path):
-    """As a scheduler sends it: to every process of the job, at the same moment."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_to_readers_and_all_leaves_no_process(ddetr, config, scenes, tmp_path, number, code):
+    """As a scheduler sends it, or a terminal that closes: to every process of the job, at the same moment."""
     config = config.with_settings(epochs=300, save_every=0.0, num_workers=2)
     process = begin(ddetr, config, scenes, tmp_path / "run", tmp_path)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, number)
     process.join(60)
-    assert process.exitcode == 143
+    assert process.exitcode == code
     # The last of the readers may leave a moment later.
     until = time.monotonic() + 60
     with contextlib.suppress(ProcessLookupError):
@@ -174,6 +183,25 @@ def test_sigterm_in_a_step_is_answered_after_it(config, scenes, tmp_path, monkey
     assert (done.interrupted, done.terminated, done.epochs_completed) == (True, True, 0)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert resume(tmp_path / "run", device="cpu").epochs_completed == 2
+
+
+def test_a_run_that_is_under_way_has_its_folder_for_itself(ddetr, config, scenes, tmp_path):
+    config, folder = config.with_settings(epochs=300), tmp_path / "run"
+    process = begin(ddetr, config, scenes, folder, tmp_path)
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(
+        OutputError, match=rf"run is in use: process {process.pid} on .* trains in it; wait for its end"
+    ):
+        resume(folder, device="cpu", epochs=301)
+    assert process.is_alive()
+    assert (folder / "config.json").read_bytes() == before
+    # A run that was killed left its lock behind, which stops nobody.
+    process.kill()
+    process.join()
+    assert (folder / ".lock").exists()
+    completed = load(folder / "last.safetensors", training=True).training.progress["progress"]["epoch"]
+    assert resume(folder, device="cpu", epochs=completed + 1).epochs_completed == completed + 1
+    assert not (folder / ".lock").exists()
 
 
 def test_where_ctrl_c_is_ignored_sigterm_still_saves_and_that_is_said(config, scenes, tmp_path, monkeypatch):

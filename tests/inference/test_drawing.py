@@ -1,3 +1,4 @@
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -113,10 +114,53 @@ def test_what_leaves_the_picture_is_drawn_at_its_border():
     assert after.getpixel((0, 130)) == after.getpixel((299, 130)) == after.getpixel((150, 199)) == class_color(0)
 
 
-@pytest.mark.parametrize("name", ["été", "Ворона", "漢字", "a\nb\tc", "", "\ud800", "very long " * 30, "$x_1$"])
+ODD_NAMES = [
+    *("été", "Ворона", "漢字", "a\nb\tc", "", "\ud800", "very long " * 30, "$x_1$"),
+    *(
+        "\x1b[31mred",
+        "\0\x07\x7f\x9b",
+        "\u202etxt.exe",
+        "\u05d0\u05d1 \u0627\u0644",
+        "🐈\u200d🐈",
+        "\u0301" * 50,
+        "\u2028",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 def test_any_name(name):
     after = draw_detections(canvas(), detections(([100, 80, 180, 150], 0.9, 0)), (name,))
     assert changed(after).any()
+
+
+def test_codes_for_a_terminal_are_drawn_as_escapes():
+    def tag(name: str) -> bytes:
+        return draw_objects(canvas(), [[10.0, 60.0, 290.0, 190.0]], [0], (name,)).tobytes()
+
+    assert tag("a\x1b[1m") == tag("a\\x1b[1m") != tag("a[1m")
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_name_of_a_million_letters_is_drawn_at_once(letter):
+    rows = [([10.0 + i, 60.0, 90.0 + i, 150.0], 0.9, 0) for i in range(100)]
+    began = time.process_time()
+    after = draw_detections(canvas(), detections(*rows), (letter * 10**6,))
+    assert time.process_time() - began < 1
+    assert after.tobytes() == draw_detections(canvas(), detections(*rows), (letter * 500,)).tobytes()
+
+
+def test_the_longest_beginning_that_fits_is_kept():
+    pen = drawing._pen((300, 200), is_plain=True)
+    name = "".join(chr(ord("a") + i % 26) for i in range(300))
+    for after in ("", " 0.87"):
+        shown = drawing._shortened(name, pen, 300, after)
+        kept = len(shown) - len("..." + after)
+        assert shown == f"{name[:kept]}...{after}"
+        room = 150 - 2 * pen.padding
+        assert pen.font.getlength(shown) <= room < pen.font.getlength(f"{name[: kept + 1]}...{after}")
+    assert drawing._shortened("ab", pen, 300, " 0.87") == "ab 0.87"
+    assert drawing._shortened("x" * 300, pen, 10, " 0.87") == " 0.87"
 
 
 def test_accents_are_drawn_as_letters():
@@ -143,6 +187,11 @@ def test_scale_enlarges_the_picture_and_moves_the_box():
     after = draw_detections(canvas(), detections(([100, 80, 180, 150], 0.9, 1)), CLASSES, scale=2.0)
     assert after.size == (600, 400)
     assert after.getpixel((200, 250)) == class_color(1)
+
+
+def test_a_scale_below_one_leaves_at_least_a_pixel():
+    after = draw_detections(canvas(1000, 2), detections(([0, 0, 1000, 2], 0.9, 0)), CLASSES, scale=0.1)
+    assert after.size == (100, 1)
 
 
 def test_ground_truth_is_dashed_white():

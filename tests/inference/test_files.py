@@ -1,10 +1,11 @@
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.inference.files import find_images, predict_files
+from deformable_detr.inference.files import find_images, passed_over, predict_files
 
 
 @pytest.fixture
@@ -27,6 +28,26 @@ def test_files_folders_and_patterns_each_once(photos):
     assert names(find_images([str(photos / "**" / "*.png")]), photos) == ["a/one.png", "b/one.png"]
     given = [str(photos / "c.JPG"), str(photos), str(photos / "c.*")]
     assert names(find_images(given), photos) == ["c.JPG", "a/one.png", "b/one.png"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", " ", "-", "\0", "a\0b/*", "x" * 5000, "?" * 5000, "~nobody-has-this-name/a.jpg", "[", "a/" * 2000]
+)
+def test_odd_names_are_no_images(pattern):
+    with pytest.raises(DataError, match="no such image"):
+        find_images([pattern])
+
+
+def test_pictures_of_other_formats_are_counted_and_said(photos):
+    for name in ("a/IMG_2.CR2", "IMG_1.dng", ".hidden.nef"):
+        (photos / name).write_bytes(b"II*\0")
+    assert len(find_images([str(photos)])) == 3
+    assert passed_over([str(photos)]) == "left out: 2 pictures of formats that are not read (IMG_1.dng, IMG_2.CR2)"
+    assert passed_over([str(photos / "b"), str(photos / "c.JPG")]) == ""
+    for path in photos.rglob("*.*[gG]"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no images in the folder .*, only a picture of formats .*\(IMG_2\.CR2\)"):
+        find_images([str(photos)])
 
 
 @pytest.mark.parametrize("pattern", ["nope.jpg", "*.webp", "empty", "a/*/*"])
@@ -93,3 +114,43 @@ def test_photos_are_never_replaced(detector, photos):
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(detector, photos):
     with pytest.raises(OutputError, match=r"cannot write to the output folder .*notes\.txt"):
         next(predict_files(detector, find_images([str(photos)]), output=photos / "notes.txt"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names cannot be")
+def test_written_names_hold_no_codes_and_differ(detector, photos, tmp_path):
+    odd = [
+        b"a\x1b[31m\n.png",
+        b"caf\xe9.png",
+        b"x" * 251 + b".png",
+        "\u202egpj.exe.png".encode(),
+        b"ONE.png",
+        b"one-2.png",
+    ]
+    for name in odd:
+        Image.new("RGB", (40, 30)).save(photos / os.fsdecode(name))
+    paths = find_images([str(photos)])
+    results = list(predict_files(detector, paths, output=tmp_path / "out", threshold=0.9))
+    assert len(results) == 9
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.jpg"))
+    assert len({name.casefold() for name in written}) == 9
+    assert all(name.isprintable() for name in written)
+    assert {"a%x1b[31m%n.jpg", "caf%xe9.jpg", "%u202egpj.exe.jpg", "x" * 200 + ".jpg", "one-2-2.jpg"} <= set(written)
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == [str(path) for path in paths]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_where_a_picture_should_be_written_is_refused(detector, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "c.jpg")
+    with pytest.raises(OutputError, match=r"cannot write .*c\.jpg: it is a device or a pipe"):
+        list(predict_files(detector, [photos / "c.JPG"], output=tmp_path / "out"))
+
+
+def test_a_picture_wider_than_a_jpeg_can_be_is_drawn_smaller(detector, tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (70_000, 3)).save(path)
+    (result,) = predict_files(detector, [path], output=tmp_path / "out", threshold=0.0)
+    assert result.size_wh == (70_000, 3)
+    with Image.open(tmp_path / "out" / "wide.jpg") as picture:
+        assert picture.size == (65_500, 3)

@@ -63,6 +63,9 @@ def test_another_image_size_scales_everything_in_proportion():
     assert (max(config.augmentation.short_sides), config.augmentation.crop_min) == (400, 192)
     with pytest.raises(ConfigError, match="image size is 0"):
         with_image_size(TrainConfig(), 0)
+    with pytest.raises(ConfigError, match="the image size is 100000; it must be at most 12003"):
+        with_image_size(TrainConfig(), 100_000)
+    assert with_image_size(TrainConfig(), 12_003).preprocessing.max_side == 20_000
 
 
 def test_a_backbone_from_nothing_is_not_frozen():

@@ -5,7 +5,9 @@ import threading
 import pytest
 
 from deformable_detr.training import signals
-from deformable_detr.training.signals import Terminated, terminable, uninterrupted
+from deformable_detr.training.signals import Terminated, answer, held, terminable, uninterrupted
+
+ENDING = [pytest.param(number, id=number.name) for number in signals._ENDING]
 
 
 def ctrl_c():
@@ -63,48 +65,55 @@ def test_other_threads_may_use_it():
     assert done == [1]
 
 
-def sigterm():
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(number):
+    os.kill(os.getpid(), number)
 
 
-def test_sigterm_is_raised_at_once_or_after_the_block():
-    with pytest.raises(Terminated), terminable():
-        sigterm()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+@pytest.mark.parametrize("number", ENDING)
+def test_it_is_raised_at_once_or_after_the_block(number):
+    with pytest.raises(Terminated) as raised, terminable():
+        send(number)
+    assert raised.value.number == number
+    assert signal.getsignal(number) is signal.SIG_DFL
     done = []
 
     def block():
         with terminable(), uninterrupted():
-            sigterm()
+            send(number)
             done.append("finished")
 
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as raised:
         block()
+    assert raised.value.number == number
     assert done == ["finished"]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
-def test_the_same_sigterm_passed_on_by_a_launcher_is_one():
+@pytest.mark.parametrize("number", ENDING)
+def test_the_same_signal_passed_on_by_a_launcher_is_one(number):
     done = []
 
     def block():
         with terminable():
             try:
                 with uninterrupted():
-                    sigterm()
-                    sigterm()
+                    for one in (number, *signals._ENDING):  # some send several kinds at once
+                        send(one)
             finally:
-                sigterm()
+                for one in signals._ENDING:
+                    send(one)
                 done.append("saved")
 
     with pytest.raises(Terminated):
         block()
     assert done == ["saved"]
+    assert all(signal.getsignal(one) is signal.SIG_DFL for one in signals._ENDING)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_sigterm_later_on_ends_the_process_at_once(inside, monkeypatch):
+def test_another_one_later_on_ends_the_process_at_once(inside, number, monkeypatch):
     monkeypatch.setattr(signals, "_SAME_ONE_S", -1.0)
     child = os.fork()
     if child == 0:
@@ -112,25 +121,41 @@ def test_a_sigterm_later_on_ends_the_process_at_once(inside, monkeypatch):
             with terminable():
                 try:
                     with uninterrupted():
-                        sigterm()
+                        send(number)
                         if inside:
-                            sigterm()
+                            send(number)
                 except Terminated:
                     with uninterrupted():
-                        sigterm()
+                        send(number)
         finally:
             os._exit(7)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert os.WTERMSIG(status) == number
 
 
-def test_sigterm_of_others_is_left_alone():
+@pytest.mark.parametrize("number", ENDING)
+def test_what_others_handle_or_ignore_is_left_alone(number):
     seen = []
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
+    before = signal.signal(number, lambda *_: seen.append("theirs"))
     try:
         with terminable(), uninterrupted():
-            sigterm()
+            send(number)
+        assert seen == ["theirs"]
+        signal.signal(number, signal.SIG_IGN)  # as nohup does with SIGHUP
+        with terminable(), held() as arrived:
+            send(number)
+        assert arrived == []
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert seen == ["theirs"]
+        signal.signal(number, before)
+
+
+def test_of_several_signals_those_that_end_come_first():
+    answer([])
+    with pytest.raises(Terminated) as raised:
+        answer([signal.SIGINT, signal.SIGTERM])
+    assert raised.value.number == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        answer([signal.SIGINT])
+    assert not isinstance(interrupted.value, Terminated)

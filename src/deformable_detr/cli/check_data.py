@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deformable_detr.cli.lines import tell
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.printing import LONGEST_LINE, LONGEST_NAME, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -72,14 +74,14 @@ def check_data(
         Console(stderr=True).print(render(report))
     if not report.ok:
         if augmented is not None:
-            typer.echo("no picture: this data set cannot be used for training as it is", err=True)
+            tell("no picture: this data set cannot be used for training as it is")
         raise typer.Exit(1)
     if augmented is not None and config is not None:
         from deformable_detr.training.preview import save_preview
 
         with _progress("drawing images") as on_progress:
             save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
-        typer.echo(f"{augmented} training images after augmentation: {picture}", err=True)
+        tell(f"{augmented} training images after augmentation: {picture}")
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":
@@ -129,7 +131,8 @@ def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
 
     # Without a split that could be read nothing is known about classes, and tables would be empty.
     classes = f", {_counted(len(report.classes), 'class', 'classes')}" if report.splits else ""
-    parts: list[Any] = [Text(f"{report.path} ({report.format.upper()}{classes})", style="bold")]
+    title = f"{report.path} ({report.format.upper()}{classes})"
+    parts: list[Any] = [Text(printable(title, LONGEST_LINE), style="bold")]
     if report.splits:
         parts += [_split_table(report), _class_table(report)]
     if report.problems:
@@ -151,11 +154,12 @@ def _counted(number: int, one: str, many: str) -> str:
 
 def _split_table(report: "DatasetReport") -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Splits", title_justify="left")
     table.add_column("")
     for name in report.splits:
-        table.add_column(name, justify="right")
+        table.add_column(Text(printable(name, LONGEST_NAME)), justify="right")
     rows: list[tuple[str, Callable[[SplitStatistics], str]]] = [
         ("images", lambda s: str(s.images)),
         ("  without objects", lambda s: str(s.images_without_objects)),
@@ -180,9 +184,12 @@ def _class_table(report: "DatasetReport") -> "Table":
     table = Table(title="Boxes per class", title_justify="left")
     table.add_column("class")
     for name in report.splits:
-        table.add_column(name, justify="right")
+        table.add_column(Text(printable(name, LONGEST_NAME)), justify="right")
     for name in dict.fromkeys(name for summary in report.splits.values() for name in summary.boxes_per_class):
-        table.add_row(Text(name), *(str(summary.boxes_per_class.get(name, 0)) for summary in report.splits.values()))
+        table.add_row(
+            Text(printable(name, LONGEST_NAME)),
+            *(str(summary.boxes_per_class.get(name, 0)) for summary in report.splits.values()),
+        )
     return table
 
 
@@ -202,7 +209,10 @@ def _problem_table(report: "DatasetReport", examples: int) -> "Table":
         groups[not problem.fatal, problem.kind].append(problem)
     for (harmless, kind), group in sorted(groups.items()):
         style = "" if harmless else "red"
-        lines = [f"{problem.where}: {problem.message}".replace(folder, "") for problem in group[:examples]]
+        lines = [
+            printable(f"{problem.where}: {problem.message}".replace(folder, ""), LONGEST_LINE)
+            for problem in group[:examples]
+        ]
         if len(group) > examples:
             lines.append(f"... and {len(group) - examples} more; --json lists all")
         label = Text(kind.replace("_", " "), style=style)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deformable_detr.cli.lines import tell
+
 if TYPE_CHECKING:
     from deformable_detr.weights.convert import Conversion
 
@@ -29,13 +31,12 @@ def convert(
     with TerminalReporter() as reporter:
         done = convert_weights(source, output, to=to, force=force, sha256=sha256, reporter=reporter)
     record = _record(done)
-    typer.echo(
+    tell(
         f"{done.output}: {record['model']}, {done.num_parameters:,} parameters, {record['classes']} classes, "
-        f"licence {done.checkpoint.licence or 'not said'}; all {record['tensors']} tensors read back the same",
-        err=True,
+        f"licence {done.checkpoint.licence or 'not said'}; all {record['tensors']} tensors read back the same"
     )
     if done.lost:
-        typer.echo(f"lost, because the layout has no place for it: {', '.join(done.lost)}", err=True)
+        tell(f"lost, because the layout has no place for it: {', '.join(done.lost)}")
     typer.echo(json.dumps(record))
 
 

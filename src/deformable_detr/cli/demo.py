@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from deformable_detr.cli.lines import tell
+
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for pictures, report and summary.")] = Path("demo"),
@@ -29,8 +31,9 @@ def demo(
     with TerminalReporter() as reporter:
         result = demonstration.demo(output, config=config, device=device, reporter=reporter)
     if result is None:
-        typer.echo(f"stopped; the files so far are in {output}", err=True)
+        tell(f"stopped; the files so far are in {output}")
         raise typer.Exit(130)
-    typer.echo(result.summary, err=True)
+    for line in result.summary.splitlines():
+        tell(line)
     record = {"folder": str(result.folder), "metrics": result.metrics.twelve()}
     typer.echo(json.dumps(record))

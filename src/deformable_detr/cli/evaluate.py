@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deformable_detr.cli.lines import tell
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.printing import LONGEST_NAME, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +61,7 @@ def evaluate(
             reporter=reporter,
         )
     for why in report.skipped.values():  # each names its file
-        typer.echo(f"skipped: {why}", err=True)
+        tell(f"skipped: {why}")
     if as_json:
         typer.echo(json.dumps(_record(report, weights)))
         return
@@ -68,7 +70,7 @@ def evaluate(
     console = Console(stderr=True)
     skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""
     objects = report.dataset.num_objects
-    typer.echo(f"{len(report.dataset)} images{skipped}, {objects} objects, {report.seconds:.1f} s", err=True)
+    tell(f"{len(report.dataset)} images{skipped}, {objects} objects, {report.seconds:.1f} s")
     console.print(_summary_table(report))
     console.print(_class_table(report))
 
@@ -102,6 +104,7 @@ def _summary_table(report: "EvaluationReport") -> "Table":
 
 def _class_table(report: "EvaluationReport") -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     from deformable_detr.core.progress import percent
 
@@ -111,5 +114,9 @@ def _class_table(report: "EvaluationReport") -> "Table":
         table.add_column(heading, justify="right")
     counts = report.dataset.objects_per_class().values()
     for count, (name, one) in zip(counts, report.metrics.per_class.items(), strict=True):
-        table.add_row(name, str(count), *(percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar)))
+        table.add_row(
+            Text(printable(name, LONGEST_NAME)),
+            str(count),
+            *(percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar)),
+        )
     return table

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from deformable_detr.cli.lines import tell
+
 
 def predict(
     weights: Annotated[
@@ -39,10 +41,12 @@ def predict(
     """
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.inference.detector import Detector
-    from deformable_detr.inference.files import find_images, predict_files
+    from deformable_detr.inference.files import find_images, passed_over, predict_files
 
     paths = find_images(images)
     with TerminalReporter() as reporter:
+        if remark := passed_over(images):
+            reporter.say(remark)
         detector = Detector.load(weights, device=device, precision=precision, sha256=sha256, reporter=reporter)
         skipped = 0
         for done, result in enumerate(
@@ -64,4 +68,4 @@ def predict(
             else:
                 typer.echo(json.dumps(result.record()))
     found = f"{len(paths) - skipped} images done" + (f", {skipped} skipped" if skipped else "")
-    typer.echo(found + (f"; pictures and detections.json in {output}" if output else ""), err=True)
+    tell(found + (f"; pictures and detections.json in {output}" if output else ""))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.printing import printable
 
 
 def report(
@@ -29,4 +30,4 @@ def report(
 
     with TerminalReporter() as reporter:
         path = write_report(run, data=data, output=output, format=format, device=device, reporter=reporter)
-    typer.echo(path)
+    typer.echo(printable(str(path)))

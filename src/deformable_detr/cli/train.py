@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from deformable_detr.cli.lines import give_up, tell
 from deformable_detr.core.format_names import FormatName
 
 if TYPE_CHECKING:
@@ -307,20 +308,20 @@ def _conclude(run: "Run") -> None:
     from deformable_detr.core.progress import percent
     from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 
-    code = (143 if run.terminated else 130) if run.interrupted else 0
+    code = (129 if run.hung_up else 143 if run.terminated else 130) if run.interrupted else 0
     if not is_first():
         raise typer.Exit(code)
     best, last = run.folder / BEST_NAME, run.folder / LAST_NAME
     if run.best_epoch is not None:
         ap, ap50 = percent(run.best["ap"]), percent(run.best["ap50"])
-        typer.echo(f"best: AP {ap}, AP50 {ap50} in epoch {run.best_epoch}: {best}", err=True)
+        tell(f"best: AP {ap}, AP50 {ap50} in epoch {run.best_epoch}: {best}")
     if run.interrupted:
-        typer.echo(f"stopped; the weights so far are in {last}", err=True)
-        typer.echo(f"to continue: ddetr train --resume {run.folder}", err=True)
+        tell(f"stopped; the weights so far are in {last}")
+        tell(f"to continue: ddetr train --resume {run.folder}")
     else:
         if run.report is not None:
-            typer.echo(f"report: {run.report}", err=True)
-        typer.echo(f"to use it: ddetr predict {best} IMAGES --output pictures", err=True)
+            tell(f"report: {run.report}")
+        tell(f"to use it: ddetr predict {best} IMAGES --output pictures")
     record = {
         "folder": str(run.folder),
         "epochs_completed": run.epochs_completed,
@@ -331,6 +332,11 @@ def _conclude(run: "Run") -> None:
         "steps_left_out": run.num_not_finite,
         "report": None if run.report is None else str(run.report),
     }
-    typer.echo(json.dumps(record))
+    try:
+        typer.echo(json.dumps(record))
+    except OSError:
+        if not code:
+            raise
+        give_up(sys.stdout)  # the terminal is closed, which is why the run was interrupted
     if code:
         raise typer.Exit(code)

@@ -5,6 +5,7 @@ Built on torchrun and torch.distributed: `torchrun` sets the environment that `j
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _PATIENCE = timedelta(minutes=30)
 """Longest time that a process waits for the others: evaluating and saving takes some of them longer."""
 _LAST_SECONDS = "600"
 """Seconds that torchrun gives a stopped process to finish its step and save; its own default is 30."""
+_PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 _WANTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 Value = TypeVar("Value")
@@ -164,6 +166,11 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def _is_heeded(name: str) -> bool:
+    number = getattr(signal, name, None)
+    return number is not None and signal.getsignal(number) is not signal.SIG_IGN
+
+
 def start(devices: int, arguments: Sequence[str]) -> int:
     """Run `ddetr` with these arguments in several processes on this machine, by torchrun.
 
@@ -194,6 +201,8 @@ def start(devices: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        # A signal that is ignored here, as SIGHUP is under nohup, stays ignored.
+        signals_to_handle=",".join(name for name in _PASSED_ON if _is_heeded(name)),
     )
     command = [sys.executable, "-m", "deformable_detr.cli", *arguments]
     try:

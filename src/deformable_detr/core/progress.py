@@ -2,8 +2,11 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from deformable_detr.core.printing import LONGEST_LINE, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -36,7 +39,10 @@ class Silence:
 
 
 class TerminalReporter:
-    """Reporter on standard error: a bar if that is a terminal, else a line every half minute. Use it in a `with`."""
+    """Reporter on standard error: a bar if that is a terminal, else a line every half minute. Use it in a `with`.
+
+    A terminal that is closed takes nothing more, and the work goes on: it may be about to be saved.
+    """
 
     def __init__(self, console: "Console | None" = None) -> None:
         self._console = console
@@ -50,23 +56,28 @@ class TerminalReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
     def say(self, line: str) -> None:
-        """Show a line above the bar."""
-        console = self._opened()
-        if self._bar is not None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._plain(console, line)
+        """Show a line above the bar, with escapes for what cannot be printed."""
+        line = printable(line, LONGEST_LINE)
+        with suppress(OSError):
+            console = self._opened()
+            if self._bar is not None:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                self._plain(console, line)
 
     def update(self, stage: str, done: int, total: int, details: str = "") -> None:
         """Move the bar, or print a line if the last one is old enough."""
-        console = self._opened()
-        if self._bar is not None:
-            self._bar.update(stage, done, total, details)
-        elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
-            self._plain(console, f"{stage} {done}/{total} {details}".rstrip())
+        details = printable(details, LONGEST_LINE)
+        with suppress(OSError):
+            console = self._opened()
+            if self._bar is not None:
+                self._bar.update(stage, done, total, details)
+            elif time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+                self._plain(console, f"{stage} {done}/{total} {details}".rstrip())
 
     def _opened(self) -> "Console":
         """Console, with its bar if it is a terminal: from the first word on, so that a wrong path needs no Rich."""

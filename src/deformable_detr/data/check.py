@@ -11,6 +11,7 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
@@ -197,10 +198,10 @@ def _same_content(paths: Iterable[str]) -> list[list[str]]:
         by_digest: dict[bytes, list[str]] = defaultdict(list)
         for path in candidates:
             try:
-                with open(path, "rb") as stream:
+                with open_file(path) as stream:
                     digest = hashlib.file_digest(stream, "sha1").digest()
             except OSError:
-                continue
+                continue  # It is gone, or a pipe or a device; decoding reports that, too.
             by_digest[digest].append(path)
         groups += by_digest.values()
     return groups

@@ -1,5 +1,8 @@
 """Reading of image files: RGB of eight bits, in the orientation they are displayed in; every error names the file.
 
+What a file is, its first bytes decide, whatever its name. Only the formats that the documentation names are opened:
+Pillow knows dozens more, and hands PostScript to another program. See `image_formats`.
+
 Transparent pixels become white, which is how people saw the image when they drew its boxes. Sixteen-bit gray is
 scaled by its full range (65535 becomes 255), never by its own darkest and brightest value, so that images stay
 comparable.
@@ -8,20 +11,41 @@ comparable.
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deformable_detr.core.errors import DataError
+from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import Sample
+from deformable_detr.data.image_formats import format_of, refuse_foreign
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".avif"}
+    {
+        *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"),
+        # Counted as images also where what reads them is not installed: no photo is passed over in silence.
+        *(".avif", ".heic", ".heif", ".hif"),
+    }
 )
 """Endings, in lower case, of files that count as images when a folder is searched."""
+
+_UNREAD_SUFFIXES = frozenset(
+    {
+        *(".jp2", ".j2k", ".jxl", ".psd", ".tga", ".exr", ".eps", ".svg"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"),
+    }
+)
+
+LONGEST_SIDE = 100_000
+"""Longest side, in pixels, of a picture that is read; photos and scans are far below."""
+_MOST_BYTES = 1 << 30
+# Pixels that are converted at a time, so that a large picture needs little more memory than itself.
+_STRIP = 1 << 22
+_PREVIEW_TAG = 254
 
 _ORIENTATION_TAG = 0x0112
 _TURN_UPRIGHT = {
@@ -68,18 +92,48 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         DataError: the folder cannot be listed.
     """
+    return _files_below(folder, is_image_file)
+
+
+def list_unread(folder: Path) -> list[Path]:
+    """Files in a folder and the folders below it that are pictures by their names, in formats that are not read.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    return _files_below(folder, lambda name: os.path.splitext(name)[1].lower() in _UNREAD_SUFFIXES)
+
+
+def _files_below(folder: Path, is_meant: Callable[[str], bool]) -> list[Path]:
     found: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot list this folder: {error.strerror}") from error
-
-    visited = {os.path.realpath(folder)}  # A link may lead back up.
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        places = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = [name for name, place in places.items() if place not in visited]
-        visited.update(places.values())
-        found.extend(os.path.join(parent, name) for name in names if is_image_file(name))
+    visited = {_identity(str(folder))}  # A link may lead back up.
+    waiting = [str(folder)]  # A list, because folders may be nested deeper than Python's recursion limit.
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as listing:
+                entries = sorted((entry for entry in listing if entry.name[0] != "."), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot list this folder: {error.strerror}") from error
+        inner = []
+        for entry in entries:
+            if os.path.isdir(entry.path):
+                identity = _identity(entry.path)
+                if identity not in visited:
+                    visited.add(identity)
+                    inner.append(entry.path)
+            elif is_meant(entry.name):
+                found.append(entry.path)
+        waiting += reversed(inner)
     return [Path(path) for path in sorted(found)]
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    """Numbers that tell a folder from every other, whatever path leads there; None if it has just gone."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -108,9 +162,11 @@ def displayed(image: Image.Image) -> Image.Image:
     An EXIF orientation that the image still has is applied, even if the program has turned the image by itself.
 
     Raises:
-        DataError: Pillow has not decoded the image yet, and cannot.
+        DataError: Pillow has not decoded the image yet, and cannot, or would start another program to do it.
     """
-    with _explained(getattr(image, "filename", None) or f"a picture of {image.width} x {image.height}"):
+    name = getattr(image, "filename", None) or f"a picture of {image.width} x {image.height}"
+    with _explained(name):
+        refuse_foreign(image, name)
         return _displayed(image)
 
 
@@ -139,8 +195,35 @@ def read_image(sample: Sample) -> Image.Image:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    with _explained(path), Image.open(path) as image:
-        yield image
+    with _explained(path), open_file(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{path}: it has {size:,} bytes, and no image file with more than {_MOST_BYTES:,} is read")
+        with Image.open(stream, formats=[_format(path, stream)]) as image:
+            width, height = image.size
+            if max(width, height) > LONGEST_SIDE:
+                raise DataError(
+                    f"{path}: it is {width:,} x {height:,} pixels, and no picture with a side above {LONGEST_SIDE:,} "
+                    "is read; cut it into tiles"
+                )
+            if image.format == "TIFF" and _is_preview(image):
+                raise DataError(
+                    f"{path}: its first picture is only a preview of another, as in raw files of cameras; "
+                    "convert it to JPEG, PNG or TIFF"
+                )
+            yield image
+
+
+def _format(path: str | Path, stream: BinaryIO) -> str:
+    try:
+        return format_of(stream.read(256))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _is_preview(image: Image.Image) -> bool:
+    kind = getattr(image, "tag_v2", {}).get(_PREVIEW_TAG, 0)
+    return isinstance(kind, int) and kind & 1 == 1
 
 
 @contextmanager
@@ -157,7 +240,9 @@ def _explained(path: str | Path) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: refusing to decode: {error}") from error
     except _DAMAGED as error:
-        reason = str(error).strip().rstrip(".") or type(error).__name__
+        # The system's own errors would repeat the name.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = reason.strip().rstrip(".") or type(error).__name__
         raise DataError(f"{path}: cannot decode this image: {reason}") from error
 
 
@@ -202,21 +287,45 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
     """RGB of deep gray: integers by the range of 16 bits, floats by 0..1, or by 0..255 if any is above 1."""
-    values = np.asarray(image, dtype=np.float64)
+    factor = 1 / 257.0
     if image.mode == "F":
-        values = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
-        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
-    else:
-        scaled = values / 257.0
-    return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)).convert("RGB")
+        factor = 255.0 if max(_values(strip).max(initial=0.0) for _, strip in _strips(image)) <= 1.0 else 1.0
+
+    def scaled(strip: Image.Image) -> Image.Image:
+        return Image.fromarray(np.rint((_values(strip) * factor).clip(0, 255)).astype(np.uint8))
+
+    return _by_strips(image, scaled)
+
+
+def _values(strip: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(strip, dtype=np.float64), nan=0.0, posinf=255.0, neginf=0.0)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    with_alpha = image.convert("RGBA")
+    return _by_strips(image, _strip_over_white)
+
+
+def _strip_over_white(strip: Image.Image) -> Image.Image:
+    with_alpha = strip.convert("RGBA")
     alpha = with_alpha.getchannel("A")
     picture = with_alpha.convert("RGB")
     if alpha.getextrema() == (255, 255):
         return picture
-    white = Image.new("RGB", image.size, (255, 255, 255))
+    white = Image.new("RGB", strip.size, (255, 255, 255))
     white.paste(picture, mask=alpha)
     return white
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """RGB of an image that is converted a strip at a time."""
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip).convert("RGB"), (0, top))
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Upper edge and content of each strip of an image, from top to bottom."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))

@@ -246,9 +246,11 @@ def _usable_cores() -> int:
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches all processes of the group, and so does a cluster's SIGTERM; only the main process should answer.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C reaches all processes of the group, and so do a cluster's SIGTERM and the SIGHUP of a terminal that closes;
+    # only the main process should answer.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 _ending: WeakSet[BaseProcess] = WeakSet()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from deformable_detr.core.detections import Detections
+from deformable_detr.core.printing import printable
 from deformable_detr.data.dataset import Sample
 
 Color = tuple[int, int, int]
@@ -33,6 +34,8 @@ _PALETTE: tuple[Color, ...] = (
 _GOLDEN_ANGLE = 137.508
 _PAPER = (246, 246, 244)
 _TRUTH_COLOR = (255, 255, 255)
+# Letters of a class name that are looked at. Fewer fit into half of any image, however large.
+_MOST_LETTERS = 400
 
 
 class _Rectangle(NamedTuple):
@@ -94,13 +97,15 @@ def draw_detections(
         classes: class names by class id.
         threshold: lowest score that is drawn, in 0..1.
         ground_truth: annotated objects, drawn as dashed white boxes without labels.
-        scale: factor by which the image is enlarged first, for small images that labels would cover.
+        scale: factor by which the image is enlarged first, for small images that labels would cover; below 1 it
+            becomes smaller.
 
     Raises:
         ValueError: a detection has a class id without a name.
     """
     canvas = _enlarged(image, scale)
-    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
+    names = [_one_line(name) for name in classes]
+    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in names))
     draw = ImageDraw.Draw(canvas)
     # Boxes that can be seen, best score first.
     chosen = []
@@ -111,17 +116,20 @@ def draw_detections(
             raise ValueError(f"a detection has class id {class_id}, but there are {len(classes)} classes")
         place = _visible(box, scale, canvas.size)
         if score >= threshold and place is not None:
-            chosen.append((score, place, f"{_one_line(classes[class_id])} {score:.2f}", class_color(class_id)))
+            chosen.append((score, place, class_id))
     chosen.sort(key=lambda entry: entry[0], reverse=True)
     # Drawn from the lowest score to the best, so that the best is on top; labels come last, over all boxes.
-    for _, place, _, color in reversed(chosen):
-        _draw_box(draw, place, color, pen.line_width)
+    for _, place, class_id in reversed(chosen):
+        _draw_box(draw, place, class_color(class_id), pen.line_width)
     if ground_truth is not None:
         for box in ground_truth.boxes_xyxy.tolist():
             place = _visible(box, scale, canvas.size)
             if place is not None:
                 _draw_dashed(draw, place, max(1, pen.line_width // 2), pen.padding)
-    named = [(place, _fitting(text, pen, canvas.width), color) for _, place, text, color in chosen]
+    named = [
+        (place, _shortened(names[class_id], pen, canvas.width, f" {score:.2f}").strip(), class_color(class_id))
+        for score, place, class_id in chosen
+    ]
     _draw_tags(draw, named, pen, canvas.size)
     return canvas
 
@@ -144,14 +152,15 @@ def draw_objects(
         scale: factor by which the image is enlarged first, for small images that labels would cover.
     """
     canvas = _enlarged(image, scale)
-    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in classes))
+    names = [_one_line(name) for name in classes]
+    pen = _pen(canvas.size, is_plain=all(name.isascii() for name in names))
     draw = ImageDraw.Draw(canvas)
     named = []
     for box, class_id in zip(boxes_xyxy, class_ids, strict=True):
         place = _visible(box, scale, canvas.size)
         if place is not None:
             _draw_box(draw, place, class_color(class_id), pen.line_width)
-            named.append((place, _shortened(_one_line(classes[class_id]), pen, canvas.width), class_color(class_id)))
+            named.append((place, _shortened(names[class_id], pen, canvas.width), class_color(class_id)))
     _draw_tags(draw, named, pen, canvas.size)
     return canvas
 
@@ -194,7 +203,8 @@ def _enlarged(image: Image.Image, scale: float) -> Image.Image:
     image = image.convert("RGB")
     if scale == 1:
         return image.copy()
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _pen(size_wh: tuple[int, int], *, is_plain: bool) -> _Pen:
@@ -232,23 +242,24 @@ def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) 
 
 
 def _one_line(name: str) -> str:
-    """Name on one line, without line breaks and lone surrogates, which fonts cannot draw."""
-    return " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
-
-
-def _fitting(text: str, pen: _Pen, picture_width: int) -> str:
-    """Label whose name is shortened to fit into half the image; the score stays whole."""
-    name, score = text.rsplit(" ", 1)
-    return _shortened(name, pen, picture_width, f" {score}").strip()
+    """Name on one line, with escapes for what fonts cannot draw: control characters, lone surrogates."""
+    return printable(" ".join(name[: 2 * _MOST_LETTERS].split()))
 
 
 def _shortened(name: str, pen: _Pen, picture_width: int, after: str = "") -> str:
+    """Name that is shortened to fit into half the image, and what comes after it, which stays whole."""
     room = max(picture_width // 2, min(picture_width, 12 * round(pen.font.getlength("0")))) - 2 * pen.padding
-    if pen.font.getlength(name + after) <= room:
+    if len(name) <= _MOST_LETTERS and pen.font.getlength(name + after) <= room:
         return name + after
-    while name and pen.font.getlength(f"{name}...{after}") > room:
-        name = name[:-1]
-    return f"{name}...{after}" if name else after
+    # The longest beginning that fits, by halving: measuring takes as long as the text.
+    fits, too_long = 0, min(len(name), _MOST_LETTERS) + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if pen.font.getlength(f"{name[:middle]}...{after}") <= room:
+            fits = middle
+        else:
+            too_long = middle
+    return f"{name[:fits]}...{after}" if fits else after
 
 
 def _draw_tags(

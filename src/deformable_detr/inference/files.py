@@ -1,6 +1,7 @@
 """Detection in many image files, with annotated pictures and a COCO file of the detections if wanted."""
 
 import glob
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,16 @@ from typing import Any
 from PIL import Image
 
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.core.files import write_json
+from deformable_detr.core.errors import DataError, OutputError, listed
+from deformable_detr.core.files import write_atomically, write_json
+from deformable_detr.core.printing import printable
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
-from deformable_detr.data.images import list_images, load_image
+from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+
+# Pixels of the longest side that a JPEG file can have.
+_LONGEST_JPEG = 65_500
+_LONGEST_STEM = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +68,37 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
+        if not pattern.strip() or "\0" in pattern:
+            raise DataError(f"no such image: {pattern!r}")
+        # The functions of os.path answer for names that no file can have, too.
+        path = Path(os.path.expanduser(pattern))
+        if os.path.isdir(path):
             paths = list_images(path)
             if not paths:
-                raise DataError(f"no images in the folder {pattern}")
-        elif path.exists():
+                unread = list_unread(path)
+                only = f", only {_counted(unread)}" if unread else ""
+                raise DataError(f"no images in the folder {pattern}{only}")
+        elif os.path.exists(path):
             paths = [path]
         else:
             matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-            paths = [match for match in matches if match.is_file()]
+            paths = [match for match in matches if os.path.isfile(match)]
             if not paths:
                 raise DataError(f"no such image: {pattern}")
         found.update(dict.fromkeys(paths))
     return list(found)
+
+
+def passed_over(patterns: Sequence[str]) -> str:
+    """Sentence on the pictures in the folders among `patterns` whose formats are not read; empty if there are none."""
+    folders = (Path(os.path.expanduser(pattern)) for pattern in patterns)
+    unread = [path for folder in folders if os.path.isdir(folder) for path in list_unread(folder)]
+    return f"left out: {_counted(unread)}" if unread else ""
+
+
+def _counted(unread: Sequence[Path]) -> str:
+    what = "a picture" if len(unread) == 1 else f"{len(unread)} pictures"
+    return f"{what} of formats that are not read ({listed([path.name for path in unread])})"
 
 
 def predict_files(
@@ -104,7 +127,7 @@ def predict_files(
         DataError: a file cannot be read, and `skip_bad_images` is False.
         OutputError: the folder cannot be written, or it holds the images themselves.
     """
-    if output is not None and output.resolve() in {path.resolve().parent for path in paths}:
+    if output is not None and os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")
     pictures = None if output is None else _PictureFolder(output, detector, threshold)
     # The detector reads ahead by one batch: `waiting` holds the images whose detections have not come yet.
@@ -140,7 +163,7 @@ class _PictureFolder:
 
     def __init__(self, path: Path, detector: Detector, threshold: float) -> None:
         self._path, self._detector, self._threshold = path, detector, threshold
-        self._names: set[str] = set()
+        self._names: dict[str, int] = {}
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         try:
@@ -153,12 +176,15 @@ class _PictureFolder:
         # Only who asks for pictures needs what draws them.
         from deformable_detr.inference.drawing import draw_detections
 
-        name = self._free_name(result.path.stem)
-        drawn = draw_detections(image, result.detections, self._detector.classes, threshold=self._threshold)
-        try:
-            drawn.save(self._path / name, quality=92)
-        except OSError as error:
-            raise OutputError(f"cannot write {self._path / name}: {error.strerror or error}") from error
+        drawn = draw_detections(
+            image,
+            result.detections,
+            self._detector.classes,
+            threshold=self._threshold,
+            scale=min(1.0, _LONGEST_JPEG / max(image.size)),
+        )
+        target = self._path / self._free_name(result.path.stem)
+        write_atomically(target, lambda place: drawn.save(place, "JPEG", quality=92), durable=False)
         image_id = len(self._images) + 1
         self._images.append(image_record(image_id, str(result.path), image.size))
         for found in result.detections:
@@ -171,10 +197,14 @@ class _PictureFolder:
         write_json(self._path / "detections.json", document(self._images, self._annotations, classes, category_ids))
 
     def _free_name(self, stem: str) -> str:
-        """File name that is not used yet: images of different folders may have equal names."""
-        name, number = f"{stem}.jpg", 1
-        while name in self._names:
+        """File name that is not used yet: images of different folders may have equal names, or differ in case only.
+
+        What cannot be printed becomes an escape with a percent sign, which file names may hold on every system.
+        """
+        stem = printable(stem).replace("\\", "%").encode()[:_LONGEST_STEM].decode(errors="ignore")
+        free, number = stem, self._names.get(stem.casefold(), 0) + 1
+        while number > 1 and (free := f"{stem}-{number}").casefold() in self._names:
             number += 1
-            name = f"{stem}-{number}.jpg"
-        self._names.add(name)
-        return name
+        self._names[stem.casefold()] = number
+        self._names.setdefault(free.casefold(), 1)
+        return f"{free}.jpg"

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from deformable_detr.report.charts import Series
+from deformable_detr.runs.records import is_record
 
+# Figures above cannot be drawn to any scale; they leave a gap.
+_HIGHEST = 1e30
 _STAGE = re.compile(r"decoder\.(\d+)/")
 
 
@@ -26,7 +29,8 @@ class History(NamedTuple):
     @property
     def seconds(self) -> float:
         """Duration of training and evaluation in the completed epochs."""
-        return math.fsum(row.get("train_seconds", 0.0) + row.get("val_seconds", 0.0) for row in self.epochs)
+        found = (row.get(name, 0.0) for row in self.epochs for name in ("train_seconds", "val_seconds"))
+        return math.fsum(seconds for seconds in found if isinstance(seconds, int | float) and 0 <= seconds < _HIGHEST)
 
     def best(self, by: str = "ap") -> dict[str, Any] | None:
         """Record of the best epoch, chosen as best.safetensors is: the highest metric, and the latest of equals.
@@ -114,19 +118,18 @@ class History(NamedTuple):
 
 
 def history_of(records: Iterable[dict[str, Any]]) -> History:
-    """History from the lines of a metrics.jsonl; lines of other kinds or without epoch and step are left out."""
-    placed = [row for row in records if all(isinstance(row.get(k), int) and row[k] > 0 for k in ("epoch", "step"))]
-    return History(
-        [row for row in placed if row.get("kind") == "step"], [row for row in placed if row.get("kind") == "epoch"]
-    )
+    """History from the lines of a metrics.jsonl; lines of other kinds, and those that are no records, are left out."""
+    placed = [row for row in records if is_record(row)]
+    return History([row for row in placed if row["kind"] == "step"], [row for row in placed if row["kind"] == "epoch"])
 
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> list[float]:
     return [float(row["epoch"]) for row in rows]
 
 
-def _numbers(values: Iterable[float | None]) -> list[float]:
-    return [math.nan if value is None else float(value) for value in values]
+def _numbers(values: Iterable[object]) -> list[float]:
+    """Values to be drawn; NaN, a gap in the line, where one is missing, no number, or beyond any scale."""
+    return [float(value) if isinstance(value, int | float) and abs(value) < _HIGHEST else math.nan for value in values]
 
 
 def _percent(values: Iterable[float | None]) -> list[float]:

@@ -173,7 +173,10 @@ def _write(
     reporter: Reporter,
 ) -> Path:
     # Training: how it went, and whether it is finished.
-    history = history_of(folder.records())
+    records = folder.records()
+    history = history_of(records)
+    if strange := records.describe():
+        notes.append(f"{strange}.")
     if not history.steps and not history.epochs:
         notes.append("There is no metrics.jsonl with records in it: nothing is known about the training.")
     completed = max((row["epoch"] for row in history.epochs), default=0)
@@ -296,7 +299,7 @@ def _facts(findings: _Findings, analysis: Analysis | None) -> list[tuple[str, st
     elif best is not None:
         twelve = best["val"]
     if twelve is not None:
-        facts += [("AP, %", percent(twelve["ap"])), ("AP50, %", percent(twelve["ap50"]))]
+        facts += [(label, percent(twelve.get(name, -1.0))) for name, label in (("ap", "AP, %"), ("ap50", "AP50, %"))]
     if analysis is not None and analysis.overall.num_objects:
         facts += [("best F1", f"{analysis.overall.f1.max():.2f}"), ("at threshold", f"{analysis.threshold:.2f}")]
     # Training: how far it is, and how long it took.

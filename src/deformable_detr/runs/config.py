@@ -12,6 +12,7 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.evaluation.coco_metrics import check_metric_name
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.losses import CriterionConfig
+from deformable_detr.runs.bounds import check_counts
 from deformable_detr.runs.version_1 import from_version_1, is_version_1
 
 SCHEMA_VERSION = 2
@@ -42,7 +43,7 @@ class DataConfig:
     """Memory for decoded training images, in GB, for all workers together; 0 = no cache."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data", 0, "num_workers")
+        check_counts(self, "data", 0, "num_workers")
         if not 0 <= self.image_cache_gb < math.inf:
             raise ConfigError(f"data.image_cache_gb is {self.image_cache_gb}; it must be a number of GB, at least 0")
         if not 0 < self.val_share < 1:
@@ -88,7 +89,7 @@ class OptimizerConfig:
         for name in ("lr", "base_lr"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"optimizer.{name} is 0; nothing would be learnt")
-        _at_least(self, "optimizer", 1, "base_batch_size")
+        check_counts(self, "optimizer", 1, "base_batch_size")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"optimizer.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
 
@@ -112,8 +113,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        _at_least(self, "schedule", 1, "epochs")
-        _at_least(self, "schedule", 0, "warmup_steps")
+        check_counts(self, "schedule", 1, "epochs")
+        check_counts(self, "schedule", 0, "warmup_steps")
         if not 0 < self.drop_at <= 1:
             raise ConfigError(f"schedule.drop_at is {self.drop_at}; it must be above 0 and at most 1")
         if not 0 <= self.final_factor <= 1:
@@ -125,7 +126,7 @@ class RunConfig:
     """Settings of the start of a run, its steps, and how often it is evaluated and logged."""
 
     seed: int = 0
-    """Seed of all random numbers, at least 0."""
+    """Seed of all random numbers, at least 0 and below 2 to the power of 63."""
     batch_size: int | Literal["auto"] = 32
     """Images per step. "auto": as many as fit into memory, see `fitting_batch`."""
     start: Literal["backbone", "weights"] = "backbone"
@@ -141,8 +142,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        _at_least(self, "run", 1, "batch_size", "eval_every", "log_every")
-        _at_least(self, "run", 0, "seed")
+        check_counts(self, "run", 1, "batch_size", "eval_every", "log_every")
+        check_counts(self, "run", 0, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +166,7 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        _at_least(self, "compute", 1, "accumulate")
+        check_counts(self, "compute", 1, "accumulate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        _at_least(self, "checkpoints", 1, "keep_last")
+        check_counts(self, "checkpoints", 1, "keep_last")
         if not 0 <= self.save_every < math.inf:
             raise ConfigError(
                 f"checkpoints.save_every is {self.save_every}; it must be a number of minutes, at least 0"
@@ -201,7 +202,7 @@ class StoppingConfig:
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
-        _at_least(self, "stopping", 0, "patience")
+        check_counts(self, "stopping", 0, "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,13 +366,6 @@ def idle_remarks(config: TrainConfig) -> list[str]:
 
 
 _LENGTHS = ("crop_short_sides", "crop_min", "crop_max")
-
-
-def _at_least(group: object, title: str, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(group, name)
-        if value != "auto" and value < least:
-            raise ConfigError(f"{title}.{name} is {value}; it must be at least {least}")
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:

@@ -4,17 +4,16 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.errors import OutputError
 from deformable_detr.core.files import check_folder, sync, write_atomically, write_text
-from deformable_detr.core.reading import read_file, settings_value
+from deformable_detr.runs.records import RecordReader
 from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
 
-_LONGEST_METRICS = 1 << 32
 _PREVIOUS = re.compile(r"last-(\d+)\.safetensors")
 
 
@@ -98,14 +97,9 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"cannot write {self.metrics}: {error.strerror}") from error
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Records of the metrics, oldest first, if there are any; a line that is no JSON, as after a crash, is skipped.
-
-        Raises:
-            DataError: the file exists and cannot be read.
-        """
-        if self.metrics.exists():
-            yield from read_records(self.metrics)
+    def records(self) -> RecordReader:
+        """Records of the metrics, oldest first, if there are any; lines that are none are left out and counted."""
+        return RecordReader(self.metrics)
 
     def claim(self) -> None:
         """Claim the folder for this run; if several runs found it empty, the first one gets it.
@@ -133,44 +127,32 @@ class RunFolder:
             path.unlink(missing_ok=True)
         self.leave()
 
-    def forget_after(self, step: int, epoch: int) -> None:
-        """Drop the records that a resumed run will write again, and a line that a crash has cut off.
+    def forget_after(self, step: int, epoch: int) -> str:
+        """Drop the records that a resumed run will write again, and lines that are no records.
 
         Args:
             step: number of the last step of the current epoch that is kept, since the start of the run; 0 if the epoch
                 starts again.
             epoch: number of the last complete epoch.
+
+        Returns:
+            Sentence on lines that are no records; empty if there are none.
+
+        Raises:
+            DataError: the records cannot be read.
         """
         if not self.metrics.exists():
-            return
+            return ""
         # Completed epochs are kept by their epoch: with other data their steps may have other numbers than now.
+        records = self.records()
         kept = [
             json.dumps(record) + "\n"
-            for record in self.records()
+            for record in records
             if record.get("epoch", 0) <= epoch
             or (record.get("kind") != "epoch" and record.get("epoch") == epoch + 1 and record.get("step", 0) <= step)
         ]
         write_text(self.metrics, "".join(kept))
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a metrics.jsonl, in the order of the file; lines that are no JSON objects are skipped.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        lines = read_file(path, most=_LONGEST_METRICS).decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: cannot read the metrics of the run: {reason}") from error
-    for line in lines:
-        try:
-            record = settings_value(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
+        return records.describe()
 
 
 def new_run_folder(parent: Path, recipe: str, data_name: str) -> RunFolder:

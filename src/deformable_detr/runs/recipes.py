@@ -9,7 +9,7 @@ from typing import Any
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.reading import read_json
 from deformable_detr.data.augmentation.presets import find_preset
-from deformable_detr.data.augmentation.settings import Augmentation
+from deformable_detr.data.augmentation.settings import LARGEST_SIDE, Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
@@ -209,11 +209,14 @@ def with_image_size(config: TrainConfig, short_side: int) -> TrainConfig:
         short_side: shorter side of the images, in pixels: in evaluation, and the largest in training.
 
     Raises:
-        ConfigError: the size is below 1.
+        ConfigError: the size is below 1, or so large that the longer side would exceed `LARGEST_SIDE`.
     """
     if short_side < 1:
         raise ConfigError(f"the image size is {short_side}; it must be at least 1")
     before = Preprocessing() if isinstance(config.preprocessing, str) else config.preprocessing
+    largest = LARGEST_SIDE * before.short_side // before.max_side
+    if short_side > largest:
+        raise ConfigError(f"the image size is {short_side}; it must be at most {largest}")
     max_side = max(short_side, round(before.max_side * (short_side / before.short_side)))
     # An augmentation that is "auto" gets this size later, when it is chosen by the data.
     augmentation = config.augmentation

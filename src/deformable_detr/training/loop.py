@@ -1,7 +1,6 @@
 """Training loop: the step, the steps of an epoch, and the evaluation after it."""
 
 import math
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +31,7 @@ from deformable_detr.training.messages import (
 from deformable_detr.training.metrics_log import MetricsLog
 from deformable_detr.training.optimizer import clip_gradients, schedule_share, set_learning_rate
 from deformable_detr.training.sharding import equally_many
-from deformable_detr.training.signals import answer, uninterrupted
+from deformable_detr.training.signals import INTERRUPTING, answer, uninterrupted
 from deformable_detr.training.state import Learner, RunState
 
 _MOST_LEFT_OUT = 10
@@ -147,7 +146,7 @@ def take_steps(run: RunState, log: MetricsLog, reporter: Reporter, held_back: Se
     Raises:
         TrainingError: the loss is not finite, or there is not enough memory.
         DataError: an image cannot be read.
-        KeyboardInterrupt: Ctrl-C or SIGTERM.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP.
     """
     # Begin or continue the epoch: the loader skips batches that were taken before an interruption.
     config, progress, loader, learner = run.config, run.progress, run.loader, run.learner
@@ -189,10 +188,10 @@ def _agree_to_save(ranks: Ranks, held_back: Sequence[int], *, due: bool) -> bool
     """Whether to save before this step, agreed on by all processes, which call it together.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM has reached one of the processes.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP has reached one of the processes.
     """
-    interrupted, terminated, due_somewhere = ranks.total(signal.SIGINT in held_back, signal.SIGTERM in held_back, due)
-    answer(interrupted > 0, terminated > 0)
+    due_somewhere, *counts = ranks.total(due, *(number in held_back for number in INTERRUPTING))
+    answer([number for number, count in zip(INTERRUPTING, counts, strict=True) if count > 0])
     return due_somewhere > 0
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.runs.config import TrainConfig, to_json
 from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder
+from deformable_detr.runs.lock import locked
 from deformable_detr.training.acceleration import bound_primitive_cache
 from deformable_detr.training.finetune import Transfer
 from deformable_detr.training.loggers import ServiceName, chosen_services
@@ -80,6 +81,15 @@ def new_folder(output: str | Path | None, config: TrainConfig, data_name: str, r
     if not ranks.is_first:
         return RunFolder(Path())
     return create_run_folder(Path(output)) if output else new_run_folder(_RUNS, config.name, data_name)
+
+
+def alone_in(folder: RunFolder, around: Surroundings) -> AbstractContextManager[None]:
+    """Context in which no other run can train in the folder; the first process holds the lock.
+
+    Raises:
+        OutputError: another process trains in it.
+    """
+    return locked(folder.path, around.reporter.say) if around.ranks.is_first else nullcontext()
 
 
 def write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any], transfer: Transfer | None) -> None:

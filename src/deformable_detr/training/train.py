@@ -1,7 +1,8 @@
 """Training: settle the settings, set up, then for every epoch take the steps, evaluate and save."""
 
+import signal
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from deformable_detr.training.messages import introduce
 from deformable_detr.training.metrics_log import MetricsLog
 from deformable_detr.training.opening import (
     Surroundings,
+    alone_in,
     check_metric,
     data_name,
     data_record,
@@ -62,9 +64,11 @@ class Run:
     skipped: dict[str, str]
     """Reason for each training image that could not be read, by the path of the image."""
     interrupted: bool
-    """Whether Ctrl-C or SIGTERM ended the run; `resume` continues it."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP ended the run; `resume` continues it."""
     terminated: bool = False
     """Whether SIGTERM ended the run."""
+    hung_up: bool = False
+    """Whether SIGHUP ended the run, as when its terminal was closed."""
     stopped_early: bool = False
     """Whether `patience` ended the run, which then counts as complete."""
     num_not_finite: int = 0
@@ -90,8 +94,8 @@ def train(
 ) -> Run:
     """Train a detector and leave it in a run folder, as best.safetensors.
 
-    Ctrl-C or SIGTERM ends the run after the current step, and `resume` can continue it. This seeds torch's global
-    random generator.
+    Ctrl-C, SIGTERM or SIGHUP ends the run after the current step, and `resume` can continue it. This seeds torch's
+    global random generator.
 
     Args:
         config: settings of the run: a recipe, perhaps changed by its `with_settings`.
@@ -108,8 +112,8 @@ def train(
         log: services to log to, besides metrics.jsonl and metrics.csv: "tensorboard", "wandb", "mlflow". If left out,
             TensorBoard if it is installed; if empty, none.
         report: write report.html at the end, which evaluates the best weights once more.
-        on_interrupt: reaction to Ctrl-C or SIGTERM after the run is saved: "raise" raises the KeyboardInterrupt,
-            "return" returns a `Run` with `interrupted` set.
+        on_interrupt: reaction to Ctrl-C, SIGTERM or SIGHUP after the run is saved: "raise" raises the
+            KeyboardInterrupt, "return" returns a `Run` with `interrupted` set.
         reporter: receives messages and the progress.
 
     Returns:
@@ -174,9 +178,11 @@ def train(
             if around.ranks.is_first:
                 folder.claim()
                 claimed = True
-                write_settings(folder, config, data_record(data, val_data, format, opened), transfer)
-            run.save_last()  # from now on the run can be resumed, whatever ends it
-            return _run(run, around, report=report, on_interrupt=on_interrupt)
+            with alone_in(folder, around):
+                if around.ranks.is_first:
+                    write_settings(folder, config, data_record(data, val_data, format, opened), transfer)
+                run.save_last()  # from now on the run can be resumed, whatever ends it
+                return _run(run, around, report=report, on_interrupt=on_interrupt)
         except DeformableDetrError:
             # A run that has not taken a step leaves no files. The files of another run in the folder stay.
             if claimed and run.progress.step == 0:
@@ -220,7 +226,7 @@ def resume(
         Folder and figures of the run.
 
     Raises:
-        OutputError: there is no such run, or its folder cannot be written.
+        OutputError: there is no such run, another process trains in its folder, or that cannot be written.
         BackendError: the device is not available.
         CheckpointError: all checkpoints are damaged, or the data set has other classes than the run.
         ConfigError: no epoch is left to train, or a service to log to is not installed.
@@ -228,10 +234,11 @@ def resume(
         TrainingError: see `train`.
         KeyboardInterrupt: see `train`.
     """
-    with surroundings(device, log, reporter) as around:
+    with surroundings(device, log, reporter) as around, ExitStack() as held_folder:
         # Settings of the run, perhaps with more epochs, and data. Nothing in the folder changes yet.
         with around.ranks.first_alone():
             folder = open_run_folder(Path(run))
+            held_folder.enter_context(alone_in(folder, around))
             path, saved = newest_whole(folder, around.reporter)
             assert saved.training is not None
             config = from_json(read_json(folder.config), str(folder.config))
@@ -263,7 +270,8 @@ def resume(
             if data is not None or val_data is not None:  # the next `resume` and the report find the data there
                 now = data_record(where, judged_by, origin.get("format"), opened)
                 write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
-            folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
+            strange = folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
+            notes += [strange] if strange else []
         for note in notes:
             around.reporter.say(note)
         around.reporter.say(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step_in_epoch + 1}")
@@ -271,7 +279,7 @@ def resume(
 
 
 def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Literal["raise", "return"]) -> Run:
-    """Train the remaining epochs. Ctrl-C and SIGTERM end them between two steps, and the run can be resumed."""
+    """Train the remaining epochs. Ctrl-C, SIGTERM and SIGHUP end them between two steps; the run can be resumed."""
     reporter, progress = around.reporter, run.progress
     introduce(run, reporter)
     interrupt: KeyboardInterrupt | None = None
@@ -288,8 +296,8 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
                 pace = take_steps(run, log, reporter, held_back)
                 evaluation = evaluate_if_due(run, reporter)
                 complete_epoch(run, log, reporter, pace, evaluation)
-        except KeyboardInterrupt as signal:
-            interrupt = signal
+        except KeyboardInterrupt as arrived:
+            interrupt = arrived
             with uninterrupted():
                 run.save_last()
         except DeformableDetrError:
@@ -315,7 +323,8 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
         best=progress.best,
         skipped=skipped,
         interrupted=interrupt is not None,
-        terminated=isinstance(interrupt, Terminated),
+        terminated=isinstance(interrupt, Terminated) and interrupt.number == signal.SIGTERM,
+        hung_up=isinstance(interrupt, Terminated) and interrupt.number != signal.SIGTERM,
         stopped_early=progress.stopped_early,
         num_not_finite=progress.num_not_finite,
         report=page,
@@ -329,7 +338,7 @@ def _metrics_log(run: RunState, around: Surroundings) -> MetricsLog:
 
 
 def _signals(ranks: Ranks) -> AbstractContextManager[list[int]]:
-    """Context that holds back Ctrl-C and SIGTERM in several processes, until all ask for them at the same step.
+    """Context that holds back the signals in several processes, until all ask for them at the same step.
 
     A process that stopped on its own would leave the others waiting for ever. A single process stops at once.
     """

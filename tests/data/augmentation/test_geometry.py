@@ -35,7 +35,13 @@ from tests.data.drawn import (
         ((500, 2000), 800, 1333, (333, 1332)),
         ((333, 333), 480, 1333, (480, 480)),
         ((1000, 600), 800, None, (1333, 800)),
-        ((10000, 1), 800, 1333, (10000, 1)),
+        # The published rule would be 19 x 1360, which is near enough; 4 x 1428 and 1 x 2000 are not.
+        ((20, 1432), 800, 1333, (19, 1360)),
+        ((7, 2500), 800, 1333, (4, 1333)),
+        ((4000, 2), 800, 1333, (1333, 1)),
+        # There the published rule has no answer: the shorter side would be 0.
+        ((10000, 1), 800, 1333, (1333, 1)),
+        ((1, 170_000_000), 800, 1333, (1, 1333)),
         ((1, 1), 3, 5, (3, 3)),
     ],
 )
@@ -56,6 +62,8 @@ def test_resized_wh_is_the_float_rule(width, height, short_side, max_side):
         if long / short * size > max_side:
             size = max(1, round(max_side * short / long))
     long_side = int(size * max(width, height) / min(width, height))
+    if max_side is not None and long_side > 1.05 * max_side:
+        long_side = max_side
     expected = (size, long_side) if width < height else (long_side, size)
     assert g.resized_wh((width, height), short_side, max_side) == expected
 

@@ -361,3 +361,13 @@ def test_target_is_relative_to_the_transformed_image():
     ]
     torch.testing.assert_close(target.boxes, torch.tensor(expected))
     assert target.labels.tolist() == [4, 0, 7]
+
+
+@pytest.mark.parametrize("size_wh", [(30_000, 1), (1, 30_000), (9000, 2)])
+def test_a_picture_like_a_thread_stays_within_the_longest_side(size_wh):
+    wild = replace(EVERYTHING, crop_probability=1.0, zoom_out=0.3, mosaic=0.3, iou_crop=0.3, scale_jitter=(0.5, 1.0))
+    thread = Example(Image.new("RGB", size_wh), torch.tensor([[0.0, 0.0, *size_wh]]), torch.zeros(1, dtype=torch.int64))
+    for seed in range(12):
+        after = t.augment(thread, generator(seed), lambda random: thread, augmentation=wild)
+        assert min(after.image.size) >= 1
+        assert max(after.image.size) <= 1.05 * wild.max_side

@@ -38,12 +38,15 @@ def resized_wh(size_wh: tuple[int, int], short_side: int, max_side: int | None) 
     """Width and height after bringing the shorter side to `short_side`, less if the longer would exceed `max_side`.
 
     This is the rule of the published code, to the pixel. If `max_side` decides, the shorter side is rounded to the
-    nearest pixel and the longer one down, so that an extreme aspect ratio may miss `max_side` by a few pixels.
+    nearest pixel and the longer one down, so that a long picture may miss `max_side` by a few pixels. One that would
+    miss it by more than a twentieth, because its shorter side is of a few pixels, gets exactly `max_side`.
     """
     short, long = min(size_wh), max(size_wh)
     if max_side is not None and long * short_side > max_side * short:
         short_side = max(1, round(max_side * short / long))
     long_side = short_side * long // short
+    if max_side is not None and 20 * long_side > 21 * max_side:
+        long_side = max_side
     width, height = size_wh
     return (short_side, long_side) if width < height else (long_side, short_side)
 

@@ -29,6 +29,9 @@ from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.data.rng import happens, uniform_factor, uniform_integer
 
+# Aspect ratio above which the paper's crop begins with a smaller picture.
+_MOST_DRAWN_OUT = 20
+
 Draw = Callable[[torch.Generator], Example]
 """Function that draws a random example of the data set."""
 
@@ -59,7 +62,8 @@ def augment(
         example = iou_crop(example, generator, augmentation.min_visible)
     if happens(augmentation.crop_probability, generator):
         short_side = _one_of(augmentation.crop_short_sides, generator)
-        example = resize(example, resized_wh(example.image.size, short_side, None))
+        # No longest side, as published, except for pictures like a thread, which would become enormous.
+        example = resize(example, resized_wh(example.image.size, short_side, _MOST_DRAWN_OUT * short_side))
         example = random_crop(
             example, augmentation.crop_min, augmentation.crop_max, generator, augmentation.min_visible
         )

@@ -6,6 +6,8 @@ from math import isfinite
 from deformable_detr.core.errors import ConfigError
 
 PAPER_SHORT_SIDES = tuple(range(480, 801, 32))
+LARGEST_SIDE = 20_000
+"""Largest length of a side, in pixels, that images can be resized to."""
 
 
 _SHARES = (
@@ -73,10 +75,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         _check_sides("augmentation", self.short_sides, self.max_side)
         _check_sides("augmentation crop", self.crop_short_sides, None)
-        if not 1 <= self.crop_min <= self.crop_max:
+        if not 1 <= self.crop_min <= self.crop_max <= LARGEST_SIDE:
             raise ConfigError(
                 f"augmentation.crop_min is {self.crop_min} and crop_max is {self.crop_max}; "
-                "they need 1 <= crop_min <= crop_max"
+                f"they need 1 <= crop_min <= crop_max <= {LARGEST_SIDE}"
             )
         for name in _SHARES:
             value = getattr(self, name)
@@ -123,6 +125,9 @@ class Augmentation:
 def _check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None) -> None:
     if not short_sides or min(short_sides) < 1:
         raise ConfigError(f"{where}: short sides are {short_sides}; they must be at least 1 pixel")
+    largest = max(*short_sides, max_side or 1)
+    if largest > LARGEST_SIDE:
+        raise ConfigError(f"{where}: a side is {largest} pixels; {LARGEST_SIDE} are the most, so use a smaller size")
     if max_side is not None and max_side < max(short_sides):
         raise ConfigError(
             f"{where}: max_side is {max_side}, below the short side of {max(short_sides)}, which no image could reach; "
