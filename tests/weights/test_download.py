@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.weights import download as downloads
-from deformable_detr.weights.download import cache_folder, download, hash_of, shown
+from deformable_detr.weights.download import download, hash_of, shown
 
 CONTENT = random.Random(0).randbytes(3_300_007)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -265,16 +265,6 @@ def test_who_waits_for_another_says_so(server, address, cache):
     waiting.join()
     assert "another process is fetching best.safetensors" in notes.lines[0]
     assert result[0].read_bytes() == CONTENT
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("DEFORMABLE_DETR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "deformable_detr"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "h"))
-    assert cache_folder() == tmp_path / "h" / ".cache" / "deformable_detr"
 
 
 def test_secrets_in_addresses_are_not_shown(server):

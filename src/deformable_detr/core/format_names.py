@@ -2,5 +2,16 @@
 
 from typing import Literal
 
-FormatName = Literal["coco", "yolo", "voc"]
+FormatName = Literal[
+    "coco",
+    "yolo",
+    "voc",
+    "datumaro",
+    "visdrone",
+    "kitti",
+    "openimages",
+    "dota",
+    "huggingface",
+    "supervisely",
+]
 """Name of an annotation format."""

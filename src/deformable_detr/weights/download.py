@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from deformable_detr.core.cache import cache_folder
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -57,14 +58,6 @@ class _Entry:
             return _Version(**settings_value(read_file(_note(file), most=_LONGEST_NOTE)))
         except (OSError, ValueError, TypeError):  # a lost note costs one more download
             return _Version()
-
-
-def cache_folder() -> Path:
-    """Folder of downloads: DEFORMABLE_DETR_CACHE, else deformable_detr in XDG_CACHE_HOME or in ~/.cache."""
-    own = os.environ.get("DEFORMABLE_DETR_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deformable_detr"
 
 
 def download(address: str, *, sha256: str | None = None, reporter: Reporter | None = None) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deformable_detr.core.reading import open_file
+from deformable_detr.data.formats.datumaro import is_datumaro
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 
 _SNIFFED_BYTES = 1 << 16
@@ -21,7 +22,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
     COCO json.
     """
     if path.is_file():
-        is_json = path.suffix.lower() == ".json"
+        is_json = path.suffix.lower() == ".json" and not is_datumaro(path)
         return [(_split_of(path), path)] if is_json else []
     for files, surely in (
         (_json_files(path / "annotations"), True),
@@ -34,6 +35,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
             (split, file)
             for split, file in found
             if (surely and canonical_split(split) in MAIN_SPLITS) or _starts_like_coco(file)
+            if not is_datumaro(file)
         ]
         if found:
             return found

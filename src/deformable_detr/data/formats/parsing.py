@@ -153,6 +153,25 @@ def whole_number(value: object, where: str, what: str) -> int:
     return number
 
 
+def any_number(value: object, where: str, what: str) -> float:
+    """Number of a value, which may be in quotes, infinite or not a number; truth values are none.
+
+    Args:
+        value: to convert.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            pass
+    raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
+
+
 def name_text(value: object, where: str, what: str) -> str:
     """Name of a class or file: text that is not empty, is valid Unicode and has no zero character.
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
+from deformable_detr.data.formats.kitti import holds_kitti
 from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_yaml, shown, whole_number
 from deformable_detr.data.formats.split_names import canonical_split
 from deformable_detr.data.images import is_image_file, list_images
@@ -176,7 +177,9 @@ def _holds_labels(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(_is_label_name(entry.name) for entry in entries)
+        if not any(_is_label_name(entry.name) for entry in entries):
+            return False
+    return not holds_kitti(folder)
 
 
 def _is_label_name(name: str) -> bool:
