@@ -3,11 +3,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.formats.records import ObjectRecord
 from deformable_detr.data.formats.visdrone import CLASSES, find_splits, visdrone_object
+from deformable_detr.evaluation.coco_metrics import coco_metrics
 
 
 @pytest.fixture
@@ -36,6 +39,15 @@ def test_ignored_regions_are_crowd_regions_of_each_class(original: Path) -> None
     assert sample.class_ids.tolist() == [*range(11), 3, 10]
     assert sample.is_crowd.tolist() == [True] * 11 + [False, True]
     assert len(set(sample.object_ids)) == 13
+
+
+def test_detections_in_an_ignored_region_are_not_wrong(original: Path) -> None:
+    """A better scored car in the region leaves the precision whole; the same car elsewhere halves it."""
+    dataset = open_dataset(original)
+    for left, precision in ((700.0, 1.0), (20.0, 0.5)):
+        boxes = torch.tensor([[left, 20.0, left + 90, 60.0], [406.0, 119.0, 671.0, 189.0]])
+        cars = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([3, 3]))
+        assert coco_metrics([cars], dataset).per_class["car"].ap50 == pytest.approx(precision)
 
 
 def test_one_split_by_its_folder(original: Path) -> None:

@@ -228,12 +228,12 @@ class _Reader:
             raise DataError(f"{where}: it is {shown(annotation)}, not an object")
         kind = name_text(annotation.get("type"), where, "the type")
         if kind == "bbox":
-            left, top, width, height = _numbers(annotation.get("bbox"), where, "bbox", 4)
+            left, top, width, height = _coordinates(annotation.get("bbox"), where, "bbox", 4)
             box: Box | None = (left, top, left + width, top + height)
         elif kind == "polygon":
-            box = box_around(_numbers(annotation.get("points"), where, "points"))
+            box = box_around(_coordinates(annotation.get("points"), where, "points"))
         elif kind == "ellipse":
-            box = box_around(_numbers(annotation.get("points"), where, "points", 4))
+            box = box_around(_coordinates(annotation.get("points"), where, "points", 4))
         elif kind == "mask":
             box = _box_of_mask(annotation.get("rle"), where)
         else:
@@ -261,7 +261,7 @@ class _Reader:
             yield Problem("invalid_annotation", where, text, False)
 
 
-def _numbers(value: object, where: str, what: str, count: int = 0) -> list[float]:
+def _coordinates(value: object, where: str, what: str, count: int = 0) -> list[float]:
     """Coordinates in a list: so many, or at least three points."""
     if not isinstance(value, list) or (len(value) != count if count else len(value) < 6 or len(value) % 2):
         wanted = f"{count} numbers" if count else "three points or more, x, y, x, y, ..."
