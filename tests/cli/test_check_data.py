@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_people_read_a_table_on_stderr(folder: Path) -> None:
     assert result.stdout == ""
     assert "COCO, 1 class)" in " ".join(result.stderr.split())  # lines break where the path ends
     assert "OK: no problems." in result.stderr
+
+
+def test_a_zip_archive(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = tmp_path_factory.mktemp("away")
+    monkeypatch.setenv("DEFORMABLE_DETR_CACHE", str(away / "cache"))
+    archive = shutil.make_archive(str(away / "export"), "zip", folder)
+    result = call(archive, "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert (report["path"], report["format"]) == (archive, "coco")
+    assert report["splits"][0]["source"].endswith(f"unpacked from {archive}")
 
 
 def test_machines_read_json_on_stdout(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -31,6 +32,19 @@ def test_a_run_from_the_command_line(ddetr, recipe, scenes, tmp_path):
     assert json.loads(replay.out)["best"] == json.loads(again.out)["best"]
 
 
+def test_a_zip_archive_is_trained_on_where_it_lies(ddetr, recipe, scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFORMABLE_DETR_CACHE", str(tmp_path / "cache"))
+    shutil.make_archive(str(tmp_path / "scenes"), "zip", scenes)
+    options = ("--output", tmp_path / "run", "--epochs", 1, "--device", "cpu")
+    result = ddetr("train", recipe, "--data", tmp_path / "scenes.zip", *options)
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "run/data.json").read_text())["path"] == str(tmp_path / "scenes.zip")
+    shutil.rmtree(tmp_path / "cache")  # it is unpacked again
+    again = ddetr("train", "--resume", tmp_path / "run", "--epochs", 2, "--device", "cpu")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["epochs_completed"] == 2
+
+
 def test_ctrl_c_says_where_and_how_to_go_on(ddetr, recipe, scenes, tmp_path, monkeypatch):
     take = loop.gradient_step
 
@@ -53,6 +67,18 @@ def test_usage_errors(ddetr, scenes, tmp_path):
     assert (result.code, "RECIPE" in result.err, "--lr" in result.err) == (2, True, True)
     assert ddetr("train", "--data", scenes, "--epochs", 0).code == 2
     assert ddetr("train", "--data", scenes, "--format", "tfrecord").code == 2
+
+
+def test_an_archive_that_cannot_be_unpacked_is_one_line(ddetr, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFORMABLE_DETR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.zip").write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    for name, message in (("x.zip", "this zip archive is damaged or cut off"), ("x.tar.gz", "this is a gzip archive")):
+        for command in (("train",), ("eval", "none.safetensors"), ("check-data",)):
+            option = () if command[0] == "check-data" else ("--data",)
+            result = ddetr(*command, *option, tmp_path / name)
+            assert (result.code, result.out) == (1, "")
+            assert f"{tmp_path / name}: {message}" in result.err.splitlines()[-1]
 
 
 def test_starting_from_weights(ddetr, weights, scenes, tmp_path):

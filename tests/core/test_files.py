@@ -5,7 +5,6 @@ import pytest
 
 from deformable_detr.core.errors import OutputError
 from deformable_detr.core.files import (
-    cache_folder,
     check_folder,
     check_output_file,
     write_atomically,
@@ -110,14 +109,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="No such file"):
         check_folder(tmp_path / "gone")
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("DEFORMABLE_DETR_CACHE", str(tmp_path / "cache"))
-    assert cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("DEFORMABLE_DETR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "deformable_detr"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "h"))
-    assert cache_folder() == tmp_path / "h" / ".cache" / "deformable_detr"

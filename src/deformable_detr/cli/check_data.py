@@ -27,7 +27,7 @@ _SILENT_S = 2.0
 
 
 def check_data(
-    path: Annotated[Path, typer.Argument(help="A folder, a COCO json or a YOLO data.yaml.")],
+    path: Annotated[Path, typer.Argument(help="A folder, an annotation file or a zip archive.")],
     format: Annotated[
         FormatName | None,
         typer.Option(help="Format of the data set; recognised automatically if left out."),
@@ -57,6 +57,7 @@ def check_data(
     import json
 
     from deformable_detr.core.files import check_output_file
+    from deformable_detr.data.archives import unpack
     from deformable_detr.data.check import check_dataset
 
     picture = output or Path("augmented.png")
@@ -64,6 +65,8 @@ def check_data(
     if augmented is not None:
         config = _config(recipe or "small", augment)
         check_output_file(picture)
+    with _progress("unpacking, MB") as on_progress:
+        unpack(path, on_progress=on_progress)
     with _progress("decoding images") as on_progress:
         report = check_dataset(path, format=format, decode=decode, on_progress=on_progress)
     if as_json:

@@ -1,6 +1,7 @@
 """Command `ddetr eval`: evaluate a checkpoint on a data set."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,7 @@ def evaluate(
     weights: Annotated[
         str, typer.Argument(help="A checkpoint or run folder, an https address, or OWNER/NAME on huggingface.co.")
     ],
-    data: Annotated[Path, typer.Option(help="Data set: a folder, a COCO json or a YOLO data.yaml.")],
+    data: Annotated[Path, typer.Option(help="Data set: a folder, an annotation file or a zip archive.")],
     split: Annotated[
         str | None, typer.Option(help="Split to evaluate on; if left out, val or, without splits, all.")
     ] = None,
@@ -45,11 +46,13 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on a data set: AP and the rest of COCO's twelve numbers, and the AP of each class."""
     from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.data.archives import unpack
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
     with TerminalReporter() as reporter:
         # Before the network, which takes seconds to build.
+        unpack(data, on_progress=partial(reporter.update, "unpacking, MB"))
         dataset = evaluation.opened(data, split, format, skip_bad_images, reporter)
         detector = Detector.load(weights, device=device, precision=precision, sha256=sha256, reporter=reporter)
         report = evaluation.evaluate(

@@ -49,7 +49,7 @@ class _Commands(TyperGroup):
 
 def _shown(error: Any) -> Exception:
     error.message = printable(error.message, LONGEST_LINE)
-    return error  # type: ignore[no-any-return]
+    return error
 
 
 app = typer.Typer(

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,8 @@ def train(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(rich_help_panel=_DATA, help="Data set: a folder, a COCO json or a YOLO data.yaml.")
+        Path | None,
+        typer.Option(rich_help_panel=_DATA, help="Data set: a folder, an annotation file or a zip archive."),
     ] = None,
     format: Annotated[
         FormatName | None,
@@ -178,11 +180,14 @@ def train(
         settings["run.batch_size"] = _batch_size(batch_size)
 
     from deformable_detr.core.progress import TerminalReporter
+    from deformable_detr.data.archives import unpack
     from deformable_detr.training import finetune
     from deformable_detr.training import train as training
 
     source, config = None, None
     with TerminalReporter() as reporter:
+        if data is not None:  # once, not in each of several processes
+            unpack(data, on_progress=partial(reporter.update, "unpacking, MB"))
         if resume is None:
             source = None if weights is None else finetune.read_source(weights, reporter=reporter)
             config = chosen_config(

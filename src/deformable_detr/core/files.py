@@ -11,17 +11,6 @@ from typing import Any, Literal
 from deformable_detr.core.errors import OutputError
 
 
-def cache_folder() -> Path:
-    """Folder of what can be fetched or made again.
-
-    It is DEFORMABLE_DETR_CACHE, else deformable_detr in XDG_CACHE_HOME or in ~/.cache.
-    """
-    own = os.environ.get("DEFORMABLE_DETR_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "deformable_detr"
-
-
 def check_folder(path: Path) -> None:
     """Check that files can be made in a folder.
 

@@ -2,5 +2,22 @@
 
 from typing import Literal
 
-FormatName = Literal["coco", "yolo", "voc", "csv", "labelme", "cvat", "via", "createml", "labelstudio"]
+FormatName = Literal[
+    "coco",
+    "yolo",
+    "voc",
+    "csv",
+    "labelme",
+    "cvat",
+    "via",
+    "createml",
+    "labelstudio",
+    "datumaro",
+    "visdrone",
+    "kitti",
+    "openimages",
+    "dota",
+    "huggingface",
+    "supervisely",
+]
 """Name of an annotation format."""

@@ -66,7 +66,7 @@ def check_dataset(
     """Report on all splits of a data set: what is in them and what is wrong.
 
     Args:
-        path: a folder, a COCO json or a YOLO yaml.
+        path: a folder, an annotation file such as a COCO json, or a zip archive.
         format: of the data set; recognised if left out.
         decode: decode every image, which is the only way to find damaged ones, and takes the longest.
         on_progress: called after each decoded image with the number of images done and their total.

@@ -9,8 +9,26 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.data.archives import UnpackedArchive, unpack
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats import coco, createml, csv, cvat, labelme, labelstudio, via, voc, yolo
+from deformable_detr.data.formats import (
+    coco,
+    createml,
+    csv,
+    cvat,
+    datumaro,
+    dota,
+    huggingface,
+    kitti,
+    labelme,
+    labelstudio,
+    openimages,
+    supervisely,
+    via,
+    visdrone,
+    voc,
+    yolo,
+)
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
 from deformable_detr.data.images import is_image_file
@@ -35,6 +53,13 @@ _FORMATS: dict[FormatName, _Format] = {
     "via": _Format(via.find_splits, via.LOOKED_FOR),
     "createml": _Format(createml.find_splits, createml.LOOKED_FOR),
     "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR),
+    "datumaro": _Format(datumaro.find_splits, datumaro.LOOKED_FOR),
+    "visdrone": _Format(visdrone.find_splits, visdrone.LOOKED_FOR),
+    "kitti": _Format(kitti.find_splits, kitti.LOOKED_FOR),
+    "openimages": _Format(openimages.find_splits, openimages.LOOKED_FOR),
+    "dota": _Format(dota.find_splits, dota.LOOKED_FOR),
+    "huggingface": _Format(huggingface.find_splits, huggingface.LOOKED_FOR),
+    "supervisely": _Format(supervisely.find_splits, supervisely.LOOKED_FOR),
 }
 
 
@@ -47,7 +72,7 @@ def open_dataset(
     the others. A folder without a data set of its own stands for the one folder in it that is a data set.
 
     Args:
-        path: a folder, a COCO json or a YOLO yaml.
+        path: a folder, an annotation file such as a COCO json, or a zip archive.
         split: name of the split; train if left out, else the first split there is.
         format: one of the formats, where a folder holds several.
         strict: raise the first problem that would stop training. Otherwise such problems are listed in `problems`, and
@@ -56,7 +81,7 @@ def open_dataset(
     Raises:
         DataError: no such path, no known format, no such split, a file that cannot be parsed, or a fatal problem.
     """
-    name, splits, others = _recognise(path, format)
+    name, splits, others, archive = _recognise(path, format)
     wanted = split
     if wanted is None:
         wanted = "train" if "train" in splits else next(iter(splits))
@@ -69,7 +94,8 @@ def open_dataset(
     except OSError as error:
         raise _unreadable(path, error) from error
     also = f"; the folder also holds {' and '.join(other.upper() for other in others)}" if others else ""
-    dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}")
+    unpacked = f"; {archive.remark}" if archive else ""
+    dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}{unpacked}")
     if strict:
         _raise_first_fatal(dataset, path)
     return dataset
@@ -83,7 +109,7 @@ def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[
     Raises:
         DataError: no such path or no known format.
     """
-    return tuple(_recognise(path, format)[1])
+    return tuple(_recognise(path, format).splits)
 
 
 def recognise_format(path: str | Path, *, format: FormatName | None = None) -> FormatName:
@@ -92,15 +118,26 @@ def recognise_format(path: str | Path, *, format: FormatName | None = None) -> F
     Raises:
         DataError: no such path or no known format.
     """
-    return _recognise(path, format)[0]
+    return _recognise(path, format).name
 
 
-def _recognise(path: str | Path, wanted: FormatName | None) -> tuple[FormatName, SplitLoaders, list[FormatName]]:
-    """Format to read, its splits, and the other formats that the folder holds."""
+class _Recognised(NamedTuple):
+    """Format to read, its splits, the other formats that the folder holds, and the archive it was unpacked from."""
+
+    name: FormatName
+    splits: SplitLoaders
+    others: list[FormatName]
+    archive: UnpackedArchive | None
+
+
+def _recognise(path: str | Path, wanted: FormatName | None) -> _Recognised:
     # Absolute, so that parents exist for ".", and samples stay valid if the working directory changes.
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.exists(place):
         raise DataError(f"{path}: no such file or folder")
+    archive = unpack(path)
+    if archive is not None:
+        place = archive.folder
     given = place
     found = _formats_in(place, wanted)
     for _ in range(_NESTED_FOLDERS):
@@ -113,8 +150,9 @@ def _recognise(path: str | Path, wanted: FormatName | None) -> tuple[FormatName,
         ((place, found),) = inner.items()
     chosen = wanted or next(iter(found), None)
     if chosen is None or chosen not in found:
-        raise DataError(_not_recognised(path, given, wanted))
-    return chosen, found[chosen], [name for name in found if name != chosen]
+        unpacked = f" ({archive.remark})" if archive else ""
+        raise DataError(f"{_not_recognised(path, given, wanted)}{unpacked}")
+    return _Recognised(chosen, found[chosen], [name for name in found if name != chosen], archive)
 
 
 def _not_recognised(path: str | Path, place: Path, wanted: FormatName | None) -> str:

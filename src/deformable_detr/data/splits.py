@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
+from deformable_detr.data.archives import is_zip
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.open import list_splits, open_dataset
 
@@ -65,7 +66,7 @@ def open_training_data(
         train = data
     else:
         names = list_splits(data, format=format)
-        if "train" not in names and Path(data).expanduser().is_dir():
+        if "train" not in names and (Path(data).expanduser().is_dir() or is_zip(data)):
             raise DataError(f"{data}: no split to train on; there is {', '.join(names)}")
         train = open_split(data, "train" if "train" in names else None, format, skip_bad_images)
         if val_data is None and {"train", "val"} <= set(names):
@@ -83,7 +84,7 @@ def open_split(
     """One split of the data set at a path.
 
     Args:
-        path: a folder, a COCO json or a YOLO yaml.
+        path: a folder, an annotation file such as a COCO json, or a zip archive.
         split: name of the split; train if left out, else the first split there is.
         format: of the data set; recognised if left out.
         skip_bad_images: leave out images that are missing, cannot be read or have another size. Any other fatal

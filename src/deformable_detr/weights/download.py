@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from deformable_detr.core.cache import cache_folder
 from deformable_detr.core.errors import CheckpointError, OutputError
-from deformable_detr.core.files import cache_folder, write_json
+from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.reading import read_file, settings_value
 from deformable_detr.core.version import __version__

@@ -151,3 +151,35 @@ def test_images_in_a_folder_of_any_name(tmp_path: Path, photo: Callable[..., Pat
     assert opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item()])).samples[0].path == tmp_path / "a.png"
     (none,) = opened(tmp_path, ImageRecord("b.png", "x.csv:1", [item()])).fatal_problems
     assert none.message.startswith("none of its 1 images is there")
+
+
+def test_a_region_without_a_class_is_a_crowd_region_of_each(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    """Evaluation looks at one class at a time: what only one class ignores counts as wrong in the others."""
+    photo(tmp_path / "a.png", (50, 30))
+    region = item(None, (10.0, 5.0, 60.0, 20.0))
+    dataset = opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item("dog"), region, item("cat")]))
+    (sample,) = dataset.samples
+    assert dataset.classes == ("cat", "dog")
+    assert sample.class_ids.tolist() == [1, 0, 1, 0]
+    assert sample.is_crowd.tolist() == [False, True, True, False]
+    assert sample.boxes_xyxy[1:3].tolist() == [[10, 5, 50, 20]] * 2
+    assert len(set(sample.object_ids)) == 4
+    assert [problem.kind for problem in dataset.problems] == ["clipped_box"]  # said once
+    with pytest.raises(DataError, match="no object has a class"):
+        opened(tmp_path, ImageRecord("a.png", "x.csv:1", [region]))
+
+
+def test_corners_for_sizes(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "a.png", (50, 30))
+
+    def fatal(*boxes: tuple[float, float, float, float], told: bool = True) -> int:
+        items = [item(box=(left, top, left + width, top + height)) for left, top, width, height in boxes]
+        record = ImageRecord("a.png", "x.csv:1", items)
+        return len(opened(tmp_path, record, width_and_height=told).fatal_problems)
+
+    corners = [(20.0, 10.0, 45.0, 28.0), (5.0, 6.0, 40.0, 29.0), (30.0, 2.0, 48.0, 30.0), (1.0, 1.0, 4.0, 3.0)]
+    assert fatal(*corners) == 1
+    assert fatal(*corners, told=False) == 0
+    assert fatal(*corners[:2]) == 0  # too few to tell
+    assert fatal(*corners, (30.0, 20.0, 9.0, 5.0)) == 0  # no corners
+    assert fatal(*corners, *[(1.0, 1.0, 9.0, 5.0)] * 9) == 0  # most lie within

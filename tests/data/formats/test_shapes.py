@@ -7,7 +7,9 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.shapes import (
     box_around,
+    box_around_all,
     box_around_ellipse,
+    box_around_flat,
     box_around_turned,
     ignored_shapes,
     paired,
@@ -72,3 +74,12 @@ def test_ignored_shapes_are_counted() -> None:
     (problem,) = ignored_shapes(Counter({"line": 2, "point\n": 5}), "x")
     assert (problem.kind, problem.where, problem.fatal) == ("ignored_shape", "x", False)
     assert problem.message == r"shapes without a box: 7 (point\n 5, line 2); left out"
+
+
+def test_boxes_around_numbers_and_boxes() -> None:
+    assert box_around_flat([3.0, 9.0, 1.5, 4.0, 2.0, 7.25]) == (1.5, 4.0, 3.0, 9.0)
+    assert box_around_all([(1.0, 5.0, 3.0, 8.0), (0.0, 6.0, 2.0, 9.0)]) == (0, 5, 3, 9)
+    for strange in (math.nan, math.inf):
+        assert all(map(math.isnan, box_around_flat([1.0, strange, 2.0, 3.0])))
+        assert all(map(math.isnan, box_around_all([(1.0, 2.0, 3.0, 4.0), (1.0, strange, 3.0, 4.0)])))
+    assert all(map(math.isnan, box_around_flat([])))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deformable_detr.core.reading import open_file
+from deformable_detr.data.formats.datumaro import is_datumaro
 from deformable_detr.data.formats.json_kinds import kind_of_json
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 
@@ -22,7 +23,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
     COCO json.
     """
     if path.is_file():
-        is_coco = path.suffix.lower() == ".json" and kind_of_json(path) is None
+        is_coco = path.suffix.lower() == ".json" and kind_of_json(path) is None and not is_datumaro(path)
         return [(_split_of(path), path)] if is_coco else []
     for files, surely in (
         (_json_files(path / "annotations"), True),
@@ -35,7 +36,7 @@ def annotation_files(path: Path) -> list[tuple[str, Path]]:
             (split, file)
             for split, file in found
             if ((surely and canonical_split(split) in MAIN_SPLITS) or _starts_like_coco(file))
-            and kind_of_json(file) is None
+            if kind_of_json(file) is None and not is_datumaro(file)
         ]
         if found:
             return found

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deformable_detr.core.cache import cache_folder
 from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.core.files import cache_folder, write_atomically
+from deformable_detr.core.files import write_atomically
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.image_names import find_images, parts_of
@@ -84,7 +85,7 @@ def _load_json_files(part: _Part, parts: Sequence[_Part]) -> DetectionDataset:
         folders=[],
         where=str(part.where),
         source=f"LabelMe {part.where}, classes from the names of its objects",
-        classes=sorted(names) or None,
+        classes=sorted(name for name in names if name is not None) or None,
         problems=problems,
     )
 

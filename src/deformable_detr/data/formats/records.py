@@ -27,8 +27,8 @@ ONLY_CLASS = "object"
 class ObjectRecord(NamedTuple):
     """Object as the annotations describe it."""
 
-    class_name: str
-    """Name of its class."""
+    class_name: str | None
+    """Name of its class; None for a region to ignore whatever is in it, which becomes a crowd region of each class."""
     box_xyxy: tuple[float, float, float, float]
     """Left, top, right, bottom, in the unit of the image's record."""
     where: str
@@ -118,7 +118,7 @@ def names_in_all(records: Iterable[ImageRecord], others: Iterable[RecordPart]) -
             names.update(item.class_name for record in other.read([]) for item in record.objects)
         except DataError:
             continue
-    return sorted(names) or None
+    return sorted(name for name in names if name is not None) or None
 
 
 def only_class_problem(where: str) -> Problem:
@@ -150,6 +150,7 @@ def dataset_of(
     classes: Sequence[str] | None = None,
     class_source: str | None = None,
     problems: Iterable[Problem] = (),
+    width_and_height: bool = False,
 ) -> DetectionDataset:
     """Data set of the images and objects that a reader found.
 
@@ -164,6 +165,8 @@ def dataset_of(
         classes: class names by class id; if left out, the names that occur, in alphabetical order.
         class_source: file that lists the classes, for messages; `where` if left out.
         problems: problems that the reader found.
+        width_and_height: the annotations have width and height in place of right and bottom only by convention, so
+            that corners may stand there; boxes that fit only as corners are then refused.
 
     Raises:
         DataError: a class name cannot be used, or no object has a class.
@@ -176,7 +179,10 @@ def dataset_of(
         found_problems.append(Problem("invalid_annotation", where, text, False))
         records = [record._replace(in_shares=True) for record in records]
     entries, rows = _match(records, folders, where, found_problems)
-    class_ids = {name: class_id for class_id, name in enumerate(names)}
+    if width_and_height:
+        found_problems += _corners_for_sizes(entries, rows, where)
+    class_ids: dict[str | None, int] = {name: class_id for class_id, name in enumerate(names)}
+    rows = [each for row in rows for each in _of_its_classes(row, names)]
     for _, item, _ in rows:
         if item.class_name not in class_ids:
             text = f"{shown(item.class_name)} is not among the {len(names)} classes of {class_source or where}"
@@ -198,7 +204,7 @@ def dataset_of(
         classes=names,
         category_ids=tuple(range(1, len(names) + 1)),
         samples=samples,
-        problems=(*found_problems, *box_problems),
+        problems=(*found_problems, *dict.fromkeys(box_problems)),  # once for a region of all classes
         source=source,
     )
 
@@ -212,13 +218,26 @@ _Row = tuple[int, ObjectRecord, tuple[float, ...]]
 """Object with the index of its image before it and its box in pixels after it."""
 
 
+def _of_its_classes(row: _Row, names: Sequence[str]) -> list[_Row]:
+    """Object itself, or a region that is to be ignored for every class: evaluation looks at one class at a time."""
+    image_index, item, box = row
+    if item.class_name is not None:
+        return [row]
+    return [(image_index, item._replace(class_name=name, is_crowd=True), box) for name in names]
+
+
 def _class_names(
     records: Sequence[ImageRecord], classes: Sequence[str] | None, where: str, problems: Sequence[Problem]
 ) -> tuple[str, ...]:
     if classes is not None:
         names = tuple(classes)
     else:
-        first_of = {item.class_name: item.where for record in reversed(records) for item in reversed(record.objects)}
+        first_of = {
+            item.class_name: item.where
+            for record in reversed(records)
+            for item in reversed(record.objects)
+            if item.class_name is not None
+        }
         for name, place in first_of.items():
             name_text(name, place, "the class name")
         names = tuple(sorted(first_of))
@@ -281,3 +300,21 @@ def images_of_records(records: Sequence[ImageRecord], folders: Sequence[Path], w
         return found
     elsewhere = find_images(names, folders_within(folders), place, where, sizes_wh=sizes_wh)
     return elsewhere if any(elsewhere.paths) else found
+
+
+def _corners_for_sizes(entries: Sequence[ImageEntry], rows: Sequence[_Row], where: str) -> list[Problem]:
+    """Problem of boxes that were read as left, top, width, height and are left, top, right, bottom."""
+    sizes_wh = np.array([entries[index].size_wh for index, _, _ in rows], dtype=np.float64).reshape(-1, 2)
+    boxes = np.array([box for _, _, box in rows], dtype=np.float64).reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        return []
+    starts, lengths = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    past = (boxes[:, 2:] > sizes_wh + 1).any(axis=1)
+    fits = ((lengths > starts) & (lengths <= sizes_wh + 1)).all()
+    if not fits or past.sum() < max(3, 0.3 * len(rows)):
+        return []
+    text = (
+        f"{past.sum()} of {len(rows)} boxes reach past their images, and all fit as left, top, right, bottom; they "
+        "must be left, top, width, height"
+    )
+    return [Problem("invalid_annotation", where, text, True)]

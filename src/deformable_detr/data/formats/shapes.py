@@ -5,7 +5,7 @@ Lines and points have no inside, and so no box: readers leave them out and count
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import Problem
@@ -26,6 +26,16 @@ def box_around(points: Iterable[Point]) -> Box:
         return _NO_BOX
     x, y = columns
     return min(x), min(y), max(x), max(y)
+
+
+def box_around_flat(points: Sequence[float]) -> Box:
+    """Box around points given as x, y, x, y, ...; NaN if there are none, or one of them is not finite."""
+    return box_around(zip(points[::2], points[1::2], strict=True))
+
+
+def box_around_all(boxes: Iterable[Box]) -> Box:
+    """Box around boxes; NaN if there are none, or one of them is not finite."""
+    return box_around(corner for box in boxes for corner in (box[:2], box[2:]))
 
 
 def box_around_ellipse(center: Point, radii: Point, radians: float = 0.0) -> Box:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.image_names import find_images, parts_of
+from deformable_detr.data.formats.kitti import holds_kitti
 from deformable_detr.data.formats.label_names import MatchedLabels, match_labels
 from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_yaml, shown, whole_number
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
@@ -235,7 +236,9 @@ def _holds_labels(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return any(_is_label_name(entry.name) for entry in entries)
+        if not any(_is_label_name(entry.name) for entry in entries):
+            return False
+    return not holds_kitti(folder)
 
 
 def _is_label_name(name: str) -> bool:
