@@ -144,9 +144,9 @@ def fuzz_all(drawn: DetectionDataset, folder: Path, seed: int, times: int) -> No
         "yolo list": fuzz_file(lists[0], folder / "yolo", rng, times // 8),
         "voc list": fuzz_file(lists[1], folder / "voc", rng, times // 8),
         "voc classes": fuzz_file(lists[2], folder / "voc", rng, times // 8),
-        "long labels": fuzz_file(put_darknet(folder / "darknet", drawn), folder / "darknet", rng, times // 4),
+        "long labels": fuzz_file(put_darknet(folder / "darknet", drawn), folder / "darknet", rng, times // 8),
         "darknet": fuzz_file(folder / "darknet/obj.data", folder / "darknet/obj.data", rng, times // 4),
-        "xml of other shapes": fuzz_file(put_shapes(folder / "voc", xml), folder / "voc", rng, times // 4),
+        "xml of other shapes": fuzz_file(put_shapes(folder / "voc", xml), folder / "voc", rng, times // 8),
     }
     for name, attempts in sources.items():
         outcomes = outcomes_of(attempts)
