@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deformable_detr.data.check import check_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.splits import open_training_data
 from tests.data import written
 
 Writer = Callable[[DetectionDataset, Path], Path]
@@ -37,3 +39,14 @@ def test_what_is_written_is_read_again(name: str, drawn: DetectionDataset, tmp_p
         np.testing.assert_allclose(sample.boxes_xyxy, boxes, atol=1e-9)
         assert sample.is_crowd.tolist() == [name == "csv" and crowd for _, _, crowd in placed.objects]
     assert found == {}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_it_can_be_checked_and_trained_on(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
+    folder = WRITERS[name](drawn, tmp_path / "out")
+    report = check_dataset(folder)
+    assert report.ok
+    assert (report.format, list(report.splits)) == (name, ["train"])
+    assert report.problems == ()
+    data = open_training_data(folder, val_share=0.4, seed=0, skip_bad_images=False)
+    assert (len(data.train), len(data.val)) == (2, 1)

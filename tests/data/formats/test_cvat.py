@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_what_cannot_be_used(images: str, message: str, tmp_path: Path, photo: C
     write(tmp_path / "annotations.xml", images)
     with pytest.raises(DataError, match=message):
         open_dataset(tmp_path)
+
+
+def test_hostile_xml_takes_no_time(tmp_path: Path) -> None:
+    for text in ("<!---->" * 9_000, "<annotations><meta/>" + "<image " * 50_000, "<?a?>" * 9_000 + "<!--"):
+        (tmp_path / "annotations.xml").write_text(text)
+        start = time.monotonic()
+        with pytest.raises(DataError):
+            open_dataset(tmp_path)
+        assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(

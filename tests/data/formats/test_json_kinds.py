@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_keys_with_their_places(tmp_path: Path) -> None:
     assert keys_of_json(tmp_path / "x.json") == {
         ("a:{",), ("a:{", "[]", r"c\""), ("a:{", "[]", "d"), ("a:{", "[]", "d", "[]", "[]", "e"), ("f",), ("g",),
     }  # fmt: skip
+
+
+def test_quotes_that_never_end_take_no_time(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'"' + b'\\"' * 120_000 + b"\\")
+    start = time.monotonic()
+    assert keys_of_json(tmp_path / "x.json") == set()
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"]]}}", b"[" * 300_000, b'"' * 9, b'{"a' * 99_999])

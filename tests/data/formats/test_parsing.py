@@ -116,7 +116,7 @@ def test_numbers_of_any_kind() -> None:
     for value, number in ((3, 3.0), (2.5, 2.5), ("-2.5e1", -25.0), (" 7 ", 7.0), (".5", 0.5), ("inf", math.inf)):
         assert real_number(value, "x", "y") == number
     assert math.isnan(real_number("NaN", "x", "y"))
-    for value in (True, None, "", "1_0", "0x1", "1,5", "one", [1], 10**400):
+    for value in (True, None, "", "1_0", "0x1", "1,5", "one", [1], 10**400, "9" * 10**6 + "x"):
         with pytest.raises(DataError, match="x: y must be a number, not "):
             real_number(value, "x", "y")
 

@@ -46,7 +46,7 @@ LOOKED_FOR = (
 _WITHOUT_HEADER = Columns(0, (1, 2, 3, 4), "corners", (5,))
 _MAKESENSE = Columns(5, (1, 2, 3, 4), "size", (0,), (6, 7))
 _CLASS_LIST = re.compile(r"class|label|names|map")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _BETWEEN_NUMBERS = re.compile(r"[\s,;()\[\]]*")
 _READINGS: dict[BoxMeaning, tuple[BoxMeaning, ...]] = {
     "size or center": ("size", "center", "corners"),

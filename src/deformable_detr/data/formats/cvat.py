@@ -44,9 +44,10 @@ LOOKED_FOR = (
     "in train/, val/, test/"
 )
 _SNIFFED_BYTES = 1 << 16
-_BEGINS = re.compile(rb"^\s*(<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>]*>\s*)*<annotations[\s>]", re.DOTALL)
+# Atomic groups, because what is no CVAT file may hold thousands of comments.
+_BEGINS = re.compile(rb"\s*+(?>(?:<\?.*?\?>|<!--.*?-->|<!DOCTYPE[^>]*>)\s*+)*+<annotations[\s>]", re.DOTALL)
 _PARTS = re.compile(rb"<(meta|image|track)[\s>]")
-_SUBSETS = re.compile(rb"<image\s[^>]*?\ssubset\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
+_SUBSETS = re.compile(rb"<image\s[^<]*?\ssubset\s*+=\s*+(?:\"([^\"<]*)\"|'([^'<]*)')")
 _IMAGES = re.compile(rb"<image[\s>]")
 _WITHOUT_BOX = frozenset({"polyline", "points", "skeleton", "tag"})
 _CUBOID = ("xtl1", "ytl1", "xbl1", "ybl1", "xtr1", "ytr1", "xbr1", "ybr1",
@@ -59,7 +60,14 @@ class _File(NamedTuple):
     split: str
     file: Path
     subset: str | None
-    """Subset whose images belong here; None for all images."""
+    """Subset whose images belong here; None for all images, "" for those of none of the named subsets."""
+    named: frozenset[str] = frozenset()
+    """All subsets that have a split."""
+
+    def holds(self, image: Element) -> bool:
+        """Whether an image belongs here."""
+        subset = image.get("subset") or ""
+        return self.subset in (None, subset) or (self.subset == "" and subset not in self.named)
 
 
 def find_splits(path: Path) -> SplitLoaders:
@@ -94,7 +102,8 @@ def _by_subset(split: str, file: Path) -> list[_File]:
         return [_File(split, file, None)]
     if len(found) < len(_IMAGES.findall(content)):
         names[""] = None  # Some images name no subset.
-    return [_File(name or split, file, name) for name in names]
+    named = frozenset(names)
+    return [_File(name or split, file, name, named) for name in names]
 
 
 def _load_xml(one: _File, files: Sequence[_File]) -> DetectionDataset:
@@ -128,12 +137,11 @@ def _root_of(file: Path) -> Element:
 
 def _read_elements(one: _File, problems: list[Problem]) -> list[ImageRecord]:
     images = _root_of(one.file).findall("image")
-    subsets = [image.get("subset") or "" for image in images]
     ignored: Counter[str] = Counter()
     records = [
         parse_image(image, f"{one.file}: image {number}", ignored, problems)
-        for number, (image, subset) in enumerate(zip(images, subsets, strict=True), start=1)
-        if one.subset is None or subset == one.subset
+        for number, image in enumerate(images, start=1)
+        if one.holds(image)
     ]
     problems += ignored_shapes(ignored, str(one.file))
     return records

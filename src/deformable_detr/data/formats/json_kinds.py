@@ -14,7 +14,7 @@ ITEM = "[]"
 
 _SNIFFED_BYTES = 1 << 18
 _DEEPEST = 6
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\Z)|[{}\[\]:,]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
 
 
 def kind_of_json(file: Path) -> JsonKind | None:

@@ -17,8 +17,9 @@ from deformable_detr.data.formats.xml_text import for_parser, reason_of
 
 _INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER_IN_QUOTES = re.compile(
-    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE
+    r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE
 )
+_LONGEST_NUMBER = 400
 _LARGEST_ID = 2**63 - 1
 _MEGABYTE = 1 << 20
 _MOST_JSON = 8192 * _MEGABYTE
@@ -171,14 +172,14 @@ def real_number(value: object, where: str, what: str) -> float:
         what: name of the value, for the message.
 
     Raises:
-        DataError: it is something else, or too large for a float.
+        DataError: it is something else, too large for a float, or text of more than 400 letters.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
             pass
-    elif isinstance(value, str) and _NUMBER_IN_QUOTES.fullmatch(value.strip()):
+    elif isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _NUMBER_IN_QUOTES.fullmatch(value.strip()):
         return float(value)
     raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
 
