@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
+    from deformable_detr.inference.prepare import InferencePrecision
     from deformable_detr.models import DeformableDETR, DeformableDETRConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         DataConfig,
         OptimizerConfig,
         PrecisionName,
+        ProductsName,
         RunConfig,
         ScheduleConfig,
         StoppingConfig,
@@ -81,12 +83,14 @@ _HOMES = {
     "EvaluationReport": "evaluation.evaluate",
     "FormatName": "data.open",
     "ImageLike": "inference.pictures",
+    "InferencePrecision": "inference.prepare",
     "Losses": "models.losses",
     "Metrics": "evaluation.coco_metrics",
     "ModelConfig": "models.interface",
     "OptimizerConfig": "runs.config",
     "OutputError": "core.errors",
     "PrecisionName": "runs.config",
+    "ProductsName": "runs.config",
     "Predictions": "core.types",
     "Preprocessing": "data.preprocessing",
     "Problem": "data.dataset",
@@ -139,6 +143,7 @@ __all__ = [
     "EvaluationReport",
     "FormatName",
     "ImageLike",
+    "InferencePrecision",
     "Losses",
     "Metrics",
     "ModelConfig",
@@ -149,6 +154,7 @@ __all__ = [
     "Preprocessing",
     "Problem",
     "ProblemKind",
+    "ProductsName",
     "Ranks",
     "Reporter",
     "Run",

@@ -30,7 +30,7 @@ def convert(
 
     with TerminalReporter() as reporter:
         done = convert_weights(source, output, to=to, force=force, sha256=sha256, reporter=reporter)
-    record = _record(done)
+    record = _json_record(done)
     tell(
         f"{done.output}: {record['model']}, {done.num_parameters:,} parameters, {record['classes']} classes, "
         f"licence {done.checkpoint.licence or 'not said'}; all {record['tensors']} tensors read back the same"
@@ -40,7 +40,7 @@ def convert(
     typer.echo(json.dumps(record))
 
 
-def _record(done: "Conversion") -> dict[str, object]:
+def _json_record(done: "Conversion") -> dict[str, object]:
     return {
         "output": str(done.output),
         "layout": done.layout,

@@ -167,7 +167,7 @@ def _unpack_into(
         shutil.rmtree(stale, ignore_errors=True)
     partial = home.with_name(f"{home.name}.{os.getpid()}.tmp")
     try:
-        with _explained(path), open_file(place) as stream:
+        with _damage_explained(path), open_file(place) as stream:
             _check_directory(stream, path)
             with zipfile.ZipFile(stream) as archive:
                 plan = _plan_of(archive, os.fstat(stream.fileno()).st_size, path)
@@ -183,7 +183,7 @@ def _unpack_into(
 
 
 @contextmanager
-def _explained(path: str | Path) -> Iterator[None]:
+def _damage_explained(path: str | Path) -> Iterator[None]:
     """Context in which an error of the modules that unpack becomes one line that names the archive."""
     try:
         yield

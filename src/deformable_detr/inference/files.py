@@ -76,7 +76,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             paths = list_images(path)
             if not paths:
                 unread = list_unread(path)
-                only = f", only {_counted(unread)}" if unread else ""
+                only = f", only {_numbers_of(unread)}" if unread else ""
                 raise DataError(f"no images in the folder {pattern}{only}")
         elif os.path.exists(path):
             paths = [path]
@@ -93,10 +93,10 @@ def passed_over(patterns: Sequence[str]) -> str:
     """Sentence on the pictures in the folders among `patterns` whose formats are not read; empty if there are none."""
     folders = (Path(os.path.expanduser(pattern)) for pattern in patterns)
     unread = [path for folder in folders if os.path.isdir(folder) for path in list_unread(folder)]
-    return f"left out: {_counted(unread)}" if unread else ""
+    return f"left out: {_numbers_of(unread)}" if unread else ""
 
 
-def _counted(unread: Sequence[Path]) -> str:
+def _numbers_of(unread: Sequence[Path]) -> str:
     what = "a picture" if len(unread) == 1 else f"{len(unread)} pictures"
     return f"{what} of formats that are not read ({listed([path.name for path in unread])})"
 

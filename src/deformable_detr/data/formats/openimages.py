@@ -96,7 +96,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{file}, line {line + 1}: not csv in UTF-8: {reason}") from error
 
 
-class _Table(NamedTuple):
+class _OpenImagesTable(NamedTuple):
     """Content of the csv of a split, as far as its images are there."""
 
     records: list[ImageRecord]
@@ -141,7 +141,7 @@ class _BoxTable:
         return Counter(self.names.values())
 
     @cached_property
-    def content(self) -> _Table:
+    def content(self) -> _OpenImagesTable:
         """Images that are there with their boxes, in the order of the csv."""
         groups = self._image_groups()
         somewhere = set().union(*groups)
@@ -173,7 +173,7 @@ class _BoxTable:
             if (key := _id_key(one)) in images
         ]
         missing = [*absent, *(one for one in objects if _id_key(one) not in images)]
-        return _Table(records, missing, num_unseen, problems)
+        return _OpenImagesTable(records, missing, num_unseen, problems)
 
     def _image_groups(self) -> list[dict[str, Path]]:
         """Groups of folders that may hold the images, the most likely first, each with its images by id.
