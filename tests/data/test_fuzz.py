@@ -1,7 +1,10 @@
 """Damaged annotations of every format: an answer or a `DataError`, never another exception."""
 
 import json
+import os
 import random
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +16,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.open import open_dataset
+from tests.data import written, written_others
 
 ODD_VALUES: list[Any] = [
     None, True, False, "", "7", "text", "\ud800", "\0", "../..", -1, 0, 1, 0.5, -0.0, 1e400, -1e400, float("nan"),
@@ -153,8 +157,68 @@ def fuzz_all(drawn: DetectionDataset, folder: Path, seed: int, times: int) -> No
         assert outcomes["read"] > times // 50, name
 
 
+WRITERS = {
+    writer.__name__.removeprefix("write_"): writer
+    for writer in (
+        *(written.write_csv, written.write_labelme, written.write_cvat, written.write_via, written.write_createml),
+        *(written.write_labelstudio, written_others.write_datumaro, written_others.write_visdrone),
+        *(written_others.write_kitti, written_others.write_openimages, written_others.write_dota),
+        *(written_others.write_huggingface, written_others.write_supervisely),
+    )
+}
+ANNOTATIONS = (".csv", ".json", ".jsonl", ".xml", ".txt")
+
+
+def fuzz_json(path: Path, opened: Path, rng: random.Random, times: int) -> Iterator[Callable[[], DetectionDataset]]:
+    content = path.read_text()
+    document = json.loads(content)
+    for _ in range(times):
+        path.write_text(json.dumps(damaged_values(document, rng)))
+        yield lambda: open_dataset(opened, strict=False)
+    path.write_text(content)
+
+
+def fuzz_format(name: str, drawn: DetectionDataset, folder: Path, seed: int, times: int) -> None:
+    """Damage of every kind of file that a format has: the first of each ending in each folder."""
+    rng = random.Random(f"{name} {seed}")
+    opened = WRITERS[name](drawn.subset([0, 2]), folder)
+    files = {(path.parent, path.suffix): path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file()}
+    damaged = [path for (_, suffix), path in files.items() if suffix in ANNOTATIONS]
+    assert damaged
+    num_read = 0
+    for path in damaged:
+        share = times // (2 * len(damaged))
+        attempts = [fuzz_file(path, opened, rng, share)]
+        if path.suffix == ".json":
+            attempts.append(fuzz_json(path, opened, rng, share))
+        num_read += sum(outcomes_of(each)["read"] for each in attempts)
+    assert num_read > times // 50
+
+
+@pytest.fixture(autouse=True)
+def _only_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading starts no program and connects to nothing."""
+
+    def refuse(*given: object, **_: object) -> None:
+        raise AssertionError(f"tried to leave this process: {given}")
+
+    for place, name in ((subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (socket.socket, "connect")):
+        monkeypatch.setattr(place, name, refuse)
+
+
 def test_damage_never_raises_anything_but_a_data_error(drawn: DetectionDataset, tmp_path: Path) -> None:
     fuzz_all(drawn, tmp_path, seed=1, times=300)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_damage_of_every_format(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
+    fuzz_format(name, drawn, tmp_path / name, seed=1, times=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_much_damage_of_every_format(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
+    fuzz_format(name, drawn, tmp_path / name, seed=2, times=1000)
 
 
 @pytest.mark.slow
