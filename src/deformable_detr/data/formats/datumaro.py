@@ -165,7 +165,7 @@ class _ImagesById:
 
 
 def _record_of(item: dict[str, Any], where: str, images: _ImagesById, reader: "_Reader") -> ImageRecord:
-    media = next((item[key] for key in ("image", "media") if isinstance(item.get(key), dict)), {})
+    media: dict[str, Any] = next((item[key] for key in ("image", "media") if isinstance(item.get(key), dict)), {})
     name, path, size_wh = media.get("path"), None, None
     if not isinstance(name, str) or not name.strip():
         name = name_text(item.get("id"), where, "the id of an item without the path of an image")

@@ -113,10 +113,9 @@ def _pair_of(
 ) -> PairedFolders | None:
     """Pair of the first folder of images and the first folder that holds annotations."""
     holding = [folder for folder in annotations if images and holds_annotations(folder, paired)]
-    first, *others = holding or [None]
-    if first is None:
+    if not holding:
         return None
-    return PairedFolders(split, images[0], first, tuple(folder.name for folder in others))
+    return PairedFolders(split, images[0], holding[0], tuple(folder.name for folder in holding[1:]))
 
 
 def subfolders(path: Path) -> list[str]:

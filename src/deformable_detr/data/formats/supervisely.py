@@ -70,7 +70,8 @@ def _is_data_set(folder: Path) -> bool:
 
 def _data_sets(folder: Path) -> list[Path]:
     """Folders with images and annotations: the project itself, those in it, and those nested in `datasets/`."""
-    found, pending = [], [(folder, 0)]
+    found: list[Path] = []
+    pending = [(folder, 0)]
     while pending and len(found) < _MOST_FOLDERS:
         place, depth = pending.pop(0)
         if _is_data_set(place):
