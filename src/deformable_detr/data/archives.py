@@ -188,11 +188,10 @@ def _damage_explained(path: str | Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: this zip archive is damaged or cut off: {shown(reason)[1:-1]}") from error
+        raise DataError(f"{path}: this zip archive is damaged or cut off: {shown(str(error))[1:-1]}") from error
     except (OSError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"{path}: this zip archive cannot be read: {why or error}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise DataError(f"{path}: this zip archive cannot be read: {shown(reason)[1:-1]}") from error
 
 
 @contextmanager

@@ -174,3 +174,6 @@ def test_coco_is_something_else(coco_json: Callable[..., Path]) -> None:
     assert not is_datumaro(coco_json())
     assert find_splits(coco_json()) == {}
     assert not is_datumaro(Path("nowhere.json"))
+    file = coco_json()
+    file.write_text('{"categories": {"colours": {"red": 1}}, "items": []}')
+    assert not is_datumaro(file)

@@ -1,4 +1,4 @@
-"""Annotation formats: each module reads and writes one of them, and all share the type of the samples."""
+"""Annotation formats: each module reads one of them, COCO, VOC and YOLO are written, too, and all share one type."""
 
 from deformable_detr.data.formats import coco, voc, yolo
 

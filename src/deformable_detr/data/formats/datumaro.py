@@ -29,7 +29,7 @@ LOOKED_FOR = "Datumaro: annotations/<split>.json with categories and items, and 
 _SNIFFED_BYTES = 1 << 16
 _MOST_FILES = 100  # one for each split; tiles and frames have thousands
 # Elsewhere the categories are a list; here they are an object with one entry for each kind of annotation.
-_CATEGORIES = re.compile(rb'"categories"\s*:\s*\{\s*("label"\s*:\s*\{\s*"|"\w+"\s*:\s*\{|\})')
+_CATEGORIES = re.compile(rb'"categories"\s*:\s*\{\s*("(label|mask|points)"\s*:\s*\{|\}\s*,\s*"items")')
 _WHOLE_IMAGE = ("label", "caption", "hash_key", "feature_vector", "tabular")
 
 

@@ -122,12 +122,19 @@ class _BoxTable:
     @cached_property
     def names(self) -> dict[str, str]:
         """Class name of each code, from the first csv of descriptions around; empty if there is none."""
-        around = dict.fromkeys((self.file.parent, self.file.parent.parent, self.file.parent.parent.parent))
-        for folder in [inner for one in around for inner in (one, *(one / name for name in (*_FOLDERS, "metadata")))]:
-            for file in _csv_files(folder):
-                if "class-descriptions" in file.name.lower() or file.name.lower() == "classes.csv":
-                    return _descriptions(file)
+        around = [base / name for base in self._bases for name in ("", *_FOLDERS, "metadata")]
+        for file in (file for folder in around for file in _csv_files(folder)):
+            if "class-descriptions" in file.name.lower() or file.name.lower() == "classes.csv":
+                return _descriptions(file)
         return {}
+
+    @cached_property
+    def _bases(self) -> list[Path]:
+        """Folder of the csv, and those above it within the data set, as far as names of folders tell."""
+        bases = [self.file.parent]
+        while len(bases) < 3 and (bases[-1].name in _FOLDERS or canonical_split(bases[-1].name) in MAIN_SPLITS):
+            bases.append(bases[-1].parent)
+        return bases
 
     def name_of(self, code: str) -> str:
         """Class name of a code; the code itself where it has none, and with it where two have the same."""
@@ -151,19 +158,27 @@ class _BoxTable:
         num_unseen = 0
         rows = _rows(self.file)
         columns = _columns_of(next(rows, (1, []))[1], self.file)
+        id_column, last_column = columns["ImageID"], max(columns[name] for name in _COLUMNS)
+        last_id, is_there = None, False
         for line, row in rows:
-            where = f"{self.file}:{line}"
-            item = self._object_of(row, columns, where)
-            if isinstance(item, str):
-                problems.append(Problem("invalid_annotation", where, item, True))
+            if len(row) <= last_column:
+                text = f"{len(row)} columns, and the header names {max(columns.values()) + 1}"
+                problems.append(Problem("invalid_annotation", f"{self.file}:{line}", text, True))
                 continue
-            num_unseen += item is None
-            image_id = row[columns["ImageID"]].strip()
-            if _id_key(image_id) not in somewhere:
+            image_id = row[id_column].strip()
+            if image_id != last_id:  # the rows of an image follow each other, and there are millions
+                last_id, is_there = image_id, not image_id or _id_key(image_id) in somewhere
+            if not is_there:
                 absent.setdefault(image_id)
                 continue
+            item = self._object_of(row, columns, f"{self.file}:{line}")
+            if isinstance(item, str):
+                problems.append(Problem("invalid_annotation", f"{self.file}:{line}", item, True))
+                continue
             found = objects.setdefault(image_id, [])
-            if item is not None:
+            if item is None:
+                num_unseen += 1
+            else:
                 found.append(item)
         # One group for all: an image of the same name elsewhere may be another one.
         images = max(groups, key=lambda group: sum(_id_key(one) in group for one in objects))
@@ -180,9 +195,7 @@ class _BoxTable:
 
         Folders of one split beside each other (`train_0`, `train_1`) are one group.
         """
-        near = self.file.parent
-        inner = near.name in _FOLDERS or canonical_split(near.name) in MAIN_SPLITS
-        bases = [near, near.parent] if inner else [near]
+        near, bases = self.file.parent, self._bases
         groups = [
             [base / name for name in subfolders(base) if split_in(name) == self.split]
             for base in (*(base / "images" for base in bases), *bases)
@@ -194,8 +207,6 @@ class _BoxTable:
 
     def _object_of(self, row: Sequence[str], columns: dict[str, int], where: str) -> ObjectRecord | str | None:
         """Object of a row, what is wrong with the row, or None for a class that somebody looked for and did not see."""
-        if len(row) <= max(columns[name] for name in _COLUMNS):
-            return f"{len(row)} columns, and the header names {max(columns.values()) + 1}"
         try:
             left, top, right, bottom = (float(row[columns[name]]) for name in _SIDES)
         except ValueError:

@@ -115,8 +115,7 @@ def _pair_of(
     holding = [folder for folder in annotations if images and holds_annotations(folder, paired)]
     if not holding:
         return None
-    first, *others = holding
-    return PairedFolders(split, images[0], first, tuple(folder.name for folder in others))
+    return PairedFolders(split, images[0], holding[0], tuple(folder.name for folder in holding[1:]))
 
 
 def subfolders(path: Path) -> list[str]:
