@@ -27,11 +27,14 @@ ProblemKind = Literal[
     "outside_box",
     "clipped_box",
     "duplicate_box",
+    "wrong_unit",
+    "many_objects",
     "unknown_class",
     "unused_class",
     "invalid_annotation",
     "duplicate_image",
     "shared_image",
+    "leak",
     "not_kept",
 ]
 

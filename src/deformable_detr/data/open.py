@@ -11,8 +11,8 @@ from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
-from deformable_detr.data.formats.parsing import shown
-from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
+from deformable_detr.data.formats.parsing import read_json, shown
+from deformable_detr.data.formats.split_names import SplitLoaders, main_split
 from deformable_detr.data.images import is_image_file
 
 _NESTED_FOLDERS = 3
@@ -55,7 +55,7 @@ def open_dataset(
     if wanted is None:
         wanted = "train" if "train" in splits else next(iter(splits))
     elif wanted not in splits:
-        wanted = canonical_split(wanted)
+        wanted = main_split(wanted) or wanted
     if wanted not in splits:
         raise DataError(f"{path}: no split {split!r}; this {name.upper()} data set has {', '.join(splits)}")
     try:
@@ -124,7 +124,7 @@ def _not_recognised(path: str | Path, place: Path, wanted: FormatName | None) ->
 def _contents(place: Path) -> str:
     """Content of a folder in words, so that people see what was looked at."""
     if not place.is_dir():
-        return f"it is one file, {shown(place.name)}"
+        return f"it is one file, {shown(place.name)}{_content_of(place)}"
     try:
         entries = sorted((one for one in os.scandir(place) if one.name[0] != "."), key=lambda one: one.name)
     except OSError as error:
@@ -143,6 +143,20 @@ def _contents(place: Path) -> str:
         f"{len(images)} image{'s' * (len(images) != 1)}"
     ] * bool(images)
     return f"found {', '.join([*parts, listed(kinds, 5)] if kinds else parts) or 'nothing'}"
+
+
+def _content_of(file: Path) -> str:
+    """Content of a json file in words, after a comma; empty for any other file.
+
+    Raises:
+        DataError: it is broken, which is then the reason why nothing could recognise it.
+    """
+    if file.suffix.lower() != ".json":
+        return ""
+    value = read_json(file)
+    if isinstance(value, dict):
+        return f", an object with {listed([shown(key) for key in value], 5) or 'nothing'}"
+    return f", not an object but {shown(value)}"
 
 
 def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, SplitLoaders]:

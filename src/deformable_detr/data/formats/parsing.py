@@ -14,7 +14,10 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value, read_file
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 
-_INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER_IN_QUOTES = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
+_NUMBER_IN_QUOTES = re.compile(
+    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE
+)
 _LARGEST_ID = 2**63 - 1
 _MEGABYTE = 1 << 20
 _MOST_JSON = 8192 * _MEGABYTE
@@ -143,7 +146,8 @@ def whole_number(value: object, where: str, what: str) -> int:
     """
     number: int | None = None
     if isinstance(value, str):
-        number = int(value) if _INTEGER_IN_QUOTES.fullmatch(value.strip()) else None
+        found = _INTEGER_IN_QUOTES.fullmatch(value.strip())
+        number = int(found[1]) if found else None
     elif isinstance(value, float):
         number = int(value) if value.is_integer() else None
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -151,6 +155,27 @@ def whole_number(value: object, where: str, what: str) -> int:
     if number is None or abs(number) > _LARGEST_ID:
         raise DataError(f"{where}: {what} must be a whole number, not {shown(value)}")
     return number
+
+
+def real_number(value: object, where: str, what: str) -> float:
+    """Number of a value; numbers in quotes are accepted, truth values are not. It may be infinite or NaN.
+
+    Args:
+        value: to convert.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
+
+    Raises:
+        DataError: it is something else, or too large for a float.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    elif isinstance(value, str) and _NUMBER_IN_QUOTES.fullmatch(value.strip()):
+        return float(value)
+    raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
 
 
 def name_text(value: object, where: str, what: str) -> str:

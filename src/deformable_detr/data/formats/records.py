@@ -17,6 +17,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.image_names import find_images
 from deformable_detr.data.formats.parsing import name_text, shown, whole_number
+from deformable_detr.data.formats.units import BoxForm
 from deformable_detr.data.images import image_size
 
 
@@ -74,6 +75,7 @@ def dataset_of(
     source: str,
     classes: Sequence[str] | None = None,
     problems: Iterable[Problem] = (),
+    given: BoxForm = "corners",
 ) -> DetectionDataset:
     """Data set of the images and objects that a reader found.
 
@@ -86,6 +88,7 @@ def dataset_of(
         source: format and files that were read, for people.
         classes: class names by class id; if left out, the names that occur, in alphabetical order.
         problems: problems that the reader found.
+        given: form that the annotations have boxes in; where they have sizes, corners in their place are recognised.
 
     Raises:
         DataError: a class name cannot be used, or no object has a class.
@@ -108,7 +111,7 @@ def dataset_of(
         np.array([item.area for _, item, _ in rows], dtype=np.float64),
         np.arange(1, len(rows) + 1, dtype=np.int64),
     )
-    samples, box_problems = assemble(entries, table, lambda row: rows[row][1].where)
+    samples, box_problems = assemble(entries, table, lambda row: rows[row][1].where, where=where, given=given)
     if not records:
         found_problems.append(Problem("invalid_annotation", where, "there are no images to read here", True))
     return DetectionDataset(

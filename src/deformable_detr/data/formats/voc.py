@@ -151,7 +151,9 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
         for row in unknown
     ]
     rows = [row for row in rows if row.class_name in classes]
-    samples, box_problems = assemble(entries, _to_table(rows, classes), lambda index: rows[index].where)
+    samples, box_problems = assemble(
+        entries, _to_table(rows, classes), lambda index: rows[index].where, where=part.where
+    )
     if not entries:
         problems.append(Problem("invalid_annotation", part.where, "there are no images to read here", True))
     return DetectionDataset(

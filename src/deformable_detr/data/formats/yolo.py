@@ -148,7 +148,7 @@ def _load_part(part: YoloPart) -> DetectionDataset:
     def name_object(row: int) -> str:
         return f"{rows[row].label_file}:{rows[row].box.line}"
 
-    samples, box_problems = assemble(entries, _to_table(rows, entries, classes), name_object)
+    samples, box_problems = assemble(entries, _to_table(rows, entries, classes), name_object, where=part.where)
     return DetectionDataset(
         classes=classes.names,
         category_ids=classes.numbers,
