@@ -39,6 +39,10 @@ ProblemKind = Literal[
 ]
 
 
+IMAGE_PROBLEMS: tuple[ProblemKind, ...] = ("missing_image", "unreadable_image", "size_mismatch")
+"""Kinds of problems of image files, which `--skip-bad-images` passes over."""
+
+
 class Problem(NamedTuple):
     """Problem of a data set; a fatal one stops training, any other was mended as its message says."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.parsing import read_json, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, main_split
@@ -65,7 +65,7 @@ def open_dataset(
     also = f"; the folder also holds {' and '.join(other.upper() for other in others)}" if others else ""
     dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}")
     if strict:
-        _raise_first_fatal(dataset, path)
+        refuse_fatal(dataset, path)
     return dataset
 
 
@@ -204,9 +204,32 @@ def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{error.filename or path}: cannot read this: {error.strerror or error}")
 
 
-def _raise_first_fatal(dataset: DetectionDataset, path: str | Path) -> None:
-    fatal = dataset.fatal_problems
+def refuse_fatal(dataset: DetectionDataset, path: str | Path, *, skip_bad_images: bool = False) -> None:
+    """Refuse a data set with problems that would stop training.
+
+    Args:
+        dataset: the data set.
+        path: where it was opened, for the way out.
+        skip_bad_images: pass over images that are missing, cannot be read or have another size.
+
+    Raises:
+        DataError: there is such a problem; the message is that of the first one, with the ways out.
+    """
+    fatal = [problem for problem in dataset.fatal_problems if not (skip_bad_images and problem.kind in IMAGE_PROBLEMS)]
     if not fatal:
         return
-    more = f" (and {len(fatal) - 1} more: `ddetr check-data {path}` lists them)" if len(fatal) > 1 else ""
-    raise DataError(f"{fatal[0].where}: {fatal[0].message}{more}")
+    first = f"{fatal[0].where}: {fatal[0].message}"
+    more = f"{len(fatal) - 1} more: " if len(fatal) > 1 else ""
+    if len(dataset) and all(problem.kind in IMAGE_PROBLEMS for problem in fatal):
+        raise DataError(f"{first} ({more}{ways_past_bad_images(path)})")
+    raise DataError(f"{first} (and {more}`ddetr check-data {path}` lists them)" if more else first)
+
+
+def ways_past_bad_images(path: str | Path | None = None) -> str:
+    """Words for what to do about images that cannot be used.
+
+    Args:
+        path: the data set; left out where it is not known.
+    """
+    command = "ddetr check-data" if path is None else f"ddetr check-data {path}"
+    return f"`{command}` lists all such images; --skip-bad-images, or skip_bad_images in Python, goes on without them"

@@ -7,7 +7,7 @@ Image ids that are other text are replaced by the position of the image, from 1.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,12 @@ def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement | None = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement | None = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `annotations/<split>.json` and `images/<split>/`.
 
@@ -286,6 +291,7 @@ def save(
         folder: where to write it.
         split: its name.
         images: copy or link the image files; with None they stay, and the json holds absolute paths.
+        on_image: called after each image that is copied or linked.
 
     Returns:
         Problems for content that the format cannot hold: none.
@@ -299,6 +305,8 @@ def save(
     else:
         for sample, name in zip(dataset.samples, names, strict=True):
             place_image(sample.path, folder / "images" / split / name, images)
+            if on_image is not None:
+                on_image()
     text = json.dumps(to_document(dataset, names), ensure_ascii=False)
     write_in(folder / "annotations", f"{split}.json", text)
     return ()

@@ -7,7 +7,7 @@ objects and is reported; if more than half of a split has none, that is fatal.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -244,7 +244,12 @@ def _classes_of(
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `Annotations`, `JPEGImages`, `ImageSets/Main/<split>.txt` and `classes.txt`.
 
@@ -256,6 +261,7 @@ def save(
         folder: where to write it.
         split: its name.
         images: copy or link the image files.
+        on_image: called after each image that is written.
 
     Returns:
         Problems for content that the format cannot hold: none.
@@ -277,6 +283,8 @@ def save(
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "JPEGImages" / name, images)
         write_in(folder / "Annotations", f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
+        if on_image is not None:
+            on_image()
     write_in(lists, f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
     return ()
 

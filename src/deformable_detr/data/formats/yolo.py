@@ -6,7 +6,7 @@ has none, that is fatal. An empty txt says that there are no objects.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +194,12 @@ def _to_table(rows: Sequence[_BoxOfImage], entries: Sequence[ImageEntry], classe
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `images/<split>`, `labels/<split>`, `<split>.txt` (the order of the images) and `data.yaml`.
 
@@ -205,6 +210,7 @@ def save(
         folder: where to write it.
         split: its name: train, val or test.
         images: copy or link the image files.
+        on_image: called after each image that is written.
 
     Returns:
         Problems for content that the format cannot hold: crowd marks, and areas other than width x height.
@@ -228,6 +234,8 @@ def save(
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "images" / split / name, images)
         write_in(folder / "labels" / split, f"{Path(name).stem}.txt", label_text(sample))
+        if on_image is not None:
+            on_image()
     write_in(folder, f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
     lists[split] = f"{split}.txt"
     content = {"path": ".", **lists, "names": dict(enumerate(dataset.classes))}
