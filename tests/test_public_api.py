@@ -64,6 +64,7 @@ PUBLIC_NAMES = {
     "Source",
     "TrainConfig",
     "TrainingError",
+    "TrainingSplits",
     "TrainingState",
     "__version__",
     "evaluate",

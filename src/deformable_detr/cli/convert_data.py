@@ -54,10 +54,10 @@ def convert_data(
     if done.mended:
         mended = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(done.mended.items()))
         typer.echo(f"mended or remarked on: {mended}; `ddetr check-data {source}` lists them", err=True)
-    typer.echo(json.dumps(_record(done, str(output))))
+    typer.echo(json.dumps(_as_json(done, str(output))))
 
 
-def _record(done: "DataConversion", output: str) -> dict[str, object]:
+def _as_json(done: "DataConversion", output: str) -> dict[str, object]:
     return {
         "output": output,
         "to": done.to,

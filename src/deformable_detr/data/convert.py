@@ -88,7 +88,7 @@ def convert_dataset(
     """
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     _refuse_what_is_there(folder, output)
-    datasets, not_kept = _read(path, format)
+    datasets, not_kept = _all_splits(path, format)
     mended = Counter(problem.kind for one in datasets.values() for problem in one.problems if not problem.fatal)
     if to == "yolo":
         datasets, more = _for_yolo(datasets, path)
@@ -121,7 +121,7 @@ def convert_dataset(
             for split, dataset in datasets.items()
         ),
         not_kept=tuple(not_kept),
-        mended=dict(mended),
+        mended={str(kind): number for kind, number in mended.items()},
     )
 
 
@@ -139,7 +139,7 @@ def _refuse_what_is_there(folder: Path, output: str | Path) -> None:
         raise OutputError(f"output folder {output} is {what}; name another one")
 
 
-def _read(path: str | Path, format: FormatName | None) -> tuple[dict[str, DetectionDataset], list[Problem]]:
+def _all_splits(path: str | Path, format: FormatName | None) -> tuple[dict[str, DetectionDataset], list[Problem]]:
     """All splits, and the images that had to be left out."""
     datasets: dict[str, DetectionDataset] = {}
     not_kept = []
@@ -148,7 +148,7 @@ def _read(path: str | Path, format: FormatName | None) -> tuple[dict[str, Detect
         refuse_fatal(dataset, path, skip_bad_images=len(dataset) > 0)
         bad = Counter(problem.kind for problem in dataset.fatal_problems if problem.kind in IMAGE_PROBLEMS)
         for kind, number in bad.items():
-            text = f"{_images(number)} left out as {_REASONS[kind]}; `ddetr check-data {path}` lists them"
+            text = f"{_counted_images(number)} left out as {_REASONS[kind]}; `ddetr check-data {path}` lists them"
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
         datasets[split] = dataset
     return datasets, not_kept
@@ -178,15 +178,15 @@ def _for_yolo(
         fits = [_is_as_displayed(sample) for sample in dataset.samples]
         if not all(fits):
             text = (
-                f"{_images(fits.count(False))} left out as annotated in another size than displayed: YOLO has shares "
-                "of the displayed size; save them turned, without EXIF orientation"
+                f"{_counted_images(fits.count(False))} left out as annotated in another size than displayed, of which "
+                "YOLO has shares; save them turned, without EXIF orientation"
             )
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
             kept[split] = dataset.subset([index for index, fit in enumerate(fits) if fit])
     return kept, not_kept
 
 
-def _images(number: int) -> str:
+def _counted_images(number: int) -> str:
     return "1 image" if number == 1 else f"{number} images"
 
 

@@ -53,7 +53,7 @@ def queries_text(crowded: Crowding, model: str, *, way_out: str | None = None) -
     """
     wanted = (crowded.most // _STEP + 1) * _STEP
     return (
-        f"{_images(crowded)} more objects than the {crowded.limit} queries of {model}, up to {crowded.most}: "
+        f"{_subject(crowded)} more objects than the {crowded.limit} queries of {model}, up to {crowded.most}: "
         f"{crowded.num_beyond} of {crowded.num_objects} objects can be neither learnt nor found; "
         f"{way_out or f'train with --set model.num_queries={wanted}'}"
     )
@@ -63,12 +63,12 @@ def evaluation_text(crowded: Crowding) -> str:
     """Sentence on objects beyond the number of detections that an evaluation counts."""
     reached = 1 - crowded.num_beyond / crowded.num_objects
     return (
-        f"{_images(crowded)} more objects than the {crowded.limit} detections of an image that the evaluation counts, "
+        f"{_subject(crowded)} more objects than the {crowded.limit} detections of an image that the evaluation counts, "
         f"up to {crowded.most}: no detector can find more than {100 * reached:.1f} % of the objects there; "
         f"evaluate with --max-detections {(crowded.most // _STEP + 1) * _STEP}, or cut the images into tiles"
     )
 
 
-def _images(crowded: Crowding) -> str:
+def _subject(crowded: Crowding) -> str:
     have = "has" if crowded.num_crowded == 1 else "have"
     return f"{crowded.num_crowded} of {crowded.num_images} images {have}"

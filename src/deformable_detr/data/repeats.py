@@ -13,6 +13,7 @@ _LEAK_SHARE = 0.1
 _COMPARED_IMAGES = 200
 _MOST_CANDIDATES = 20_000
 _PIECE_BYTES = 4096
+_MEGABYTE = 1 << 20
 
 
 def repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
@@ -109,9 +110,12 @@ def _digest_of(path: str, *, middle: bool = False) -> bytes | None:
     """Digest of a file, or of a small piece in the middle of it; None if it cannot be read."""
     try:
         with open_file(path) as stream:
-            if not middle:
-                return hashlib.file_digest(stream, "sha1").digest()
-            stream.seek(os.fstat(stream.fileno()).st_size // 2)
-            return hashlib.sha1(stream.read(_PIECE_BYTES)).digest()
+            if middle:
+                stream.seek(os.fstat(stream.fileno()).st_size // 2)
+                return hashlib.sha1(stream.read(_PIECE_BYTES)).digest()
+            digest = hashlib.sha1()
+            while piece := stream.read(_MEGABYTE):
+                digest.update(piece)
+            return digest.digest()
     except OSError:
         return None

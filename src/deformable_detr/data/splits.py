@@ -39,9 +39,10 @@ class TrainingSplits(NamedTuple):
         Raises:
             DataError: there is such a problem; the message names it, and the ways out.
         """
-        for dataset in (self.train, self.val):
-            if dataset is not None:
-                refuse_fatal(dataset, self.path, skip_bad_images=skip_bad_images)
+        # Where no training image is left, the reason is what the first of them lacks.
+        refuse_fatal(self.train, self.path, skip_bad_images=skip_bad_images and len(self.train) > 0)
+        if self.val is not None:
+            refuse_fatal(self.val, self.path, skip_bad_images=skip_bad_images)
         fitting_validation(self.train, self.val)
 
 
