@@ -67,12 +67,16 @@ def test_training_says_it_too(splits: dict[str, DetectionDataset]) -> None:
     train, val = splits["train"], splits["val"]
     assert training_images_among(train, val) is None
     share(val, train, 1)
+    found = training_images_among(train, val)
+    assert found == "1 of 11 validation images are training images, too; `ddetr check-data` lists them"
+    share(val, train, 2)
     assert training_images_among(train, val) == (
-        "1 of 11 validation images are training images, too: AP on them rewards what was remembered, and says little "
+        "2 of 11 validation images are training images, too: AP on them rewards what was remembered, and says little "
         "about new images"
     )
     assert str(training_images_among(train, train)).startswith("all 12 validation images are")
-    val.samples[0].path.unlink()
+    for sample in val.samples[:2]:
+        sample.path.unlink()
     assert training_images_among(train, val) is None
 
 

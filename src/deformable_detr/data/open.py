@@ -15,6 +15,7 @@ from deformable_detr.data.formats.parsing import read_json, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, main_split
 from deformable_detr.data.images import is_image_file
 
+_LARGEST_TO_DESCRIBE = 1 << 26
 _NESTED_FOLDERS = 3
 _MOST_NEIGHBOURS = 50
 
@@ -151,7 +152,7 @@ def _content_of(file: Path) -> str:
     Raises:
         DataError: it is broken, which is then the reason why nothing could recognise it.
     """
-    if file.suffix.lower() != ".json":
+    if file.suffix.lower() != ".json" or file.stat().st_size > _LARGEST_TO_DESCRIBE:
         return ""
     value = read_json(file)
     if isinstance(value, dict):

@@ -10,7 +10,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
 
 _LEAK_SHARE = 0.1
-_COMPARED_IMAGES = 200
+_COMPARED_IMAGES = 1000
 _MOST_CANDIDATES = 20_000
 _PIECE_BYTES = 4096
 _MEGABYTE = 1 << 20
@@ -51,31 +51,37 @@ def repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
 
 def _leak_text(count: int, total: int, images: str) -> str:
     return (
-        f"{f'all {total}' if count == total else f'{count} of {total}'} {images} are training images, too: AP on them "
-        "rewards what was remembered, and says little about new images"
+        f"{_share_text(count, total, images)}: AP on them rewards what was remembered, and says little about new images"
     )
+
+
+def _share_text(count: int, total: int, images: str) -> str:
+    return f"{f'all {total}' if count == total else f'{count} of {total}'} {images} are training images, too"
 
 
 def training_images_among(train: DetectionDataset, val: DetectionDataset) -> str | None:
     """Sentence on validation images that are training images, too; None if none was found.
 
-    Of many validation images 200 are compared, evenly spread, and only with files of equal length, so that this takes a
-    moment also before a training on large data.
+    Of many validation images 1000 are compared, evenly spread, and only with files of equal length, so that this takes
+    a moment also before a training on large data.
     """
     step = max(1, -(-len(val) // _COMPARED_IMAGES))
     probes = [str(sample.path) for sample in val.samples[::step]]
-    lengths = {path: length for path in probes if (length := _length_of(path)) is not None}
-    wanted = set(lengths.values())
+    wanted = {length for path in probes if (length := _length_of(path)) is not None}
     candidates = [path for sample in train.samples if _length_of(path := str(sample.path)) in wanted]
     candidates = candidates[:: max(1, -(-len(candidates) // _MOST_CANDIDATES))]
-    # Pictures that are not compressed have all the same length, so most of them differ in a small piece.
-    pieces = {_digest_of(path, middle=True) for path in probes} - {None}
-    known = {_digest_of(path) for path in candidates if _digest_of(path, middle=True) in pieces} - {None}
-    leaked = sum(_digest_of(path) in known for path in probes)
+    # Pictures that are not compressed have all the same length, and most of them differ in a small piece.
+    pieces = {path: _digest_of(path, middle=True) for path in probes}
+    alike = {piece for piece in pieces.values() if piece is not None}
+    known = {_digest_of(path) for path in candidates if _digest_of(path, middle=True) in alike} - {None}
+    leaked = sum(_digest_of(path) in known for path in probes) if known else 0
     if not leaked:
         return None
     spread = f" of {len(val)} that were compared" if step > 1 else ""
-    return _leak_text(leaked, len(probes), f"validation images{spread}")
+    images = f"validation images{spread}"
+    if leaked < _LEAK_SHARE * len(probes):
+        return f"{_share_text(leaked, len(probes), images)}; `ddetr check-data` lists them"
+    return _leak_text(leaked, len(probes), images)
 
 
 def _same_content(paths: Iterable[str]) -> list[list[str]]:

@@ -229,6 +229,21 @@ def test_class_names_may_be_numbers(coco_json: Callable[..., Path]) -> None:
     assert dataset.classes == ("1.5", "0")
 
 
+def test_a_category_for_the_whole_project_is_no_class(coco_json: Callable[..., Path]) -> None:
+    categories = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 9, "name": "cat", "supercategory": "pets"},
+        {"id": 2, "name": "dog", "supercategory": "pets"},
+    ]
+    dataset = coco.load(coco_json(categories=categories))
+    assert (dataset.classes, dataset.category_ids) == (("dog", "cat"), (2, 9))
+    assert [sample.class_ids.tolist() for sample in dataset.samples] == [[0], [1, 0]]
+    (problem,) = dataset.problems
+    assert problem.message == "the category 'pets' (id 0) only groups others, and no object has it: left out"
+    labelled = [annotation(category_id="0")]  # as text, it is used all the same
+    assert coco.load(coco_json(categories=categories, annotations=labelled)).classes == ("pets", "dog", "cat")
+
+
 def test_annotations_that_cannot_be_used_are_all_listed(coco_json: Callable[..., Path]) -> None:
     bad = [annotation(id=n, **change) for n, change in enumerate(({"bbox": 3}, {"area": "?"}, {"category_id": None}))]
     dataset = open_dataset(coco_json(annotations=[*bad, annotation(id=9)]), strict=False)

@@ -164,6 +164,24 @@ def test_large_files_are_known_by_their_beginning(tmp_path: Path) -> None:
         assert is_coco(file) is coco, list(content)[:3]
 
 
+def test_a_long_beginning_without_any_list_counts_where_coco_is_expected(tmp_path: Path) -> None:
+    file = tmp_path / "annotations/train.json"
+    file.parent.mkdir()
+    begin = {"info": {"description": "x" * 70_000}, "licenses": []}
+    for content, coco in (
+        (begin, True),
+        ({**begin, "images": []}, True),
+        ({"categories": {"label": {"labels": ["x" * 70_000]}}, "items": []}, False),
+        ({"version": "x" * 70_000, "shapes": []}, False),
+    ):
+        file.write_text(json.dumps(content))
+        assert is_coco(file, expected=True) is coco
+        assert not is_coco(file)
+        assert bool(annotation_files(tmp_path)) is coco
+    file.rename(tmp_path / "annotations/train.JSON")
+    assert annotation_files(tmp_path) == []
+
+
 def test_hostile_text_is_looked_at_once(tmp_path: Path) -> None:
     """Every quote of a string that never ends could begin another one."""
     file = tmp_path / "a.json"

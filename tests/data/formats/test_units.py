@@ -1,8 +1,13 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.units import BoxForm, check_units
+from deformable_detr.data.open import open_dataset
 
 SIZE_WH = (64, 48)
 
@@ -58,6 +63,34 @@ def test_corners_where_sizes_are_meant() -> None:
     # Boxes that reach past a little, and formats that have no sizes.
     assert check((30, 10, 65, 40), (2, 3, 20, 30), given="size") == []
     assert check(*read_as_size(*corners), given="corners") == []
+
+
+def test_large_objects_that_reach_past_a_little_are_sizes() -> None:
+    """They would fit as corners, too: nearly every box is as large as its image."""
+    sloppy = [(1.0, 2.0, 66.0, 47.0)] * 5 + [(2.0, 1.0, 60.0, 46.0)] * 5
+    assert check(*sloppy, given="size") == []
+    assert check(*[(1.0, 2.0, 70.0, 47.0)] * 3, *sloppy, given="size") == []
+
+
+def test_voc_with_shares(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    corners = "<xmin>0.25</xmin><ymin>0.1</ymin><xmax>0.5</xmax><ymax>0.75</ymax>"
+    for name in ("a", "b"):
+        photo(tmp_path / "JPEGImages" / f"{name}.png")
+        (tmp_path / "Annotations").mkdir(exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text(
+            f"<annotation><object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+        )
+    with pytest.raises(DataError, match=r"all 2 boxes lie within the first pixel of the image, such as \(0\.25, 0\.1"):
+        open_dataset(tmp_path)
+    labels = tmp_path / "sizes"
+    for number, size in enumerate(("<xmax>9</xmax><ymax>8</ymax>", "<xmax>12</xmax><ymax>9</ymax>")):
+        photo(labels / f"{number}.png")
+        (labels / f"{number}.xml").write_text(
+            f"<annotation><object><name>cat</name><bndbox><xmin>20</xmin><ymin>13</ymin>{size}</bndbox></object>"
+            "</annotation>"
+        )
+    with pytest.raises(DataError, match="2 of 2 boxes have a negative width or height, and none would"):
+        open_dataset(labels)
 
 
 def test_sizes_where_corners_are_meant() -> None:

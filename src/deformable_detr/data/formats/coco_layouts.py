@@ -10,6 +10,7 @@ _SNIFFED_BYTES = 1 << 16
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "sketch_")
 _BESIDE_IMAGES = "_annotations.coco.json"
 _SECTIONS = ("images", "annotations", "categories")
+_BEFORE_SECTIONS = {"info", "licenses", "type"}
 # The last string may be cut off by the end of what was read.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 _VALUE = re.compile(rb"\s*:\s*(.?)", re.DOTALL)
@@ -50,7 +51,11 @@ def _json_files(folder: Path) -> list[Path]:
     """Json files that may hold boxes: `instances_*` if there are any, else all but those of another task."""
     if not folder.is_dir():
         return []
-    files = sorted(file for file in folder.glob("*.json") if file.is_file() and not file.name.startswith((".", "_")))
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() == ".json" and not file.name.startswith((".", "_")) and file.is_file()
+    )
     official = [file for file in files if file.name.startswith("instances_")]
     return official or [file for file in files if not file.name.startswith(_OTHER_TASKS)]
 
@@ -93,13 +98,18 @@ def is_coco(file: Path, *, expected: bool = False) -> bool:
     except OSError:
         return False
     head = head.removeprefix(b"\xef\xbb\xbf")
-    if len(head) <= _SNIFFED_BYTES:
-        try:
-            value = json_value(head)
-        except ValueError:
-            return expected or _begins_like_coco(head, broken=True)
-        return isinstance(value, dict) and _has_sections(value, expected)
-    return _begins_like_coco(head, broken=False)
+    if len(head) > _SNIFFED_BYTES:
+        values = _outer_values(head)
+        # Long lists of categories or of other things may hide what follows.
+        seen = _BEFORE_SECTIONS | ({"categories"} if values.get("categories") == "[" else set())
+        hidden = values.keys() <= seen and ("categories" in values or (expected and len(values) > 0))
+        return hidden or _begins_like_coco(values, head)
+    try:
+        value = json_value(head)
+    except ValueError:
+        values = _outer_values(head)
+        return expected or "[" in (values.get("images"), values.get("annotations"))
+    return isinstance(value, dict) and _has_sections(value, expected)
 
 
 def _has_sections(value: dict[str, object], expected: bool) -> bool:
@@ -113,28 +123,27 @@ def _has_sections(value: dict[str, object], expected: bool) -> bool:
     return False
 
 
-def _begins_like_coco(head: bytes, *, broken: bool) -> bool:
-    """Whether the keys of the outermost object, as far as they can be seen, are COCO's."""
+def _begins_like_coco(values: dict[str, str], head: bytes) -> bool:
+    sections = {name for name in _SECTIONS if values.get(name) == "["}
+    return (
+        len(sections) >= 2
+        or ("images" in sections and b'"file_name"' in head)
+        or ("annotations" in sections and b'"image_id"' in head)
+    )
+
+
+def _outer_values(head: bytes) -> dict[str, str]:
+    """First letter of each value of the outermost object, by key; empty if it is none, but a list or something else."""
+    found: dict[str, str] = {}
     if head.lstrip()[:1] != b"{":
-        return False  # a list would be detection results, or another format
-    sections = _sections_begun(head)
-    named = (b"images" in sections and b'"file_name"' in head) or (b"annotations" in sections and b'"image_id"' in head)
-    # Long lists of categories, or a broken file, may hide what follows.
-    hidden = sections == {b"categories"} or (broken and not sections.isdisjoint((b"images", b"annotations")))
-    return len(sections) >= 2 or named or hidden
-
-
-def _sections_begun(head: bytes) -> set[bytes]:
-    """Names of COCO's sections that are keys of the outermost object, with a list as value."""
-    found, depth = set(), 0
+        return found
+    depth = 0
     for token in _TOKEN.finditer(head):
         text = token[0]
         if text in b"{[":
             depth += 1
         elif text in b"}]":
             depth -= 1
-        elif depth == 1 and text[1:-1].decode("latin-1") in _SECTIONS:
-            value = _VALUE.match(head, token.end())
-            if value is not None and value[1] == b"[":
-                found.add(text[1:-1])
+        elif depth == 1 and (value := _VALUE.match(head, token.end())):
+            found[text[1:-1].decode("latin-1")] = value[1].decode("latin-1")
     return found

@@ -17,9 +17,9 @@ BoxForm = Literal["corners", "size"]
 _ROUNDING_PX = 1.0
 _MOST_OTHERS = 0.1
 _FEWEST_BOXES = 2
-_FEWEST_PAST = 0.1
+_FEWEST_PAST = 1 / 3
 _FEWEST_NEGATIVE = 0.5
-_FAR_PAST = 0.02
+_FAR_PAST = 0.05
 
 
 def check_units(

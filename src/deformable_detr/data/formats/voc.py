@@ -152,7 +152,7 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
     ]
     rows = [row for row in rows if row.class_name in classes]
     samples, box_problems = assemble(
-        entries, _to_table(rows, classes), lambda index: rows[index].where, where=part.where
+        entries, _to_table(rows, classes), lambda index: rows[index].where, where=part.where, given="corners"
     )
     if not entries:
         problems.append(Problem("invalid_annotation", part.where, "there are no images to read here", True))
