@@ -66,6 +66,7 @@ PUBLIC_NAMES = {
     "Source",
     "TrainConfig",
     "TrainingError",
+    "TrainingSplits",
     "TrainingState",
     "__version__",
     "evaluate",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import open_dataset
     from deformable_detr.data.preprocessing import Preprocessing
+    from deformable_detr.data.splits import TrainingSplits
     from deformable_detr.evaluation.coco_metrics import ClassMetrics, Metrics
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
     from deformable_detr.inference.detector import Detector
@@ -106,6 +107,7 @@ _HOMES = {
     "Target": "core.types",
     "TrainConfig": "runs.config",
     "TrainingError": "core.errors",
+    "TrainingSplits": "data.splits",
     "TrainingState": "weights.checkpoint",
     "evaluate": "evaluation.evaluate",
     "load": "inference.detector",
@@ -166,6 +168,7 @@ __all__ = [
     "Target",
     "TrainConfig",
     "TrainingError",
+    "TrainingSplits",
     "TrainingState",
     "__version__",
     "evaluate",

@@ -1,6 +1,8 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from deformable_detr.cli import check_data as module
 from deformable_detr.cli.check_data import render
 from deformable_detr.core.errors import ConfigError, DataError, OutputError
 from deformable_detr.data.check import check_dataset
-from tests.data.noise import noise_in_two_splits
+from deformable_detr.data.formats import coco
+from tests.data.noise import dataset_of, noise_in_two_splits
 
 app = typer.Typer()
 app.command("check-data")(module.check_data)
@@ -108,7 +111,7 @@ def test_no_pictures_of_what_cannot_be_trained_on(folder: Path, tmp_path: Path) 
 
 
 def test_options_of_a_picture_that_is_not_asked_for(folder: Path) -> None:
-    for arguments in (["--augment", "light"], ["--output", "x.png"], ["--recipe", "demo"]):
+    for arguments in (["--augment", "light"], ["--output", "x.png"]):
         result = call(folder, *arguments)
         assert result.exit_code == 2
         assert "--augmented 12" in " ".join(result.stderr.split())
@@ -175,3 +178,43 @@ def test_long_lists_are_shortened_for_people(tmp_path: Path) -> None:
     assert "extra[4].jpg" in text
     assert "extra[5].jpg" not in text
     assert "... and 3 more; --json lists all" in text
+
+
+def test_a_leak_is_the_headline(tmp_path: Path) -> None:
+    folder = noise_in_two_splits(tmp_path)
+    (folder / "images/val/0.png").write_bytes((folder / "images/train/1.png").read_bytes())
+    text = text_of(folder)
+    assert "Warning, split val: all 1 images are training images, too: AP on them rewards what was remembered" in text
+    assert "Nothing stops training, but see 1 warning above, 1 remark." in text
+    assert "OK:" not in text
+    result = call(folder, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["problem_counts"]["leak"] == 1
+
+
+def test_a_recipe_says_how_many_objects_can_be_learnt(tmp_path: Path) -> None:
+    boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)]
+    folder = tmp_path / "data"
+    for count, beyond_small in ((101, True), (40, False)):
+        coco.save(dataset_of(tmp_path / str(count), boxes[:count]), folder, split="train")
+        text = " ".join(call(folder).stderr.split())
+        assert ("more objects than the 100 queries of recipe small, up to 101: 1 of 101" in text) is beyond_small
+    text = " ".join(call(folder, "--recipe", "demo").stderr.split())
+    assert "more objects than the 30 queries of recipe demo, up to 40: 10 of 40" in text
+    assert "train with --set model.num_queries=100" in text
+    assert call(folder, "--recipe", "paper_r50").stderr.count("queries") == 0
+
+
+def test_reading_that_takes_long_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[str] = []
+
+    @contextmanager
+    def wait(doing: str) -> Iterator[None]:
+        waits.append(doing)
+        yield
+        waits.append("over")
+
+    monkeypatch.setattr("deformable_detr.core.progress.shown_wait", wait)
+    monkeypatch.setattr("deformable_detr.data.check.repeated_images", lambda *_: waits.append("compared") or [])
+    assert call(folder).exit_code == 0
+    assert waits == [f"reading the annotations of {folder}", "over", "compared"]

@@ -47,6 +47,14 @@ def test_other_classes_are_one_line(ddetr, weights, scenes, tmp_path):
     assert "the checkpoint has 3 classes (disc, square, star), the data set has 3 classes (dish" in result.err
 
 
+def test_more_detections_may_count(ddetr, weights, scenes):
+    options = ("eval", weights, "--data", scenes, "--workers", 0, "--device", "cpu", "--json")
+    for more, counted, detections in (([], 100, 33), (["--max-detections", 12], 12, 12)):
+        record = json.loads(ddetr(*options, *more).out)
+        assert (record["max_detections"], record["detections"]) == (counted, 3 * detections)
+    assert ddetr(*options, "--max-detections", 10).code == 2
+
+
 def test_no_such_split(ddetr, weights, scenes):
     result = ddetr("eval", weights, "--data", scenes, "--split", "test")
     assert (result.code, "no split 'test'" in result.err) == (1, True)

@@ -31,20 +31,24 @@ WATCHED = {
     "transformers",
     "triton",
 }
+LOST = '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}'
 NO_DATA, NO_WEIGHTS = "no data set recognised", "no such checkpoint file"
 # One process for all, since each would import torch again: a command may load what the ones before it have loaded.
 COMMANDS = [
     (["check-data", "EMPTY"], NO_DATA, set()),
+    (["train", "--data", "EMPTY"], NO_DATA, set()),
+    (["train", "--data", "LOST"], "none of its 1 images is there", set()),
+    (["train", "--data", "EMPTY", "--devices", "2"], NO_DATA, set()),
+    (["convert-data", "EMPTY", "OUT", "--to", "coco"], NO_DATA, set()),
     (["predict", "WEIGHTS", "MISSING.jpg"], "no such image", {"torch", "safetensors"}),
     (["predict", "MISSING.safetensors", "IMAGE"], NO_WEIGHTS, set()),
     (["eval", "WEIGHTS", "--data", "EMPTY"], NO_DATA, set()),
-    # A run that has ended writes a report, which is a module of ours that draws.
+    # The data set is good. A run that has ended writes a report, which is a module of ours that draws.
     (
-        ["train", "--data", "EMPTY"],
-        NO_DATA,
+        ["train", "--data", "SCENES", "--weights", "MISSING.safetensors"],
+        NO_WEIGHTS,
         {"deformable_detr.training", "deformable_detr.report", "PIL.ImageDraw"},
     ),
-    (["train", "--data", "SCENES", "--weights", "MISSING.safetensors"], NO_WEIGHTS, set()),
     (["train", "--data", "EMPTY", "--weights", "WEIGHTS"], NO_DATA, set()),
     (["predict", "WEIGHTS", "IMAGE", "--device", "cuda:99"], "is not here", set()),
     # The data set is good, and the terminal is told so.
@@ -75,8 +79,10 @@ print(json.dumps(["drawn", sorted(sys.modules)]))
 def seen(weights, scenes, tmp_path):
     """What each command said, and which of the watched modules were loaded then; at last for a picture drawn."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "lost.json").write_text(LOST)
     names = {
         "EMPTY": tmp_path / "empty",
+        "LOST": tmp_path / "lost.json",
         "SCENES": scenes,
         "WEIGHTS": weights,
         "IMAGE": scenes / "val" / "scene_00000.jpg",

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from deformable_detr.cli.train import chosen_config
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
+from deformable_detr.data.formats import coco
 from deformable_detr.runs.recipes import small
 from deformable_detr.training import loop
 
@@ -58,6 +59,31 @@ def test_ctrl_c_says_where_and_how_to_go_on(ddetr, recipe, scenes, tmp_path, mon
     assert f"the weights so far are in {tmp_path / 'run' / 'last.safetensors'}" in result.err
     assert f"ddetr train --resume {tmp_path / 'run'}" in result.err
     assert json.loads(result.out)["interrupted"] is True
+
+
+def test_a_damaged_picture_has_a_way_out(ddetr, recipe, scenes, tmp_path):
+    """The run stops, says what to do, and goes on without the picture; no word of a way that would end there again."""
+    shutil.copytree(scenes, tmp_path / "data")
+    damaged = tmp_path / "data" / "val" / "scene_00001.jpg"  # read after the first epoch
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    run, short = tmp_path / "run", ("--epochs", 1, "--device", "cpu")
+    stopped = ddetr("train", recipe, "--data", tmp_path / "data", "--output", run, *short)
+    way_on, error = stopped.err.splitlines()[-2:]
+    assert (stopped.code, stopped.out) == (1, "")
+    assert error.startswith(f"Error: {damaged}: cannot decode this image: ")
+    assert "(`ddetr check-data` lists all such images; --skip-bad-images, or skip_bad_images in Python, goes" in error
+    command = f"ddetr train --resume {run} --skip-bad-images"
+    assert way_on == f"the last checkpoint is complete; to continue without such images: {command}"
+    again = ddetr("train", "--resume", run, "--device", "cpu")
+    assert (again.code, again.err.splitlines()[-2:]) == (1, [way_on, error])
+    done = ddetr(*command.split()[1:], "--device", "cpu")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["epochs_completed"] == 1
+    assert "1 validation images skipped" in done.err
+    # From now on these are settings of the run.
+    assert json.loads((run / "config.json").read_text())["data"]["skip_bad_images"] is True
+    assert ddetr("train", "--resume", run, "--epochs", 2, "--device", "cpu").code == 0
 
 
 def test_usage_errors(ddetr, scenes, tmp_path):
@@ -236,3 +262,23 @@ def test_activations_computed_twice_make_the_same_run(ddetr, recipe, scenes, tmp
         assert ("computed twice instead of remembered: encoder, decoder" in result.err) == (setting == "true")
         runs.append(load_file(run / "best.safetensors"))
     assert all(torch.equal(runs[1][name], tensor) for name, tensor in runs[0].items())
+
+
+def test_data_are_read_once_and_before_anything_else(ddetr, recipe, scenes, tmp_path, monkeypatch):
+    reads = []
+    load = coco.load
+    monkeypatch.setattr(coco, "load", lambda file, **options: reads.append(file.parent.name) or load(file, **options))
+    result = ddetr("train", recipe, "--data", scenes, "--output", tmp_path / "run", "--epochs", 1, "--no-report")
+    assert result.code == 0, result.err
+    assert reads == ["train", "val"]
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["path"] == str(scenes)
+
+
+def test_a_leak_is_said(ddetr, recipe, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    for number in range(2):
+        place = f"scene_0000{number}.jpg"
+        shutil.copy(tmp_path / "data" / "train" / place, tmp_path / "data" / "val" / place)
+    short = ("--epochs", 1, "--device", "cpu", "--no-report")
+    result = ddetr("train", recipe, "--data", tmp_path / "data", "--output", tmp_path / "run", *short)
+    assert "warning: 2 of 3 validation images are training images, too: AP on them rewards" in result.err

@@ -1,10 +1,20 @@
 import io
+import threading
+import time
 
 import pytest
 from rich.console import Console
 
 from deformable_detr.core import progress
-from deformable_detr.core.progress import Reporter, Silence, TerminalReporter, duration, memory_in_use, percent
+from deformable_detr.core.progress import (
+    Reporter,
+    Silence,
+    TerminalReporter,
+    duration,
+    memory_in_use,
+    percent,
+    shown_wait,
+)
 
 
 def test_durations():
@@ -48,6 +58,28 @@ def test_on_a_terminal_there_is_a_bar_and_lines_above_it():
     assert "evaluating" in shown
     assert "2/4" in shown
     assert "nothing is lost" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"), [(True, "reading [all] of it"), (False, "reading [all] of it 0:00\n")]
+)
+def test_a_wait_of_unknown_length_is_shown_after_a_while(monkeypatch, is_terminal, shown):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=is_terminal, width=60, color_system=None)
+    monkeypatch.setattr("rich.console.Console", lambda **_: console)
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
+    with shown_wait("reading [all] of it"):
+        deadline = time.monotonic() + 5
+        while shown not in file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert shown in file.getvalue()
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 60.0)
+    before = file.getvalue()
+    with pytest.raises(KeyError), shown_wait("a short one"):
+        raise KeyError
+    assert file.getvalue() == before
+    assert threading.active_count() == 1
 
 
 @pytest.mark.parametrize("reporter", [Silence(), TerminalReporter(Console(file=io.StringIO()))])

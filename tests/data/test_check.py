@@ -1,12 +1,15 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.check import check_dataset
-from deformable_detr.data.formats import voc
+from deformable_detr.data.dataset import Problem
+from deformable_detr.data.formats import coco, voc
+from deformable_detr.data.splits import read_splits
 from tests.data.noise import LARGE, SIZE_WH, SMALL, dataset_of, noise_in_two_splits
 
 
@@ -73,7 +76,8 @@ def test_pictures_that_appear_twice(folder: Path) -> None:
     report = check_dataset(folder)
     assert report.ok
     found = {problem.kind: problem for problem in report.problems}
-    assert set(found) == {"duplicate_image", "shared_image"}
+    assert set(found) == {"duplicate_image", "shared_image", "leak"}
+    assert report.warnings == (found["leak"],)
     assert found["duplicate_image"].message.endswith("train/2.png, in the split train")
     assert found["shared_image"].message.endswith("val/0.png, in the splits train and val")
 
@@ -89,7 +93,12 @@ def test_lists_of_other_lists_are_not_leaks(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("2\n1\n")
     report = check_dataset(tmp_path / "data")
     assert [(problem.kind, problem.message) for problem in report.problems] == [
-        ("shared_image", "the same file, in the splits train and val")
+        (
+            "leak",
+            "1 of 2 images are training images, too: AP on them rewards what was remembered, and says little about "
+            "new images",
+        ),
+        ("shared_image", "the same file, in the splits train and val"),
     ]
     (lists / "val.txt").write_text("2\n")
     (tmp_path / "data/Annotations/1.xml").write_text("<annotation>")
@@ -164,6 +173,48 @@ def test_a_split_that_cannot_be_parsed_does_not_hide_the_others(folder: Path) ->
     report = check_dataset(folder)
     assert report.splits == {}
     assert report.classes == ()
+
+
+def test_whatever_training_refuses_stops_here_too(folder: Path) -> None:
+    """In the words of training, which opens the same data with the same functions."""
+    (folder / "annotations/train.json").rename(folder / "annotations/test.json")
+    (folder / "images/train").rename(folder / "images/test")
+    report = check_dataset(folder)
+    assert [(problem.where, problem.fatal) for problem in report.problems if problem.fatal] == [(str(folder), True)]
+    with pytest.raises(DataError) as caught:
+        read_splits(folder)
+    fatal = next(problem for problem in report.problems if problem.fatal)
+    assert str(caught.value) == f"{fatal.where}: {fatal.message}"
+    assert "no split to train on; there is val, test" in fatal.message
+    assert check_dataset(folder / "annotations/test.json").ok  # given by itself, it is trained on
+
+
+def test_no_word_on_unused_classes_where_nothing_was_read(folder: Path) -> None:
+    path = folder / "annotations/train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    assert check_dataset(folder).problems == ()
+
+
+def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
+    boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)][:120]
+    data = dataset_of(tmp_path / "a", boxes, boxes[:20])
+    coco.save(data, tmp_path / "data", split="train")
+
+    def problems(folder: str = "data", **options: Any) -> list[Problem]:
+        return [one for one in check_dataset(tmp_path / folder, **options).problems if one.kind == "many_objects"]
+
+    training, evaluation = problems(num_queries=lambda: 50, model="recipe small")
+    assert (training.kind, training.where, training.fatal) == ("many_objects", "training", False)
+    assert training.message == (
+        "1 of 2 images has more objects than the 50 queries of recipe small, up to 120: 70 of 140 objects can be "
+        "neither learnt nor found; train with --set model.num_queries=200"
+    )
+    assert (evaluation.kind, evaluation.where, evaluation.fatal) == ("many_objects", "evaluation", False)
+    assert "no detector can find more than 85.7 % of the objects there" in evaluation.message
+    # A model that has enough, one that nobody knows, and no images that need the question.
+    assert problems(num_queries=lambda: 120) == problems(num_queries=lambda: None) == problems() == [evaluation]
+    coco.save(data.subset([1]), tmp_path / "few", split="train")
+    assert problems("few", num_queries=lambda: pytest.fail("asked")) == []
 
 
 def test_nothing_there(tmp_path: Path) -> None:

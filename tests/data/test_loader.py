@@ -8,7 +8,14 @@ from PIL import Image
 from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.augmentation.settings import Augmentation
-from deformable_detr.data.loader import BatchLoader, ShuffledBatches, epoch_order, equal_size_batches, make_loader
+from deformable_detr.data.loader import (
+    BadImageError,
+    BatchLoader,
+    ShuffledBatches,
+    epoch_order,
+    equal_size_batches,
+    make_loader,
+)
 from deformable_detr.data.preprocessing import Preprocessing
 from tests.data.drawn import SIZES_WH, broken
 
@@ -101,6 +108,8 @@ def test_a_bad_image_is_one_clear_line(dataset, num_workers):
     with pytest.raises(DataError) as caught:
         list(loader)
     assert str(dataset.samples[4].path) in str(caught.value)
+    assert isinstance(caught.value, BadImageError)
+    assert "`ddetr check-data` lists all such images; --skip-bad-images" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
     Image.new("RGB", SIZES_WH[4]).save(dataset.samples[4].path)

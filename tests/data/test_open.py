@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_folders_within_folders(drawn: DetectionDataset, tmp_path: Path) -> None
     (tmp_path / "loop/again").symlink_to(tmp_path / "loop")
     with pytest.raises(DataError, match="no data set recognised"):
         open_dataset(tmp_path / "loop")
+
+
+def test_an_export_of_label_studio_is_yolo(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    """Its notes.json has the categories of COCO, and nothing else of it."""
+    names = ["Red Velvet", "Chocolate Cake", "Jam Coated"]
+    for number in range(3):
+        photo(tmp_path / f"images/{number}.jpg", shade=number)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / f"labels/{number}.txt").write_text(f"{number} 0.5 0.5 0.2 0.4\n" * (number + 1))
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    notes = {"categories": [{"id": n, "name": name} for n, name in enumerate(names)], "info": {"version": "1.0"}}
+    (tmp_path / "notes.json").write_text(json.dumps(notes, indent=2))
+    dataset = open_dataset(tmp_path)
+    assert dataset.source.startswith("YOLO")
+    assert "also holds" not in dataset.source
+    assert (dataset.classes, len(dataset), dataset.num_objects) == (tuple(names), 3, 6)

@@ -8,7 +8,13 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Sample, align_classes
 from deformable_detr.data.open import open_dataset
-from deformable_detr.data.splits import open_for_evaluation, open_training_data, pair
+from deformable_detr.data.splits import (
+    check_has_training_split,
+    open_for_evaluation,
+    open_training_data,
+    pair,
+    read_splits,
+)
 
 OPTIONS = {"val_share": 0.1, "seed": 0, "skip_bad_images": False}
 
@@ -199,11 +205,16 @@ def test_evaluation_takes_the_split_named_or_val_or_the_only_one(scenes, tmp_pat
 def test_missing_images_can_be_skipped_and_are_counted_but_bad_boxes_cannot(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "data")
     (tmp_path / "data" / "train" / "scene_00002.jpg").unlink()
-    with pytest.raises(DataError, match="scene_00002"):
+    ways_out = r"scene_00002.*\(`ddetr check-data \S+/data` lists all such images; --skip-bad-images, or"
+    with pytest.raises(DataError, match=ways_out):
         open_training_data(tmp_path / "data", **OPTIONS)
     skipping = {**OPTIONS, "skip_bad_images": True}
     data = open_training_data(tmp_path / "data", **skipping)
     assert (len(data.train), data.num_bad_images, data.num_problems) == (7, 1, 1)
+    for image in (tmp_path / "data" / "val").glob("*.jpg"):
+        image.unlink()
+    data = open_training_data(tmp_path / "data", **skipping)
+    assert "held out, as the validation split has no image that can be used" in data.origin
     shutil.rmtree(tmp_path / "data" / "val")
     data = open_training_data(tmp_path / "data", **skipping)
     assert (len(data.train), len(data.val), data.num_bad_images) == (6, 1, 1)
@@ -211,8 +222,50 @@ def test_missing_images_can_be_skipped_and_are_counted_but_bad_boxes_cannot(scen
     document = json.loads(annotations.read_text())
     document["annotations"][0]["bbox"][2] = -3
     annotations.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=r"_annotations\.coco\.json"):
+    with pytest.raises(DataError, match=r"_annotations\.coco\.json.* negative width") as caught:
         open_training_data(tmp_path / "data", **skipping)
+    assert "--skip-bad-images" not in str(caught.value)  # it does not pass over that
+
+
+def test_splits_are_read_once(scenes, monkeypatch):
+    """With their problems, before it is known what is passed over; a path and its splits give the same."""
+    read = read_splits(scenes, format="coco")
+    assert (read.path, read.format, len(read.train), len(read.val)) == (scenes, "coco", 8, 3)
+    assert read_splits(scenes, with_validation=False).val is None
+    expected = open_training_data(scenes, **OPTIONS)
+    monkeypatch.setattr("deformable_detr.data.splits.open_dataset", lambda *_, **__: pytest.fail("read again"))
+    data = open_training_data(read, **OPTIONS)
+    assert paths(data.train) == paths(expected.train)
+    assert paths(data.val) == paths(expected.val)
+    assert len(open_training_data(read, read.val.subset([0]), **OPTIONS).val) == 1
+
+
+def test_what_no_setting_passes_over_is_refused_as_soon_as_it_is_read(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    (tmp_path / "data" / "val" / "scene_00001.jpg").unlink()
+    read = read_splits(tmp_path / "data")
+    read.refuse_fatal(skip_bad_images=True)
+    with pytest.raises(DataError, match=r"scene_00001\.jpg.*--skip-bad-images"):
+        read.refuse_fatal(skip_bad_images=False)
+    for image in (tmp_path / "data" / "train").glob("*.jpg"):
+        image.unlink()
+    with pytest.raises(DataError, match="none of its 8 images is there") as caught:
+        read_splits(tmp_path / "data").refuse_fatal(skip_bad_images=False)
+    assert "--skip-bad-images" not in str(caught.value)  # nothing would be left
+    with pytest.raises(DataError, match="none of its 8 images is there"):
+        read_splits(tmp_path / "data").refuse_fatal(skip_bad_images=True)
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".zip", ""])
+def test_a_data_set_without_training_images_is_not_trained_on(tmp_path, suffix):
+    """A yaml and an archive hold a whole data set, and the first split there is may be the one to validate with."""
+    path = tmp_path / f"all{suffix}"
+    path.write_text("") if suffix else path.mkdir()
+    with pytest.raises(DataError, match=r"no split to train on; there is val\. Call one of them train"):
+        check_has_training_split(path, ("val",))
+    check_has_training_split(path, ("train", "val"))
+    (tmp_path / "val.json").write_text("")
+    check_has_training_split(tmp_path / "val.json", ("val",))
 
 
 def test_a_single_file_is_all_there_is(scenes):

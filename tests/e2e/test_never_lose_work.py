@@ -310,8 +310,12 @@ def poison(monkeypatch, first, last):
 
 def test_a_poisoned_step_stops_and_no_checkpoint_has_it(config, scenes, tmp_path, monkeypatch):
     poison(monkeypatch, 3, 3)
+    notes = Notes()
     with pytest.raises(TrainingError, match=r"step 3, epoch 1: .*not finite.*images: .*\.jpg"):
-        train(config, data=scenes, output=tmp_path / "run", device="cpu")
+        train(config, data=scenes, output=tmp_path / "run", device="cpu", reporter=notes)
+    # To continue with the same settings would come to the same end.
+    assert any(f"{tmp_path / 'run' / 'last.safetensors'}; other settings" in line for line in notes.lines)
+    assert not any("--resume" in line for line in notes.lines)
     saved = load(tmp_path / "run" / "last.safetensors", training=True)
     assert saved.training.progress["progress"]["step"] == 2
     for tensors in (saved.weights, saved.training.tensors):

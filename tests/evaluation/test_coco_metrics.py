@@ -167,6 +167,24 @@ def test_tensors_and_samples_give_what_their_files_give(seed):
         agree(metrics, truth, written)
 
 
+def test_more_than_100_detections_may_count():
+    """With 150 objects of a class in an image, and as many detections, 100 of them find two thirds."""
+    boxes = [[3 * (n % 25), 4 * (n // 25), 2, 3] for n in range(150)]
+    truth = one_object() | {
+        "annotations": [
+            {"id": n + 1, "image_id": 3, "category_id": 8, "bbox": box, "area": 6, "iscrowd": 0}
+            for n, box in enumerate(boxes)
+        ]
+    }
+    results = [{"image_id": 3, "category_id": 8, "bbox": box, "score": 1 - n / 200} for n, box in enumerate(boxes)]
+    assert metrics_from_coco(truth, results).ar_100 == pytest.approx(100 / 150)
+    metrics = metrics_from_coco(truth, results, max_detections=150)
+    assert (metrics.ap, metrics.ar_100) == (pytest.approx(1), pytest.approx(1))
+    assert (metrics.ar_1, metrics.ar_10) == (pytest.approx(1 / 150), pytest.approx(10 / 150))
+    with pytest.raises(ValueError, match="max_detections is 10; it must be at least 11"):
+        metrics_from_coco(truth, results, max_detections=10)
+
+
 def one_object(**changes) -> dict:
     annotation = {"id": 5, "image_id": 3, "category_id": 8, "bbox": [10, 10, 20, 30], "area": 600, "iscrowd": 0}
     return {

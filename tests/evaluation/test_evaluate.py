@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from deformable_detr.core.progress import Silence
 from deformable_detr.data.dataset import align_classes
 from deformable_detr.data.open import open_dataset
 from deformable_detr.evaluation.coco_metrics import coco_metrics
-from deformable_detr.evaluation.evaluate import evaluate
+from deformable_detr.evaluation.evaluate import evaluate, limits
 from deformable_detr.inference.detector import Detector
 
 
@@ -41,6 +42,38 @@ def test_finding_everything_is_an_ap_of_1(knowing, dataset):
     assert len(report.dataset) == len(report.detections) == 8
     assert (report.skipped, report.num_skipped) == ({}, 0)
     assert report.seconds > 0
+
+
+def test_what_cannot_be_found_is_said(detector, dataset):
+    assert limits(detector, dataset, 100) == []
+    many = replace(dataset.samples[0])
+    count = 40
+    boxes = np.stack([np.arange(count), np.zeros(count), np.arange(count) + 5.0, np.full(count, 9.0)], axis=1)
+    many = replace(
+        many,
+        boxes_xyxy=boxes,
+        class_ids=np.zeros(count, dtype=np.int64),
+        is_crowd=np.zeros(count, dtype=bool),
+        areas=np.full(count, 45.0),
+        object_ids=tuple(range(count)),
+    )
+    crowded = replace(dataset, samples=[many])
+    queries, detections = limits(detector, crowded, 30)
+    assert queries == (
+        "1 of 1 images has more objects than the 11 queries of this detector, up to 40: 29 of 40 objects can be "
+        "neither learnt nor found; evaluate a detector with more of them, or cut the images into tiles"
+    )
+    assert "the 30 detections of an image that the evaluation counts" in detections
+    assert "no detector can find more than 75.0 % of the objects" in detections
+    assert "--max-detections 100" in detections
+
+
+def test_more_detections_may_count(detector, dataset):
+    few, more = (evaluate(detector, dataset, max_detections=count) for count in (11, 30))
+    assert {len(one.scores) for one in few.detections} == {11}
+    assert {len(one.scores) for one in more.detections} == {30}
+    with pytest.raises(ValueError, match="max_detections is 10; it must be at least 11"):
+        evaluate(detector, dataset, max_detections=10)
 
 
 def test_the_order_of_classes_does_not_matter(knowing, dataset):

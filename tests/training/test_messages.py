@@ -6,7 +6,8 @@ import torch
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.messages import introduce
+from deformable_detr.training.finetune import Origin
+from deformable_detr.training.messages import data_warnings, introduce
 from deformable_detr.training.setup import set_up
 
 
@@ -62,6 +63,25 @@ def test_what_is_unusual_is_said_in_lines_of_its_own(said, tiny_config, monkeypa
     assert "computed twice instead of remembered: " in text
     assert "learning rate 0.001\n" in text
     assert "compute.sharded is true and has no effect" in text
+
+
+def test_what_will_spoil_the_result_is_said(scenes, tiny_config, tmp_path):
+    data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
+    config, _ = fit_to_data(tiny_config.with_settings(num_queries=1), data.train)
+    run = set_up(config, create_run_folder(tmp_path / "a"), data, "x", device=torch.device("cpu"), weights=True)
+    most = max(len(sample.class_ids) for sample in (*data.train.samples, *data.val.samples))
+    (crowded,) = data_warnings(run)
+    assert f"more objects than the 1 queries of the model, up to {most}: " in crowded
+    assert "train with --set model.num_queries=100" in crowded
+    leaking = run._replace(data=data._replace(val=data.train.subset(range(8))))
+    assert data_warnings(leaking)[0].startswith("all 8 validation images are training images, too")
+    notes = Lines()
+    introduce(leaking, notes)
+    assert sum(line.startswith("warning: ") for line in notes.lines) == 2
+    # Weights of a model whose queries are learnt have their number, too.
+    fixed = replace(run.config, model=replace(run.config.model, variant="refine", proposals="paper"))
+    from_weights = run._replace(config=fixed, origin=Origin("old.safetensors"))
+    assert "the weights fix their number; train without --weights" in data_warnings(from_weights)[0]
 
 
 def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):

@@ -2,8 +2,9 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,8 @@ def check_data(
         typer.Option(help="With --augmented: paper, light, strong or aerial.", metavar="NAME"),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="With --augmented: a recipe or config.json; small if left out.")
+        str | None,
+        typer.Option(help="Recipe or config.json to check for, and of --augmented; small if left out."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="With --augmented: file of the sheet; augmented.png if left out.")
@@ -52,23 +54,35 @@ def check_data(
 
     The exit code is 1 if something would stop training.
     """
-    if augmented is None and (augment or recipe or output):
-        raise typer.BadParameter("--augment, --recipe and --output need --augmented N, such as --augmented 12")
+    if augmented is None and (augment or output):
+        raise typer.BadParameter("--augment and --output need --augmented N, such as --augmented 12")
     import json
 
     from deformable_detr.core.files import check_output_file
+    from deformable_detr.core.progress import shown_wait
     from deformable_detr.data.archives import unpack
     from deformable_detr.data.check import check_dataset
 
     picture = output or Path("augmented.png")
     config = None
-    if augmented is not None:
+    if augmented is not None or recipe is not None:
         config = _config(recipe or "small", augment)
+    if augmented is not None:
         check_output_file(picture)
-    with _progress("unpacking, MB") as on_progress:
+    with shown_progress("unpacking, MB") as on_progress:
         unpack(path, on_progress=on_progress)
-    with _progress("decoding images") as on_progress:
-        report = check_dataset(path, format=format, decode=decode, on_progress=on_progress)
+    with ExitStack() as reading:
+        reading.enter_context(shown_wait(f"reading the annotations of {path}"))
+        with shown_progress("decoding images") as on_progress:
+            report = check_dataset(
+                path,
+                format=format,
+                decode=decode,
+                num_queries=partial(_queries, config),
+                model=f"recipe {'small' if config is None else config.name}",
+                on_progress=on_progress,
+                on_read=reading.close,
+            )
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=True))
     else:
@@ -82,9 +96,17 @@ def check_data(
     if augmented is not None and config is not None:
         from deformable_detr.training.preview import save_preview
 
-        with _progress("drawing images") as on_progress:
+        with shown_progress("drawing images") as on_progress:
             save_preview(picture, path, config, augmented, format=format, on_progress=on_progress)
         tell(f"{augmented} training images after augmentation: {picture}")
+
+
+def _queries(config: "TrainConfig | None") -> int | None:
+    """Number of queries of a recipe, or of `small`, whose module takes long to import."""
+    from deformable_detr.models.interface import num_queries_of
+    from deformable_detr.runs.recipes import small
+
+    return num_queries_of((small() if config is None else config).model)
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":
@@ -95,8 +117,8 @@ def _config(recipe: str, augment: str | None) -> "TrainConfig":
 
 
 @contextmanager
-def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress bar that appears after two seconds."""
+def shown_progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Context with a function to report progress, which a bar shows after two seconds: images done, and their total."""
     import time
 
     began = time.monotonic()
@@ -138,16 +160,23 @@ def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
     parts: list[Any] = [Text(printable(title, LONGEST_LINE), style="bold")]
     if report.splits:
         parts += [_split_table(report), _class_table(report)]
-    if report.problems:
-        parts.append(_problem_table(report, examples))
+    in_table = [problem for problem in report.problems if problem not in report.warnings]
+    if in_table:
+        parts.append(_problem_table(in_table, report.path, examples))
     unchecked = "" if report.images_decoded else " Images were not decoded."
-    if report.ok:
-        remarks = _counted(len(report.problems), "remark", "remarks") + ", nothing that stops training"
-        parts.append(Text(f"OK: {remarks if report.problems else 'no problems'}.{unchecked}", style="green"))
-    else:
+    for problem in report.warnings:
+        parts.append(Text(f"Warning, {problem.where}: {problem.message}.", style="bold yellow"))
+    if not report.ok:
         fatal = sum(problem.fatal for problem in report.problems)
         stopping = _counted(fatal, "problem", "problems")
         parts.append(Text(f"Not usable as it is: {stopping} would stop training.{unchecked}", style="red"))
+    elif report.warnings:
+        warnings = _counted(len(report.warnings), "warning", "warnings")
+        remarks = f", {_counted(len(in_table), 'remark', 'remarks')}" if in_table else ""
+        parts.append(Text(f"Nothing stops training, but see {warnings} above{remarks}.{unchecked}", style="yellow"))
+    else:
+        remarks = _counted(len(report.problems), "remark", "remarks") + ", nothing that stops training"
+        parts.append(Text(f"OK: {remarks if report.problems else 'no problems'}.{unchecked}", style="green"))
     return Group(*parts)
 
 
@@ -196,7 +225,7 @@ def _class_table(report: "DatasetReport") -> "Table":
     return table
 
 
-def _problem_table(report: "DatasetReport", examples: int) -> "Table":
+def _problem_table(problems: "Sequence[Problem]", path: str, examples: int) -> "Table":
     """Table with a row for each kind of problem, those that stop training first."""
     from rich.table import Table
     from rich.text import Text
@@ -206,9 +235,9 @@ def _problem_table(report: "DatasetReport", examples: int) -> "Table":
     table.add_column("count", justify="right")
     table.add_column("stops training")
     table.add_column("where and what", overflow="fold")
-    folder = os.path.join(os.path.abspath(report.path), "")
+    folder = os.path.join(os.path.abspath(path), "")
     groups: dict[tuple[bool, str], list[Problem]] = defaultdict(list)
-    for problem in report.problems:
+    for problem in problems:
         groups[not problem.fatal, problem.kind].append(problem)
     for (harmless, kind), group in sorted(groups.items()):
         style = "" if harmless else "red"

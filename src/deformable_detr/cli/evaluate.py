@@ -37,6 +37,10 @@ def evaluate(
         FormatName | None,
         typer.Option(help="Format of the data set; recognised automatically if left out."),
     ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(min=11, help="Most detections of an image that count; COCO's 100 if left out.", metavar="N"),
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
     ] = False,
@@ -47,26 +51,31 @@ def evaluate(
     """Evaluate a checkpoint on a data set: AP and the rest of COCO's twelve numbers, and the AP of each class."""
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.data.archives import unpack
+    from deformable_detr.data.crowding import MOST_EVALUATED
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
+    counted = max_detections or MOST_EVALUATED
     with TerminalReporter() as reporter:
         # Before the network, which takes seconds to build.
         unpack(data, on_progress=partial(reporter.update, "unpacking, MB"))
         dataset = evaluation.opened(data, split, format, skip_bad_images, reporter)
         detector = Detector.load(weights, device=device, precision=precision, sha256=sha256, reporter=reporter)
+        for sentence in evaluation.limits(detector, dataset, counted):
+            reporter.say(f"warning: {sentence}")
         report = evaluation.evaluate(
             detector,
             dataset,
             batch_size=batch_size,
             num_workers=workers,
+            max_detections=counted,
             skip_bad_images=skip_bad_images,
             reporter=reporter,
         )
     for why in report.skipped.values():  # each names its file
         tell(f"skipped: {why}")
     if as_json:
-        typer.echo(json.dumps(_record(report, weights)))
+        typer.echo(json.dumps(_record(report, weights) | {"max_detections": counted}))
         return
     from rich.console import Console
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from deformable_detr.cli.check_data import check_data
 from deformable_detr.cli.convert import convert
+from deformable_detr.cli.convert_data import convert_data
 from deformable_detr.cli.demo import demo
 from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
@@ -66,6 +67,7 @@ app.command("report")(report)
 app.command("predict")(predict)
 app.command("convert")(convert)
 app.command("check-data")(check_data)
+app.command("convert-data")(convert_data)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 

@@ -1,6 +1,7 @@
 """Command `ddetr train`: train a detector, or resume a run."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from deformable_detr.cli.lines import give_up, tell
 from deformable_detr.core.format_names import FormatName
 
 if TYPE_CHECKING:
+    from deformable_detr.data.splits import TrainingSplits
     from deformable_detr.runs.config import TrainConfig
     from deformable_detr.training.finetune import Source
     from deformable_detr.training.train import Run
@@ -31,7 +33,7 @@ _SETTINGS = {
     "skip_bad_images": "data.skip_bad_images",
 }
 # Options that may be given with --resume. All other settings of a resumed run are its own.
-_FOR_RESUMING = {"resume", "epochs", "data", "device", "devices", "log", "report"}
+_FOR_RESUMING = {"resume", "epochs", "data", "device", "devices", "log", "report", "skip_bad_images"}
 _DATA, _RECIPE, _WEIGHTS = "Data", "Settings of the run", "Weights to start from"
 _MACHINE, _KEPT = "Where it runs", "What is kept and shown"
 
@@ -178,6 +180,10 @@ def train(
     settings = {full: given[name] for name, full in _SETTINGS.items() if name in given}
     if batch_size is not None:
         settings["run.batch_size"] = _batch_size(batch_size)
+    # Before the imports that take seconds. What several processes train on, each of them reads by itself.
+    read = None
+    if data is not None and resume is None:
+        read = _read(data, format, entirely=devices is None and "RANK" not in os.environ)
 
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.data.archives import unpack
@@ -209,6 +215,7 @@ def train(
                 resume,
                 epochs=epochs,
                 data=data,
+                skip_bad_images=skip_bad_images,
                 device=device,
                 log=services,
                 report=report,
@@ -220,7 +227,7 @@ def train(
             assert config is not None
             run = training.train(
                 config,
-                data=data,
+                data=read or data,
                 output=output,
                 format=format,
                 weights=None if source is None else finetune.changed(source, config),
@@ -279,6 +286,25 @@ def chosen_config(
     if not {"model.num_classes", "num_classes"}.isdisjoint(changes):
         raise ConfigError("model.num_classes comes from the data and cannot be set")
     return config.with_settings(changes)
+
+
+def _read(data: Path, format: FormatName | None, *, entirely: bool) -> "TrainingSplits | None":
+    """Splits to train on and to validate with, without problems that no setting passes over; None if not read entirely.
+
+    Raises:
+        DataError: the data set cannot be used.
+    """
+    from deformable_detr.core.progress import shown_wait
+    from deformable_detr.data.open import list_splits
+    from deformable_detr.data.splits import check_has_training_split, read_splits
+
+    if not entirely:
+        check_has_training_split(data, list_splits(data, format=format))
+        return None
+    with shown_wait(f"reading the annotations of {data}"):
+        splits = read_splits(data, format=format)
+    splits.refuse_fatal(skip_bad_images=True)
+    return splits
 
 
 def _option(name: str) -> str:

@@ -1,8 +1,10 @@
 """Progress of long work: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
 
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _PLAIN_SECONDS = 30.0
+_SILENT_SECONDS = 2.0
 
 
 @runtime_checkable
@@ -135,6 +138,43 @@ class _Bar:
         from rich.text import Text
 
         return Group(self._bar, Text(self._details)) if self._task is not None else Group()
+
+
+@contextmanager
+def shown_wait(doing: str) -> Iterator[None]:
+    """Block of which nobody knows how long it takes: after two seconds standard error shows what is being done.
+
+    A terminal shows it with the time so far until the block ends, anything else has a line every half minute.
+
+    Args:
+        doing: words for it, such as "reading the annotations".
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_show_wait, args=(doing, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _show_wait(doing: str, over: threading.Event) -> None:
+    began = time.monotonic()
+    if over.wait(_SILENT_SECONDS):
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        while not over.wait(_PLAIN_SECONDS):
+            console.file.write(f"{doing} {duration(time.monotonic() - began)}\n")
+            console.file.flush()
+        return
+    with console.status(Text(doing)) as status:
+        while not over.wait(1.0):
+            status.update(Text(f"{doing} {duration(time.monotonic() - began)}"))
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,7 @@
 """Check of a data set before training: its content, and all that would stop or spoil a training."""
 
-import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -11,11 +10,18 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.core.reading import open_file
+from deformable_detr.data.crowding import (
+    FEWEST_QUERIES,
+    MOST_EVALUATED,
+    crowding,
+    evaluation_text,
+    queries_text,
+)
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
-from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
 from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.repeats import repeated_images
+from deformable_detr.data.splits import check_has_training_split, fitting_validation
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
 
 
@@ -35,6 +41,11 @@ class DatasetReport:
     """Everything found wrong, in all splits."""
     images_decoded: bool
     """Whether every image was decoded; else only the annotations were read."""
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """Problems that do not stop training and spoil what comes of it: the headline of the report."""
+        return tuple(problem for problem in self.problems if problem.kind in ("leak", "many_objects"))
 
     @property
     def ok(self) -> bool:
@@ -61,15 +72,22 @@ def check_dataset(
     *,
     format: FormatName | None = None,
     decode: bool = True,
+    num_queries: Callable[[], int | None] | None = None,
+    model: str = "the model",
     on_progress: Callable[[int, int], None] | None = None,
+    on_read: Callable[[], object] | None = None,
 ) -> DatasetReport:
-    """Report on all splits of a data set: what is in them and what is wrong.
+    """Report on all splits of a data set: what is in them, what would stop a training, and what would spoil it.
 
     Args:
         path: a folder, an annotation file such as a COCO json, or a zip archive.
         format: of the data set; recognised if left out.
         decode: decode every image, which is the only way to find damaged ones, and takes the longest.
+        num_queries: function that returns the number of queries of the model to train, if that is known; it is called
+            only if an image has more than a few objects. Images with more objects than that are reported.
+        model: words for that model.
         on_progress: called after each decoded image with the number of images done and their total.
+        on_read: called when all annotations have been read.
 
     Raises:
         DataError: there is nothing at `path` that could be a data set.
@@ -83,13 +101,17 @@ def check_dataset(
             problems += datasets[split].problems
         except DataError as error:
             problems.append(Problem("invalid_annotation", f"split {split}", str(error), True))
+    if on_read is not None:
+        on_read()
     problems = list(dict.fromkeys(problems))  # Splits that overlap report the same file.
     problems += _class_problems(datasets)
+    problems += _training_problems(path, splits, datasets, problems)
     if len(datasets) == len(splits):  # Else all images of a split that cannot be read would count as orphans.
         problems += _orphan_images(datasets.values(), problems)
     if decode:
         problems += _unreadable_images(datasets.values(), on_progress)
-    problems += _repeated_images(datasets)
+    problems += repeated_images(datasets)
+    problems += _crowded_images(datasets, num_queries, model)
     first = next(iter(datasets.values()), None)
     return DatasetReport(
         path=str(path),
@@ -99,6 +121,39 @@ def check_dataset(
         problems=tuple(problems),
         images_decoded=decode,
     )
+
+
+def _training_problems(
+    path: str | Path, splits: Sequence[str], datasets: dict[str, DetectionDataset], known: Sequence[Problem]
+) -> list[Problem]:
+    """Whatever else a training would refuse, in its own words; nothing if it stops for a known problem anyway."""
+    if any(problem.fatal for problem in known):
+        return []
+    try:
+        check_has_training_split(path, splits)
+        train = datasets["train" if "train" in datasets else splits[0]]
+        fitting_validation(train, datasets.get("val"))
+    except DataError as error:
+        return [Problem("invalid_annotation", str(path), str(error).removeprefix(f"{path}: "), True)]
+    return []
+
+
+def _crowded_images(
+    datasets: dict[str, DetectionDataset], num_queries: Callable[[], int | None] | None, model: str
+) -> list[Problem]:
+    """Problems of objects beyond the queries of the model, and beyond the detections that an evaluation counts."""
+    if crowding(datasets.values(), FEWEST_QUERIES) is None:
+        return []
+    problems = []
+    queries = None if num_queries is None else num_queries()
+    crowded = None if queries is None else crowding(datasets.values(), queries)
+    if crowded is not None:
+        problems.append(Problem("many_objects", "training", queries_text(crowded, model), False))
+    judged = [dataset for split, dataset in datasets.items() if split != "train"] or list(datasets.values())
+    crowded = crowding(judged, MOST_EVALUATED)
+    if crowded is not None:
+        problems.append(Problem("many_objects", "evaluation", evaluation_text(crowded), False))
+    return problems
 
 
 def _class_problems(datasets: dict[str, DetectionDataset]) -> list[Problem]:
@@ -159,49 +214,3 @@ def _decode(sample: Sample) -> Problem | None:
         kind: Any = "size_mismatch" if isinstance(error, SizeMismatchError) else "unreadable_image"
         return Problem(kind, str(sample.path), str(error).removeprefix(f"{sample.path}: "), True)
     return None
-
-
-def _repeated_images(datasets: dict[str, DetectionDataset]) -> list[Problem]:
-    """Images with the same bytes in one split or in two; an image in two splits spoils the evaluation."""
-    # A list such as trainval repeats the main splits on purpose.
-    compared = [split for split in datasets if split in MAIN_SPLITS] or list(datasets)
-    splits_of: dict[str, list[str]] = defaultdict(list)
-    for split in compared:
-        for sample in datasets[split].samples:
-            splits_of[str(sample.path)].append(split)
-    problems = []
-    for group in _same_content(splits_of):
-        first, *others = group
-        splits = sorted({split for path in group for split in splits_of[path]}, key=compared.index)
-        same = f"the same picture as {', '.join(others)}" if others else "the same file"
-        if len(splits) > 1:
-            text = f"{same}, in the splits {' and '.join(splits)}"
-            problems.append(Problem("shared_image", first, text, False))
-        elif others:
-            problems.append(Problem("duplicate_image", first, f"{same}, in the split {splits[0]}", False))
-    return problems
-
-
-def _same_content(paths: Iterable[str]) -> list[list[str]]:
-    """Paths grouped by the content of their files; only files of equal length are read."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        try:
-            by_length[os.stat(path).st_size].append(path)
-        except OSError:
-            continue  # Gone since the annotations were read; decoding reports it.
-    groups: list[list[str]] = []
-    for candidates in by_length.values():
-        if len(candidates) == 1:
-            groups.append(candidates)
-            continue
-        by_digest: dict[bytes, list[str]] = defaultdict(list)
-        for path in candidates:
-            try:
-                with open_file(path) as stream:
-                    digest = hashlib.file_digest(stream, "sha1").digest()
-            except OSError:
-                continue  # It is gone, or a pipe or a device; decoding reports that, too.
-            by_digest[digest].append(path)
-        groups += by_digest.values()
-    return groups

@@ -27,14 +27,21 @@ ProblemKind = Literal[
     "outside_box",
     "clipped_box",
     "duplicate_box",
+    "wrong_unit",
+    "many_objects",
     "unknown_class",
     "unused_class",
     "invalid_annotation",
     "ignored_shape",
     "duplicate_image",
     "shared_image",
+    "leak",
     "not_kept",
 ]
+
+
+IMAGE_PROBLEMS: tuple[ProblemKind, ...] = ("missing_image", "unreadable_image", "size_mismatch")
+"""Kinds of problems of image files, which `--skip-bad-images` passes over."""
 
 
 class Problem(NamedTuple):

@@ -24,8 +24,13 @@ from deformable_detr.data.augmentation.pipeline import evaluation_transform, tra
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.batch import collate, stand_in
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import ways_past_bad_images
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.data.torch_dataset import BadImage, Item, TransformedDataset, seed_of
+
+
+class BadImageError(DataError):
+    """Error in an image that cannot be read: reading goes on only without it."""
 
 
 class Collated(NamedTuple):
@@ -99,7 +104,7 @@ class BatchLoader:
     A batch of which no image can be read is left out. Several processes take every step together; there a `stand_in`
     takes the place of such a batch.
 
-    An unreadable image raises `DataError` with one clear line, also if it was read in a worker process. With
+    An unreadable image raises `BadImageError` with one clear line, also if it was read in a worker process. With
     `skip_bad_images` it is left out instead and noted in `skipped`. Worker processes live from epoch to epoch.
     """
 
@@ -110,7 +115,7 @@ class BatchLoader:
     batches: ShuffledBatches | list[list[int]]
     """Positions of the samples in each batch."""
     skip_bad_images: bool
-    """Whether unreadable images are left out; else they raise `DataError`."""
+    """Whether unreadable images are left out; else they raise `BadImageError`."""
     keep_step: bool = False
     """Whether other processes wait for a batch of this one at every step."""
     skipped: dict[int, str] = field(default_factory=dict)
@@ -152,7 +157,7 @@ class BatchLoader:
                     # the garbage collector ends.
                     del results
                     self.close()
-                    raise DataError(bad_image.message)
+                    raise BadImageError(f"{bad_image.message} ({ways_past_bad_images()})")
                 self.skipped[bad_image.sample_index] = bad_image.message
             if collated.batch is not None:
                 yield collated.batch
@@ -187,7 +192,7 @@ def make_loader(
         augmentation: variation of the training images.
         seed: decides the order and every random variation.
         num_workers: processes that read and transform, at most one for each CPU core; with 0 this process does it.
-        skip_bad_images: leave out and note images that cannot be read, instead of raising `DataError`.
+        skip_bad_images: leave out and note images that cannot be read, instead of raising `BadImageError`.
         cache_bytes: largest size of the decoded images kept in main memory, divided among the workers; 0 keeps none.
         pin_memory: return batches in page-locked memory, for faster copies to a CUDA device.
         ranks: of this process. With several, each gets its share: in training a part of every batch, in evaluation

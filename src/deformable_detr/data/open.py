@@ -10,7 +10,7 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.archives import UnpackedArchive, unpack
-from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset
 from deformable_detr.data.formats import (
     coco,
     createml,
@@ -29,10 +29,11 @@ from deformable_detr.data.formats import (
     voc,
     yolo,
 )
-from deformable_detr.data.formats.parsing import shown
-from deformable_detr.data.formats.split_names import SplitLoaders, canonical_split
+from deformable_detr.data.formats.parsing import read_json, shown
+from deformable_detr.data.formats.split_names import SplitLoaders, main_split
 from deformable_detr.data.images import is_image_file
 
+_LARGEST_TO_DESCRIBE = 1 << 26
 _NESTED_FOLDERS = 3
 _MOST_NEIGHBOURS = 50
 
@@ -86,7 +87,7 @@ def open_dataset(
     if wanted is None:
         wanted = "train" if "train" in splits else next(iter(splits))
     elif wanted not in splits:
-        wanted = canonical_split(wanted)
+        wanted = main_split(wanted) or wanted
     if wanted not in splits:
         raise DataError(f"{path}: no split {split!r}; this {name.upper()} data set has {', '.join(splits)}")
     try:
@@ -97,7 +98,7 @@ def open_dataset(
     unpacked = f"; {archive.remark}" if archive else ""
     dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}{unpacked}")
     if strict:
-        _raise_first_fatal(dataset, path)
+        refuse_fatal(dataset, path)
     return dataset
 
 
@@ -168,7 +169,7 @@ def _not_recognised(path: str | Path, place: Path, wanted: FormatName | None) ->
 def _contents(place: Path) -> str:
     """Content of a folder in words, so that people see what was looked at."""
     if not place.is_dir():
-        return f"it is one file, {shown(place.name)}"
+        return f"it is one file, {shown(place.name)}{_content_of(place)}"
     try:
         entries = sorted((one for one in os.scandir(place) if one.name[0] != "."), key=lambda one: one.name)
     except OSError as error:
@@ -187,6 +188,20 @@ def _contents(place: Path) -> str:
         f"{len(images)} image{'s' * (len(images) != 1)}"
     ] * bool(images)
     return f"found {', '.join([*parts, listed(kinds, 5)] if kinds else parts) or 'nothing'}"
+
+
+def _content_of(file: Path) -> str:
+    """Content of a json file in words, after a comma; empty for any other file.
+
+    Raises:
+        DataError: it is broken, which is then the reason why nothing could recognise it.
+    """
+    if file.suffix.lower() != ".json" or file.stat().st_size > _LARGEST_TO_DESCRIBE:
+        return ""
+    value = read_json(file)
+    if isinstance(value, dict):
+        return f", an object with {listed([shown(key) for key in value], 5) or 'nothing'}"
+    return f", not an object but {shown(value)}"
 
 
 def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, SplitLoaders]:
@@ -234,9 +249,32 @@ def _unreadable(path: str | Path, error: OSError) -> DataError:
     return DataError(f"{error.filename or path}: cannot read this: {error.strerror or error}")
 
 
-def _raise_first_fatal(dataset: DetectionDataset, path: str | Path) -> None:
-    fatal = dataset.fatal_problems
+def refuse_fatal(dataset: DetectionDataset, path: str | Path, *, skip_bad_images: bool = False) -> None:
+    """Refuse a data set with problems that would stop training.
+
+    Args:
+        dataset: the data set.
+        path: where it was opened, for the way out.
+        skip_bad_images: pass over images that are missing, cannot be read or have another size.
+
+    Raises:
+        DataError: there is such a problem; the message is that of the first one, with the ways out.
+    """
+    fatal = [problem for problem in dataset.fatal_problems if not (skip_bad_images and problem.kind in IMAGE_PROBLEMS)]
     if not fatal:
         return
-    more = f" (and {len(fatal) - 1} more: `ddetr check-data {path}` lists them)" if len(fatal) > 1 else ""
-    raise DataError(f"{fatal[0].where}: {fatal[0].message}{more}")
+    first = f"{fatal[0].where}: {fatal[0].message}"
+    more = f"{len(fatal) - 1} more: " if len(fatal) > 1 else ""
+    if len(dataset) and all(problem.kind in IMAGE_PROBLEMS for problem in fatal):
+        raise DataError(f"{first} ({more}{ways_past_bad_images(path)})")
+    raise DataError(f"{first} (and {more}`ddetr check-data {path}` lists them)" if more else first)
+
+
+def ways_past_bad_images(path: str | Path | None = None) -> str:
+    """Words for what to do about images that cannot be used.
+
+    Args:
+        path: the data set; left out where it is not known.
+    """
+    command = "ddetr check-data" if path is None else f"ddetr check-data {path}"
+    return f"`{command}` lists all such images; --skip-bad-images, or skip_bad_images in Python, goes on without them"

@@ -8,11 +8,42 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.data.archives import is_zip
-from deformable_detr.data.dataset import DetectionDataset, align_classes
-from deformable_detr.data.open import list_splits, open_dataset
+from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
+from deformable_detr.data.open import list_splits, open_dataset, refuse_fatal
 
-_IMAGE_PROBLEMS = ("missing_image", "unreadable_image", "size_mismatch")
+_MANY_SPLITS = (".yaml", ".yml", ".zip")
+"""Endings of files that describe or hold a whole data set; any other file holds one split."""
+
+
+class TrainingSplits(NamedTuple):
+    """Training and validation split of a data set as they were read, with all of their problems.
+
+    Reading them needs none of the libraries that take long to import, so that what is wrong is said at once.
+    """
+
+    path: str | Path
+    """Path of the data set, as it was given."""
+    format: FormatName | None
+    """Format that was asked for; None if it was recognised."""
+    train: DetectionDataset
+    """Images to learn from."""
+    val: DetectionDataset | None
+    """Images to validate with; None if there is no such split, or another data set takes its place."""
+
+    def refuse_fatal(self, *, skip_bad_images: bool) -> None:
+        """Refuse what would stop a training.
+
+        Args:
+            skip_bad_images: pass over images that are missing, cannot be read or have another size.
+
+        Raises:
+            DataError: there is such a problem; the message names it, and the ways out.
+        """
+        # Where no training image is left, the reason is what the first of them lacks.
+        refuse_fatal(self.train, self.path, skip_bad_images=skip_bad_images and len(self.train) > 0)
+        if self.val is not None:
+            refuse_fatal(self.val, self.path, skip_bad_images=skip_bad_images)
+        fitting_validation(self.train, self.val)
 
 
 class TrainingData(NamedTuple):
@@ -32,8 +63,48 @@ class TrainingData(NamedTuple):
     """Validation images that were held out of the training images, by path below the folder that all images share."""
 
 
+def read_splits(path: str | Path, *, format: FormatName | None = None, with_validation: bool = True) -> TrainingSplits:
+    """Training split and validation split of the data set at a path. The split "test" is never read.
+
+    Args:
+        path: a data set in any known format; a file of one split is read as the training split.
+        format: of the data set; recognised if left out.
+        with_validation: read the validation split, too.
+
+    Raises:
+        DataError: the data set cannot be read, or has no split to train on. Problems of images and boxes do not raise:
+            see `TrainingSplits.refuse_fatal`.
+    """
+    names = list_splits(path, format=format)
+    check_has_training_split(path, names)
+    train = open_dataset(path, split="train" if "train" in names else None, format=format, strict=False)
+    val = None
+    if with_validation and {"train", "val"} <= set(names):
+        val = open_dataset(path, split="val", format=format, strict=False)
+    return TrainingSplits(path, format, train, val)
+
+
+def check_has_training_split(path: str | Path, names: Sequence[str]) -> None:
+    """Refuse a data set without a training split, unless it is the very file of one split.
+
+    Args:
+        path: the data set.
+        names: names of its splits.
+
+    Raises:
+        DataError: none is called train.
+    """
+    place = Path(path).expanduser()
+    is_one_split = place.is_file() and len(names) == 1 and place.suffix.lower() not in _MANY_SPLITS
+    if "train" not in names and not is_one_split:
+        raise DataError(
+            f"{path}: no split to train on; there is {', '.join(names)}. Call one of them train, or give the very file "
+            "of it"
+        )
+
+
 def open_training_data(
-    data: str | Path | DetectionDataset,
+    data: str | Path | DetectionDataset | TrainingSplits,
     val_data: str | Path | DetectionDataset | None = None,
     *,
     format: FormatName | None = None,
@@ -49,7 +120,7 @@ def open_training_data(
     `data` is the file of that split.
 
     Args:
-        data: a data set in any known format, or one that is already open.
+        data: a data set in any known format, or one that is already open or read.
         val_data: data set to validate with, a path or an open one; a path gives its split "val" or its only split.
         format: of the data sets given as paths; recognised if left out.
         val_share: share of the training images to hold out where there are no other validation images, in 0..1.
@@ -65,12 +136,13 @@ def open_training_data(
     if isinstance(data, DetectionDataset):
         train = data
     else:
-        names = list_splits(data, format=format)
-        if "train" not in names and (Path(data).expanduser().is_dir() or is_zip(data)):
-            raise DataError(f"{data}: no split to train on; there is {', '.join(names)}")
-        train = open_split(data, "train" if "train" in names else None, format, skip_bad_images)
-        if val_data is None and {"train", "val"} <= set(names):
-            val = open_split(data, "val", format, skip_bad_images)
+        splits = data
+        if not isinstance(splits, TrainingSplits):
+            splits = read_splits(splits, format=format, with_validation=val_data is None)
+        elif val_data is not None:
+            splits = splits._replace(val=None)
+        splits.refuse_fatal(skip_bad_images=skip_bad_images)
+        train, val = splits.train, splits.val
     if isinstance(val_data, DetectionDataset):
         val = val_data
     elif val_data is not None:
@@ -93,12 +165,8 @@ def open_split(
     Raises:
         DataError: the data set cannot be used.
     """
-    if not skip_bad_images:
-        return open_dataset(path, split=split, format=format)
     dataset = open_dataset(path, split=split, format=format, strict=False)
-    for problem in dataset.fatal_problems:
-        if problem.kind not in _IMAGE_PROBLEMS:
-            raise DataError(f"{problem.where}: {problem.message}")
+    refuse_fatal(dataset, path, skip_bad_images=skip_bad_images)
     return dataset
 
 
@@ -149,16 +217,14 @@ def pair(
             or all of the images are those held out before.
     """
     source = train.source or "the data set"
-    if len(train) == 0:
-        raise DataError(f"{source}: there are no images to learn from")
-    if not train.classes:
-        raise DataError(f"{source}: there are no classes to learn")
-    if val is not None and len(val) > 0:
-        val = align_classes(val, train.classes, train.category_ids)
-        return _training_data(train, val, f"the validation split, {_images(len(val))}", [train, val])
+    fitting = fitting_validation(train, val)
+    if fitting is not None:
+        return _training_data(train, fitting, f"the validation split, {_images(len(fitting))}", [train, fitting])
+    read = [train] if val is None else [train, val]
+    why = "there is no validation split" if val is None else "the validation split has no image that can be used"
     if len(train) == 1:
         origin = "the training image itself, being the only one: no measure of quality"
-        return _training_data(train, train, origin, [train])
+        return _training_data(train, train, origin, read)
     if held_out:
         out = _find(held_out, train)
         if not 0 < len(out) < len(train):
@@ -172,12 +238,29 @@ def pair(
         order = list(range(len(train)))
         random.Random(seed).shuffle(order)
         out, gone = set(order[: min(len(train) - 1, max(1, round(val_share * len(train))))]), ""
-    origin = f"{_images(len(out))} held out, as there is no validation split{gone}"
+    origin = f"{_images(len(out))} held out, as {why}{gone}"
     kept, judged = (
         train.subset([index for index in range(len(train)) if (index in out) is judges]) for judges in (False, True)
     )
     names = held_out or [_below_all(train)[index] for index in sorted(out)]
-    return _training_data(kept, judged, origin, [train], names)
+    return _training_data(kept, judged, origin, read, names)
+
+
+def fitting_validation(train: DetectionDataset, val: DetectionDataset | None) -> DetectionDataset | None:
+    """Validation split with the classes of the training split; None if there is none, or no image in it.
+
+    Raises:
+        DataError: there are no images or no classes to learn; or `val` has objects of classes that `train` does not
+            know.
+    """
+    source = train.source or "the data set"
+    if len(train) == 0:
+        raise DataError(f"{source}: there are no images to learn from")
+    if not train.classes:
+        raise DataError(f"{source}: there are no classes to learn")
+    if val is None or len(val) == 0:
+        return None
+    return align_classes(val, train.classes, train.category_ids)
 
 
 def _below_all(dataset: DetectionDataset) -> list[str]:
@@ -221,7 +304,7 @@ def _training_data(
 
 def num_bad_images(dataset: DetectionDataset) -> int:
     """Number of images that the reader left out: missing, unreadable or of another size."""
-    return sum(problem.fatal and problem.kind in _IMAGE_PROBLEMS for problem in dataset.problems)
+    return sum(problem.fatal and problem.kind in IMAGE_PROBLEMS for problem in dataset.problems)
 
 
 def _images(count: int) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError, DataError
+from deformable_detr.data.crowding import MOST_EVALUATED
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.coco_document import to_document
 
@@ -98,29 +99,41 @@ def check_metric_name(name: str) -> None:
         )
 
 
-def coco_metrics(detections: Sequence[Detections], dataset: DetectionDataset) -> Metrics:
+def coco_metrics(
+    detections: Sequence[Detections], dataset: DetectionDataset, *, max_detections: int = MOST_EVALUATED
+) -> Metrics:
     """COCO metrics of detections on a data set.
 
-    A detection that overlaps a crowd region does not count as wrong. Sizes are by the samples' `areas`. At most 100
-    detections per class and image count.
+    A detection that overlaps a crowd region does not count as wrong. Sizes are by the samples' `areas`.
 
     Args:
         detections: one entry for each sample, in the order of the samples.
         dataset: the ground truth.
+        max_detections: most detections per class and image that count, at least 11; COCO's number is 100.
     """
-    return metrics_from_coco(coco_ground_truth(dataset), to_coco_results(detections, dataset))
+    return metrics_from_coco(
+        coco_ground_truth(dataset), to_coco_results(detections, dataset), max_detections=max_detections
+    )
 
 
-def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Metrics:
+def metrics_from_coco(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], *, max_detections: int = MOST_EVALUATED
+) -> Metrics:
     """COCO metrics of a result file's content against an annotation file's content.
 
     Annotation ids play no part. With pycocotools they do: there an object with id 0 is never found.
 
+    Args:
+        ground_truth: content of an annotation file.
+        results: content of a result file.
+        max_detections: see `coco_metrics`.
+
     Raises:
+        ValueError: `max_detections` is less than 11, so that it is not the largest of the numbers that count.
         DataError: there is nothing to evaluate, ids are not unique, or a detection is of an image or category that the
             ground truth does not list.
     """
-    evaluation = evaluated(ground_truth, results)
+    evaluation = evaluated(ground_truth, results, max_detections=max_detections)
     ranks = category_ranks([category["id"] for category in ground_truth["categories"]])
     arrays = evaluation.eval
     assert arrays is not None
@@ -131,7 +144,9 @@ def metrics_from_coco(ground_truth: dict[str, Any], results: Sequence[dict[str, 
     )
 
 
-def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Any:
+def evaluated(
+    ground_truth: dict[str, Any], results: Sequence[dict[str, Any]], *, max_detections: int = MOST_EVALUATED
+) -> Any:
     """Evaluation by hotcoco, accumulated; more than the metrics can be read from it.
 
     Inside it, the ids of images and categories are their ranks, from 1. The ids of annotations and detections are
@@ -142,12 +157,15 @@ def evaluated(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
     """
     from hotcoco import COCO, COCOeval
 
+    if max_detections <= 10:
+        raise ValueError(f"max_detections is {max_detections}; it must be at least 11, as COCO counts 10 apart")
     images = _ranks("image", [image["id"] for image in ground_truth["images"]])
     categories = _ranks("category", [category["id"] for category in ground_truth["categories"]])
     if not images or not categories:
         raise DataError(f"nothing to evaluate: {len(images)} images, {len(categories)} classes")
     truth = COCO(_renumbered(ground_truth, images, categories))
     evaluation = COCOeval(truth, truth.load_res(_result_rows(results, images, categories)), "bbox")
+    evaluation.params.max_dets = [1, 10, max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation

@@ -9,13 +9,13 @@ from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, listed
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.data.crowding import MOST_EVALUATED, crowding, evaluation_text, queries_text
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images, open_for_evaluation
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector
-
-_MAX_DETECTIONS = 100
+from deformable_detr.models.interface import num_queries_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ def evaluate(
     format: FormatName | None = None,
     batch_size: int = 4,
     num_workers: int = 0,
+    max_detections: int = MOST_EVALUATED,
     skip_bad_images: bool = False,
     reporter: Reporter | None = None,
     ranks: Ranks = ALONE,
@@ -60,6 +61,8 @@ def evaluate(
         format: format of the data set, if `data` is a path; recognised automatically if left out.
         batch_size: most images of equal size that go through the network together; the result does not depend on it.
         num_workers: processes that read images; 0 reads them in this process.
+        max_detections: most detections of an image that count. With more than COCO's 100, the metrics that are defined
+            for 100 detections, which are all but `ar_1` and `ar_10`, are those for this number.
         skip_bad_images: leave out and list images that are missing or cannot be read, instead of raising.
         reporter: receives messages and the progress.
         ranks: the processes that share the work.
@@ -89,7 +92,7 @@ def evaluate(
     found: dict[int, Detections] = {}
     with explained_worker_deaths():
         for batch in loader:
-            detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=_MAX_DETECTIONS)
+            detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=max_detections)
             found.update(zip(batch.sample_indices, detections, strict=True))
             done = min(len(found) * ranks.size, len(dataset))
             reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
@@ -102,7 +105,7 @@ def evaluate(
     in_order = [found[index] for index in sorted(found)]
     skipped = {str(dataset.samples[index].path): why for index, why in sorted(unreadable.items())}
     return EvaluationReport(
-        metrics=coco_metrics(in_order, seen),
+        metrics=coco_metrics(in_order, seen, max_detections=max_detections),
         detections=in_order,
         dataset=seen,
         skipped=skipped,
@@ -132,6 +135,20 @@ def opened(
         if value is not None:
             raise ConfigError(f"{name} is {value!r}, but the data set is already open; give its path instead")
     return data
+
+
+def limits(detector: Detector, dataset: DetectionDataset, max_detections: int) -> list[str]:
+    """Sentences on images with more objects than can be found, or than detections count; none if there are none."""
+    sentences = []
+    queries = num_queries_of(detector.model)
+    crowded = None if queries is None else crowding([dataset], queries)
+    if crowded is not None:
+        way_out = "evaluate a detector with more of them, or cut the images into tiles"
+        sentences.append(queries_text(crowded, "this detector", way_out=way_out))
+    crowded = crowding([dataset], max_detections)
+    if crowded is not None:
+        sentences.append(evaluation_text(crowded))
+    return sentences
 
 
 def match_classes(detector: Detector, dataset: DetectionDataset) -> DetectionDataset:

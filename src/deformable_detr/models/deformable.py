@@ -192,6 +192,11 @@ class DeformableDETR(nn.Module):
         assert isinstance(head, nn.Linear)
         return head.out_features
 
+    @property
+    def num_queries(self) -> int | None:
+        """Number of queries, the most objects that can be found in an image; None if the query source does not say."""
+        return getattr(self.query_source, "num_queries", None)
+
     def forward(
         self,
         images: Float[Tensor, "batch 3 height width"],

@@ -209,6 +209,12 @@ def given_config(model: nn.Module) -> GivenModelConfig:
     return GivenModelConfig(class_name=class_name_of(model), num_classes=interface_of(model).num_classes)
 
 
+def num_queries_of(model: ModelConfig | nn.Module) -> int | None:
+    """Number of queries of a network, the most objects that it can find in an image; None if nobody knows."""
+    number = getattr(model, "num_queries", None)
+    return number if isinstance(number, int) else None
+
+
 def class_name_of(model: nn.Module) -> str:
     """Module and name of a network's class, such as "my_package.nets.Dense"."""
     kind = type(model)

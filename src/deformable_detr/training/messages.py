@@ -11,7 +11,10 @@ import torch
 from deformable_detr.core.errors import TrainingError
 from deformable_detr.core.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.core.types import Batch
+from deformable_detr.data.crowding import MOST_EVALUATED, crowding, evaluation_text, queries_text
+from deformable_detr.data.repeats import training_images_among
 from deformable_detr.evaluation.evaluate import EvaluationReport
+from deformable_detr.models.interface import num_queries_of
 from deformable_detr.runs.config import idle_remarks
 from deformable_detr.training.acceleration import checkpointed_parts
 from deformable_detr.training.freezing import count_parameters
@@ -57,6 +60,9 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     if data.num_problems:
         left_out = f", {data.num_bad_images} images left out" if data.num_bad_images else ""
         reporter.say(f"problems in the annotations: {data.num_problems}{left_out}; `ddetr check-data` lists them")
+    if run.ranks.is_first:
+        for warning in data_warnings(run):
+            reporter.say(f"warning: {warning}")
     parameters = count_parameters(run.model)
     weights = f", all weights from {run.origin.weights}" if run.origin.weights else ""
     frozen = f" ({', '.join(config.run.freeze)})" if config.run.freeze else ""
@@ -84,6 +90,23 @@ def introduce(run: RunState, reporter: Reporter) -> None:
     is_off = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     stops = "Ctrl-C is off here, SIGTERM stops" if is_off else "Ctrl-C stops"
     reporter.say(f"run folder: {run.folder.path}; {stops}, and what is there can be resumed")
+
+
+def data_warnings(run: RunState) -> list[str]:
+    """Sentences on what will spoil the result: training images to validate with, and more objects than can be found."""
+    train, val = run.data.train, run.data.val
+    leak = None if val is train else training_images_among(train, val)
+    warnings = [] if leak is None else [leak]
+    queries = num_queries_of(run.model)
+    crowded = None if queries is None else crowding([train, val], queries)
+    if crowded is not None:
+        is_fixed = run.origin.weights and "num_queries" not in run.config.model.free_settings
+        way_out = "the weights fix their number; train without --weights, or cut the images into tiles"
+        warnings.append(queries_text(crowded, "the model", way_out=way_out if is_fixed else None))
+    crowded = crowding([val], MOST_EVALUATED)
+    if crowded is not None:
+        warnings.append(evaluation_text(crowded))
+    return warnings
 
 
 def _schedule_line(run: RunState) -> str:

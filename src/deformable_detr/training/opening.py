@@ -16,7 +16,7 @@ from deformable_detr.core.files import write_json
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.splits import TrainingData, open_training_data
+from deformable_detr.data.splits import TrainingData, TrainingSplits, open_training_data
 from deformable_detr.runs.config import TrainConfig, to_json
 from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder
 from deformable_detr.runs.lock import locked
@@ -101,14 +101,16 @@ def write_settings(folder: RunFolder, config: TrainConfig, origin: dict[str, Any
 
 
 def data_record(
-    data: str | Path | DetectionDataset,
+    data: str | Path | DetectionDataset | TrainingSplits,
     val_data: str | Path | DetectionDataset | None,
     format: FormatName | None,
     opened: TrainingData,
 ) -> dict[str, Any]:
     """Content of data.json: paths of the images, and names of those held out, for resuming and for the report."""
 
-    def place(given: str | Path | DetectionDataset | None) -> str | None:
+    def place(given: str | Path | DetectionDataset | TrainingSplits | None) -> str | None:
+        if isinstance(given, TrainingSplits):
+            given = given.path
         return os.path.abspath(os.path.expanduser(given)) if isinstance(given, str | Path) else None
 
     return {
@@ -159,7 +161,7 @@ def check_metric(config: TrainConfig, data: TrainingData) -> None:
 
 def open_data(
     config: TrainConfig,
-    data: str | Path | DetectionDataset,
+    data: str | Path | DetectionDataset | TrainingSplits,
     val_data: str | Path | DetectionDataset | None,
     format: FormatName | None,
     held_out: Sequence[str] | None = None,
@@ -176,8 +178,10 @@ def open_data(
     )
 
 
-def data_name(data: str | Path | DetectionDataset) -> str:
+def data_name(data: str | Path | DetectionDataset | TrainingSplits) -> str:
     """Short name of a data set without its path, for the name of a run folder and for the provenance."""
+    if isinstance(data, TrainingSplits):
+        data = data.path
     if not isinstance(data, DetectionDataset):
         return Path(data).resolve().stem
     return " ".join(Path(word).name for word in re.split(r"[,:;] ", data.source)[0].split())

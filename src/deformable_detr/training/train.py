@@ -16,8 +16,10 @@ from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter
 from deformable_detr.core.reading import read_json
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.loader import open_workers
+from deformable_detr.data.loader import BadImageError, open_workers
+from deformable_detr.data.splits import TrainingSplits
 from deformable_detr.models.interface import given_config, interface_of
+from deformable_detr.models.losses import NotFinitePredictionsError
 from deformable_detr.report import try_to_report
 from deformable_detr.runs.config import TrainConfig, from_json, to_json
 from deformable_detr.runs.folder import RunFolder, open_run_folder
@@ -25,7 +27,7 @@ from deformable_detr.runs.progress import saved_run_progress
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.finetune import Origin, Source, plan, read_source, start_from
 from deformable_detr.training.freezing import check_parts
-from deformable_detr.training.loop import complete_epoch, evaluate_if_due, take_steps
+from deformable_detr.training.loop import NotFiniteError, complete_epoch, evaluate_if_due, take_steps
 from deformable_detr.training.messages import introduce
 from deformable_detr.training.metrics_log import MetricsLog
 from deformable_detr.training.opening import (
@@ -80,7 +82,7 @@ class Run:
 def train(
     config: TrainConfig,
     *,
-    data: str | Path | DetectionDataset,
+    data: str | Path | DetectionDataset | TrainingSplits,
     val_data: str | Path | DetectionDataset | None = None,
     output: str | Path | None = None,
     format: FormatName | None = None,
@@ -99,7 +101,7 @@ def train(
 
     Args:
         config: settings of the run: a recipe, perhaps changed by its `with_settings`.
-        data: path of a data set in any known format, or an open data set.
+        data: path of a data set in any known format, an open data set, or splits that have been read already.
         val_data: validation images, as a path or an open data set. If left out, they are the validation split of
             `data`, or, if it has none, a share of its training images.
         output: the run folder, which must be empty or not exist; `runs/RECIPE-DATA-NUMBER` if left out.
@@ -199,6 +201,7 @@ def resume(
     data: str | Path | DetectionDataset | None = None,
     val_data: str | Path | DetectionDataset | None = None,
     model: nn.Module | None = None,
+    skip_bad_images: bool = False,
     device: str = "auto",
     log: Sequence[str] | None = None,
     report: bool = True,
@@ -216,6 +219,7 @@ def resume(
         data: new path of the data set, or an open data set; the path that the run was given if left out.
         val_data: validation images, as for `train`.
         model: a network of the same class, if the run was started with a network of your own.
+        skip_bad_images: from now on, leave out and count images that cannot be read, whatever the run began with.
         device: as for `train`.
         log: as for `train`.
         report: as for `train`.
@@ -243,6 +247,8 @@ def resume(
             assert saved.training is not None
             config = from_json(read_json(folder.config), str(folder.config))
             check_share(config, around.ranks.size)
+            if skip_bad_images:
+                config = config.with_settings({"data.skip_bad_images": True})
             config = with_epochs(config, epochs, saved_run_progress(saved.training.progress, path, config))
             origin = read_json(folder.data) if data is None or folder.data.exists() else {}
             if data is None and origin.get("path") is None:
@@ -300,9 +306,9 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
             interrupt = arrived
             with uninterrupted():
                 run.save_last()
-        except DeformableDetrError:
+        except DeformableDetrError as error:
             if progress.step > 0:
-                reporter.say(f"the last checkpoint is complete; to continue: ddetr train --resume {run.folder.path}")
+                reporter.say(_way_on(run.folder, error))
             raise
     skipped = {path: why for part in run.ranks.gathered(run.skipped) for path, why in part.items()}
     for why in skipped.values():  # each names its file
@@ -329,6 +335,17 @@ def _run(run: RunState, around: Surroundings, *, report: bool, on_interrupt: Lit
         num_not_finite=progress.num_not_finite,
         report=page,
     )
+
+
+def _way_on(folder: RunFolder, error: DeformableDetrError) -> str:
+    """Line for people on how to continue a run that an error has ended, if the same must not happen again."""
+    command = f"ddetr train --resume {folder.path}"
+    if isinstance(error, BadImageError):
+        return f"the last checkpoint is complete; to continue without such images: {command} --skip-bad-images"
+    if isinstance(error, NotFiniteError | NotFinitePredictionsError):
+        # A resumed run takes the same steps with the same settings.
+        return f"the last checkpoint is complete: {folder.last}; other settings can start from it with --weights"
+    return f"the last checkpoint is complete; to continue: {command}"
 
 
 def _metrics_log(run: RunState, around: Surroundings) -> MetricsLog:

@@ -27,7 +27,7 @@ def put(
         np.array(areas or [np.nan] * count),
         np.arange(100, 100 + count),
     )
-    return assemble(entries, table, lambda row: f"row {row}")
+    return assemble(entries, table, lambda row: f"row {row}", where="all.json")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_sizes_come_from_the_image_where_the_json_has_none(coco_json: Callable[.
         ({"annotations": None}, "'annotations' is None"),
         ({"categories": []}, "nothing to detect"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is used twice"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "category name 'a' is used twice"),
+        (
+            {"categories": [{"id": 9, "name": "a"}, {"id": 2, "name": "a"}]},
+            "category name 'a' is used twice, with the ids 2 and 9, and both have objects",
+        ),
         ({"categories": [{"id": "one", "name": "a"}]}, "category id must be a whole number, not 'one'"),
         ({"categories": [{"id": True, "name": "a"}]}, "category id must be a whole number, not True"),
         ({"categories": [{"id": 1}]}, "category name must be text, not None"),
@@ -93,12 +96,13 @@ def test_sizes_come_from_the_image_where_the_json_has_none(coco_json: Callable[.
         ({"images": [{**IMAGES[0], "width": 0}]}, "cannot be 0 x 30 pixels"),
         ({"images": [{**IMAGES[0], "height": 10**9}]}, "cannot be 50 x 1000000000"),
         ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"annotation 1: bbox must be \[left"),
-        ({"annotations": [annotation(bbox=None)]}, r"annotation 1: bbox must be \[left"),
-        ({"annotations": [annotation(bbox=[1, 2, "3", 4])]}, "each value of bbox must be a number, not '3'"),
+        ({"annotations": [annotation(bbox=None)]}, r"annotation 1: it has no bbox, and no segmentation"),
+        ({"annotations": [annotation(bbox=[1, 2, "3,5", 4])]}, "each value of bbox must be a number, not '3,5'"),
         ({"annotations": [annotation(bbox=[1, 2, True, 4])]}, "each value of bbox must be a number, not True"),
         ({"annotations": [annotation(bbox=[1, 2, 10**400, 4])]}, "each value of bbox must be a number, not 1000"),
         ({"annotations": [annotation(iscrowd=2)]}, "iscrowd must be 0 or 1, not 2"),
-        ({"annotations": [annotation(iscrowd="0")]}, "iscrowd must be 0 or 1, not '0'"),
+        ({"annotations": [annotation(iscrowd="no")]}, "iscrowd must be 0 or 1, not 'no'"),
+        ({"annotations": [annotation(iscrowd=[])]}, r"iscrowd must be 0 or 1, not \[\]"),
         ({"annotations": [annotation(area="big")]}, "area must be a number, not 'big'"),
         ({"annotations": [annotation(image_id=None)]}, "image id must be a whole number, not None"),
         ({"annotations": [annotation(category_id="dog")]}, "category_id must be a whole number, not 'dog'"),
@@ -182,12 +186,94 @@ def test_an_image_listed_twice_is_reported(coco_json: Callable[..., Path]) -> No
     assert len(dataset) == 2
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}", '{"images": []}'])
-def test_json_of_something_else(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"no data set recognised here: it is one file, 'a\.json', not an object but \[\]"),
+        ("null", "not an object but None"),
+        ('{"shapes": [], "imagePath": "a.png"}', "an object with 'shapes', 'imagePath'"),
+        ("{}", "an object with nothing"),
+        ('{"images": []}', r"a\.json: not COCO annotations: it has no 'annotations'"),
+        ('{"images": [', r"a\.json, line 1, column 13: not JSON"),
+        ("[" * 100_000, r"a\.json: not usable JSON: its values are nested too deeply"),
+    ],
+)
+def test_json_of_something_else(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"a\.json: not COCO annotations"):
+    with pytest.raises(DataError, match=message):
         open_dataset(path)
+    with pytest.raises(DataError, match=r"a\.json"):
+        coco.load(path)
+
+
+def test_numbers_as_text_are_numbers(coco_json: Callable[..., Path]) -> None:
+    path = coco_json(
+        images=[{"id": "3", "file_name": "a.png", "width": "50", "height": "30.0"}],
+        annotations=[
+            annotation(bbox=["1", "2.5", "1e1", "4"], area="38.5", iscrowd="1", id="4"),
+            annotation(bbox="[5, 6, 7, 8]", iscrowd=0.0),
+            annotation(bbox=["1", "2", "nan", "4"]),
+        ],
+    )
+    dataset = open_dataset(path, strict=False)
+    assert dataset.samples[0].size_wh == (50, 30)
+    assert dataset.samples[0].boxes_xyxy.tolist() == [[1, 2.5, 11, 6.5], [5, 6, 12, 14]]
+    assert dataset.samples[0].areas.tolist() == [38.5, 56]
+    assert dataset.samples[0].is_crowd.tolist() == [True, False]
+    assert [problem.kind for problem in dataset.fatal_problems] == ["invalid_box"]
+
+
+def test_class_names_may_be_numbers(coco_json: Callable[..., Path]) -> None:
+    dataset = coco.load(coco_json(categories=[{"id": 9, "name": 0}, {"id": 2, "name": 1.5}]))
+    assert dataset.classes == ("1.5", "0")
+
+
+def test_a_category_for_the_whole_project_is_no_class(coco_json: Callable[..., Path]) -> None:
+    categories = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 9, "name": "cat", "supercategory": "pets"},
+        {"id": 2, "name": "dog", "supercategory": "pets"},
+    ]
+    dataset = coco.load(coco_json(categories=categories))
+    assert (dataset.classes, dataset.category_ids) == (("dog", "cat"), (2, 9))
+    assert [sample.class_ids.tolist() for sample in dataset.samples] == [[0], [1, 0]]
+    (problem,) = dataset.problems
+    assert problem.message == "the category 'pets' (id 0) only groups others, and no object has it: left out"
+    labelled = [annotation(category_id="0")]  # as text, it is used all the same
+    assert coco.load(coco_json(categories=categories, annotations=labelled)).classes == ("pets", "dog", "cat")
+
+
+def test_annotations_that_cannot_be_used_are_all_listed(coco_json: Callable[..., Path]) -> None:
+    bad = [annotation(id=n, **change) for n, change in enumerate(({"bbox": 3}, {"area": "?"}, {"category_id": None}))]
+    dataset = open_dataset(coco_json(annotations=[*bad, annotation(id=9)]), strict=False)
+    assert [problem.message.partition(":")[0] for problem in dataset.fatal_problems] == [
+        "annotation 0",
+        "annotation 1",
+        "annotation 2",
+    ]
+    assert [sample.object_ids for sample in dataset.samples] == [(), (9,)]
+
+
+@pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}, {"bbox": [0, 0, 0, 0]}, {"bbox": [None] * 4}])
+def test_without_a_bbox_the_box_is_around_the_segmentation(
+    bbox: dict[str, Any], coco_json: Callable[..., Path]
+) -> None:
+    polygon = {"id": 1, "image_id": 3, "category_id": 2, "segmentation": [[5, 5, 25, 5, 25, 20, 5, 20]], "area": 0}
+    dataset = open_dataset(coco_json(annotations=[{**polygon, **bbox}, annotation(id=2)]))
+    sample = dataset.samples[1]
+    assert (sample.boxes_xyxy.tolist(), sample.areas.tolist()) == ([[5, 5, 25, 20], [1, 2, 4, 6]], [300, 12])
+    assert [(problem.kind, problem.fatal) for problem in dataset.problems] == [("invalid_annotation", False)]
+    assert "1 of 2 annotations have no bbox" in dataset.problems[0].message
+
+
+def test_boxes_in_another_unit_or_form_stop(coco_json: Callable[..., Path]) -> None:
+    shares = [annotation(id=n, bbox=[0.25, 0.25, 0.5, 0.5]) for n in range(3)]
+    with pytest.raises(DataError, match=r"data\.json: all 3 boxes lie within the first pixel .* are shares of width"):
+        open_dataset(coco_json(annotations=shares))
+    corners = [annotation(id=n, bbox=[20 + n, 12, 40, 28 - n]) for n in range(4)]
+    with pytest.raises(DataError, match=r"4 of 4 boxes reach past their images, and none would .* right and bottom"):
+        open_dataset(coco_json(annotations=corners))
 
 
 def test_round_trip_keeps_everything(drawn: DetectionDataset, tmp_path: Path) -> None:

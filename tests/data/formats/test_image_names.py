@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within, parts_of, usual_folders
+from deformable_detr.data.formats.image_names import (
+    FoundImages,
+    find_images,
+    folders_like,
+    folders_within,
+    parts_of,
+    usual_folders,
+)
 
 
 def found(folder: Path, *names: str, folders: tuple[str, ...] = ("", "images"), **options: object) -> FoundImages:
@@ -143,3 +150,28 @@ def test_folders_within(tmp_path: Path, photo: Callable[..., Path]) -> None:
     assert folders_within([tmp_path, tmp_path / "none", tmp_path / "a", tmp_path]) == [
         tmp_path / "a", tmp_path / "b", tmp_path / "a/c",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["train", "custom_train", "train_annotations", "train2017"])
+@pytest.mark.parametrize("folder", ["train", "train_images", "images/my-train", "custom_train/images", "data"])
+def test_folders_that_belong_to_a_split(split: str, folder: str, tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / folder / "a.png")
+    for number, other in enumerate(("val_images", "train_masks", "images/val")):
+        photo(tmp_path / other / "a.png", shade=number + 1)
+    file = tmp_path / "annotations" / f"{split}.json"
+    file.parent.mkdir()
+    result = find_images(["a.png"], usual_folders(file, split), str, str(file), fallback=folders_like(file, split))
+    assert result.paths == [tmp_path / folder / "a.png"]
+
+
+def test_folders_with_almost_the_name_count_only_if_the_usual_ones_have_nothing(
+    tmp_path: Path, photo: Callable[..., Path]
+) -> None:
+    file = tmp_path / "train.json"
+    photo(tmp_path / "train/a.png")
+    photo(tmp_path / "train_small/a.png", shade=9)
+    photo(tmp_path / "train_small/b.png", shade=9)
+    options = {"fallback": folders_like(file, "train")}
+    found_there = find_images(["a.png", "b.png"], usual_folders(file, "train"), str, "train.json", **options)
+    assert found_there.paths == [tmp_path / "train/a.png", None]
+    assert folders_like(file, "default") == [tmp_path / "data", tmp_path.parent / "data"]

@@ -82,17 +82,28 @@ def test_yaml_merges_are_not_repeated_keys(tmp_path: Path) -> None:
     assert read_yaml(path)["other"] == {"x": 1, "y": 2}
 
 
-@pytest.mark.parametrize(("value", "number"), [(3, 3), (-4.0, -4), ("12", 12), (" +7 ", 7)])
+@pytest.mark.parametrize(("value", "number"), [(3, 3), (-4.0, -4), ("12", 12), (" +7 ", 7), ("1.0", 1)])
 def test_whole_numbers(value: object, number: int) -> None:
     assert whole_number(value, "here", "it") == number
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 1.5, float("nan"), float("inf"), "", "1.0", "cat", [1], {}, 10**30, "9" * 19, 1e300]
+    "value", [None, True, 1.5, float("nan"), float("inf"), "", "1.5", "1,0", "cat", [1], {}, 10**30, "9" * 19, 1e300]
 )
 def test_not_whole_numbers(value: object) -> None:
     with pytest.raises(DataError, match="here: it must be a whole number"):
         whole_number(value, "here", "it")
+
+
+@pytest.mark.parametrize(("value", "number"), [(3, 3), (-4.5, -4.5), ("12", 12), (" -.5 ", -0.5), ("1e3", 1000)])
+def test_real_numbers(value: object, number: float) -> None:
+    assert real_number(value, "here", "it") == number
+
+
+@pytest.mark.parametrize("value", [None, True, "", "1,5", "1_000", "0x10", "cat", [1], {}, 10**400, "1 2"])
+def test_not_real_numbers(value: object) -> None:
+    with pytest.raises(DataError, match="here: it must be a number"):
+        real_number(value, "here", "it")
 
 
 @pytest.mark.parametrize("value", [None, 3, "", " ", ["a"], "a\0b", "\ud800"])

@@ -1,7 +1,7 @@
 import pytest
 
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats.split_names import canonical_split, name_splits, split_in_name
+from deformable_detr.data.formats.split_names import canonical_split, main_split, name_splits, split_in_name
 
 
 def never() -> DetectionDataset:
@@ -27,6 +27,27 @@ def test_spellings(name: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "main"),
+    [
+        ("train2017", "train"),
+        ("custom_train", "train"),
+        ("train_annotations", "train"),
+        ("instances_val_v2", "val"),
+        ("annotations-valid.coco", "val"),
+        ("MyTestImages", "test"),
+        ("TRAIN_1", "train"),
+        ("train_val", None),
+        ("trainval", None),
+        ("test-dev2017", None),
+        ("retrain_boxes", None),
+        ("", None),
+    ],
+)
+def test_names_that_speak_of_a_main_split(name: str, main: str | None) -> None:
+    assert main_split(name) == main
+
+
+@pytest.mark.parametrize(
     ("found", "names"),
     [
         (["zoo", "test", "valid", "ark", "train"], ["train", "val", "test", "ark", "zoo"]),
@@ -34,6 +55,10 @@ def test_spellings(name: str, canonical: str) -> None:
         (["_annotations.coco"], ["train"]),
         (["val2017"], ["val"]),
         (["one", "two"], ["one", "two"]),
+        (["custom_train", "custom_val"], ["train", "val"]),
+        (["custom_train", "train2017", "valid"], ["train", "val", "custom_train"]),
+        (["a_train", "b_train", "val"], ["val", "a_train", "b_train"]),
+        (["my_test_photos"], ["train"]),
         ([], []),
     ],
 )

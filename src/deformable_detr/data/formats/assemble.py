@@ -5,6 +5,7 @@
     wholly outside the image                  fatal
     partly outside                            clipped, reported
     equal to another of its class and image   kept, reported
+    all in another unit or form               fatal, see `units`
 
 Samples are made without the fatal boxes, so that a report can go on.
 """
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem, ProblemKind, Sample
+from deformable_detr.data.formats.units import BoxForm, check_units
 
 # Share of a side by which a box may reach past its image without a report: coordinates rounded to five places do.
 _ROUNDING = 1e-5
@@ -59,14 +61,21 @@ class ObjectTable(NamedTuple):
 
 
 def assemble(
-    images: Sequence[ImageEntry], objects: ObjectTable, where: Callable[[int], str]
+    images: Sequence[ImageEntry],
+    objects: ObjectTable,
+    name_object: Callable[[int], str],
+    *,
+    where: str,
+    given: BoxForm | None = None,
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples in the order of the images, and the problems of their boxes.
 
     Args:
         images: all images.
         objects: all objects.
-        where: name of an object in messages, by its row in `objects`.
+        name_object: name of an object in messages, by its row in `objects`.
+        where: file or folder of the annotations, for what is said of all boxes together.
+        given: form of the boxes in the source, see `check_units`.
     """
     sizes_wh = np.array([entry.size_wh for entry in images], dtype=np.float64).reshape(-1, 2)
     boxes = objects.boxes_xyxy
@@ -83,12 +92,12 @@ def assemble(
     reach = np.zeros(len(boxes))
     reach[sound] = (np.abs(boxes[sound] - clipped[sound]) / limits[sound]).max(axis=1)
 
-    problems: list[Problem] = []
+    problems = check_units(boxes, limits, given, where)
 
     def report(rows: Bool[np.ndarray, "objects"], kind: ProblemKind, fault: str, fatal: bool) -> None:
         for row in np.flatnonzero(rows).tolist():
             size_wh = images[objects.image_indices[row]].size_wh
-            problems.append(Problem(kind, where(row), _box_message(boxes[row], fault, size_wh), fatal))
+            problems.append(Problem(kind, name_object(row), _box_message(boxes[row], fault, size_wh), fatal))
 
     report(~finite, "invalid_box", "has a coordinate that is not a finite number", True)
     report(negative, "invalid_box", "has a negative width or height", True)

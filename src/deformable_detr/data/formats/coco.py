@@ -1,27 +1,29 @@
 """COCO format: a json per split with `images`, `annotations` and `categories`; boxes are (left, top, width, height).
 
-Categories become classes 0.. in the order of their ids, which are kept. `iscrowd` and `area` are read. Ids may be
-integers in quotes. Image ids that are other text are replaced by the position of the image, from 1.
+Categories become classes 0.. in the order of their ids, which are kept, without those that only group others. An
+annotation without a bbox has the box around its segmentation. `iscrowd` and `area` are read. Numbers may be in quotes.
+Image ids that are other text are replaced by the position of the image, from 1.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
+from deformable_detr.data.formats.coco_boxes import CocoBoxes, read_boxes
+from deformable_detr.data.formats.coco_categories import read_categories
 from deformable_detr.data.formats.coco_document import to_document
 from deformable_detr.data.formats.coco_layouts import annotation_files
-from deformable_detr.data.formats.image_names import find_images, usual_folders
-from deformable_detr.data.formats.parsing import name_text, read_json, shown, whole_number
+from deformable_detr.data.formats.image_names import find_images, folders_like, usual_folders
+from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown, whole_number
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
 from deformable_detr.data.images import image_size
@@ -54,10 +56,10 @@ def load(annotations: Path, *, images: Path | None = None, split: str | None = N
     where = str(annotations)
     document = read_json(annotations)
     image_items, annotation_items, category_items = _sections(document, where)
-    classes, category_ids = _read_categories(category_items, where)
+    categories = read_categories(category_items, _used_categories(annotation_items), where)
     entries, keys, problems = _read_images(image_items, annotations, images, split or annotations.stem)
-    index_of_category = {category_id: index for index, category_id in enumerate(category_ids)}
-    objects, object_problems = _read_objects(annotation_items, keys, index_of_category, where)
+    index_of_category = {category_id: index for index, category_id in enumerate(categories.ids)}
+    objects, object_problems = _read_objects(annotation_items, keys, entries, index_of_category, where)
 
     # Objects of images that were left out go with them.
     present = [entry for entry in entries if entry is not None]
@@ -70,12 +72,12 @@ def load(annotations: Path, *, images: Path | None = None, split: str | None = N
         entry = present[objects.image_indices[row]]
         return f"{where}: annotation {objects.object_ids[row]} of {entry.path.name}"
 
-    samples, box_problems = assemble(present, objects, name_object)
+    samples, box_problems = assemble(present, objects, name_object, where=where, given="size")
     return DetectionDataset(
-        classes=classes,
-        category_ids=category_ids,
+        classes=categories.names,
+        category_ids=categories.ids,
         samples=samples,
-        problems=(*problems, *object_problems, *box_problems),
+        problems=(*categories.problems, *problems, *object_problems, *box_problems),
         source=f"COCO {annotations}",
     )
 
@@ -96,21 +98,15 @@ def _sections(document: object, where: str) -> tuple[list[Any], list[Any], list[
     return sections[0], sections[1], sections[2]
 
 
-def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    names: dict[int, str] = {}
-    for position, item in enumerate(items):
-        place = f"{where}: categories[{position}]"
-        category_id = whole_number(item.get("id"), place, "the category id")
-        name = name_text(item.get("name"), place, "the category name")
-        if category_id in names:
-            raise DataError(f"{place}: the category id {category_id} is used twice")
-        if name in names.values():
-            raise DataError(f"{place}: the category name {shown(name)} is used twice")
-        names[category_id] = name
-    if not names:
-        raise DataError(f"{where}: 'categories' is empty, so there is nothing to detect")
-    category_ids = tuple(sorted(names))
-    return tuple(names[category_id] for category_id in category_ids), category_ids
+def _used_categories(items: list[dict[str, Any]]) -> set[int]:
+    """Category ids of the annotations; what is no id is reported with its annotation."""
+    used = set()
+    for value in {value for item in items if isinstance(value := item.get("category_id"), int | float | str)}:
+        try:
+            used.add(whole_number(value, "", ""))
+        except DataError:
+            continue
+    return used
 
 
 def _read_images(
@@ -135,8 +131,14 @@ def _read_images(
     if not names:
         problems.append(Problem("invalid_annotation", where, "'images' is empty", True))
     sizes_wh = [_annotated_size(item, f"{where}: images[{position}]") for position, item in enumerate(items)]
-    folders = usual_folders(annotations, split) if folder is None else [folder]
-    found = find_images(names, folders, lambda position: f"{where}: images[{position}]", where, sizes_wh=sizes_wh)
+    found = find_images(
+        names,
+        usual_folders(annotations, split) if folder is None else [folder],
+        lambda position: f"{where}: images[{position}]",
+        where,
+        sizes_wh=sizes_wh,
+        fallback=folders_like(annotations, split) if folder is None else [],
+    )
     problems += found.problems
     entries: list[ImageEntry | None] = []
     for path, size_wh, number in zip(found.paths, sizes_wh, numbers, strict=True):
@@ -183,9 +185,13 @@ def _annotated_size(item: dict[str, Any], where: str) -> tuple[int, int] | None:
 
 
 def _read_objects(
-    items: list[dict[str, Any]], image_keys: Sequence[int | str], class_of: dict[int, int], where: str
+    items: list[dict[str, Any]],
+    image_keys: Sequence[int | str],
+    entries: Sequence[ImageEntry | None],
+    class_of: dict[int, int],
+    where: str,
 ) -> tuple[ObjectTable, list[Problem]]:
-    """Table of all annotations whose image and category exist; the others as fatal problems."""
+    """Table of all annotations that can be used; the others as fatal problems."""
 
     def place(position: int) -> str:
         label = shown(items[position]["id"]) if "id" in items[position] else f"number {position + 1}"
@@ -193,16 +199,26 @@ def _read_objects(
 
     index_of_image = {key: index for index, key in enumerate(image_keys)}
     object_ids, problems = _object_ids(items, where)
-    image_indices = np.empty(len(items), dtype=np.int64)
-    class_ids = np.empty(len(items), dtype=np.int64)
-    is_crowd = np.empty(len(items), dtype=bool)
-    areas = np.empty(len(items))
+    image_indices = np.full(len(items), -1, dtype=np.int64)
+    class_ids = np.full(len(items), -1, dtype=np.int64)
+    is_crowd = np.zeros(len(items), dtype=bool)
+    areas = np.full(len(items), np.nan)
+    faults: dict[int, DataError] = {}
     for position, item in enumerate(items):
-        image_id, category_id = item.get("image_id"), item.get("category_id")
-        if type(image_id) is not int:
-            image_id = _image_key(image_id, place(position))
-        if type(category_id) is not int:
-            category_id = whole_number(category_id, place(position), "category_id")
+        try:
+            image_id, category_id = item.get("image_id"), item.get("category_id")
+            if type(image_id) is not int:
+                image_id = _image_key(image_id, place(position))
+            if type(category_id) is not int:
+                category_id = whole_number(category_id, place(position), "category_id")
+            crowd, area = item.get("iscrowd", 0), item.get("area")
+            is_crowd[position] = (
+                crowd == 1 if type(crowd) is int and crowd in (0, 1) else _truth(crowd, place(position))
+            )
+            areas[position] = np.nan if area is None else real_number(area, place(position), "area")
+        except DataError as error:
+            faults[position] = error
+            continue
         image_index, class_id = index_of_image.get(image_id, -1), class_of.get(category_id, -1)
         if image_index < 0:
             text = f"image_id {shown(image_id)} is not among the images"
@@ -211,47 +227,41 @@ def _read_objects(
             text = f"category_id {shown(category_id)} is not among the categories"
             problems.append(Problem("unknown_class", place(position), text, True))
         image_indices[position], class_ids[position] = image_index, class_id
-        crowd, area = item.get("iscrowd", 0), item.get("area")
-        if crowd not in (0, 1, None) or isinstance(crowd, float):
-            raise DataError(f"{place(position)}: iscrowd must be 0 or 1, not {shown(crowd)}")
-        is_crowd[position] = bool(crowd)
-        areas[position] = np.nan if area is None else _number(area, place(position), "area")
 
-    boxes = _read_boxes(items, place)
+    listed = [entries[index] if index >= 0 else None for index in image_indices.tolist()]
+    found = read_boxes(items, [entry.size_wh if entry else None for entry in listed], place)
+    # An area of nothing goes with a bbox of nothing.
+    areas[found.is_around & (areas <= 0)] = np.nan
     known = (image_indices >= 0) & (class_ids >= 0)
-    return ObjectTable(image_indices, boxes, class_ids, is_crowd, areas, object_ids).select(known), problems
+    known[list(found.faults)] = False
+    problems += _problems_of(found, found.faults | faults, where)
+    table = ObjectTable(image_indices, found.boxes_xyxy, class_ids, is_crowd, areas, object_ids)
+    return table.select(known), problems
 
 
-def _number(value: object, where: str, what: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    raise DataError(f"{where}: {what} must be a number, not {shown(value)}")
+def _truth(value: object, where: str) -> bool:
+    """Truth of `iscrowd`: 0 or 1, also as a float or in quotes; left out is 0."""
+    if value is None or isinstance(value, bool):
+        return value is True
+    if isinstance(value, str | int | float) and value in (0, 1, "0", "1"):
+        return value in (1, "1")
+    raise DataError(f"{where}: iscrowd must be 0 or 1, not {shown(value)}")
 
 
-def _read_boxes(items: list[dict[str, Any]], place: Any) -> Float[np.ndarray, "objects 4"]:
-    boxes = [item.get("bbox") for item in items]
-    if all(type(box) is list and len(box) == 4 for box in boxes):
-        numbers = list(chain.from_iterable(box for box in boxes if box is not None))
-        if set(map(type, numbers)) <= {int, float}:
-            try:
-                return _to_xyxy(np.array(numbers, dtype=np.float64).reshape(-1, 4))
-            except OverflowError:
-                pass  # an integer too large for a float: the loop below finds it again and names it
-    for position, box in enumerate(boxes):
-        if type(box) is not list or len(box) != 4:
-            raise DataError(f"{place(position)}: bbox must be [left, top, width, height], not {shown(box)}")
-        for value in box:
-            _number(value, place(position), "each value of bbox")
-    raise AssertionError("a bbox that was refused has nothing wrong with it")
-
-
-def _to_xyxy(boxes_ltwh: Float[np.ndarray, "objects 4"]) -> Float[np.ndarray, "objects 4"]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        corners = boxes_ltwh[:, :2] + boxes_ltwh[:, 2:]
-    return np.concatenate([boxes_ltwh[:, :2], corners], axis=1)
+def _problems_of(found: CocoBoxes, faults: dict[int, DataError], where: str) -> list[Problem]:
+    """Faults of annotations, and a remark on boxes that were taken around segmentations."""
+    problems = [
+        Problem("invalid_annotation", where, str(faults[position]).removeprefix(f"{where}: "), True)
+        for position in sorted(faults)
+    ]
+    num_around = int(found.is_around.sum())
+    if num_around:
+        text = (
+            f"{num_around} of {len(found.is_around)} annotations have no bbox, or one without extent: the box around "
+            "the segmentation is taken"
+        )
+        problems.append(Problem("invalid_annotation", where, text, False))
+    return problems
 
 
 def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray, "objects"], list[Problem]]:
@@ -267,7 +277,12 @@ def _object_ids(items: list[dict[str, Any]], where: str) -> tuple[Int[np.ndarray
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement | None = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement | None = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `annotations/<split>.json` and `images/<split>/`.
 
@@ -276,6 +291,7 @@ def save(
         folder: where to write it.
         split: its name.
         images: copy or link the image files; with None they stay, and the json holds absolute paths.
+        on_image: called after each image that is copied or linked.
 
     Returns:
         Problems for content that the format cannot hold: none.
@@ -289,6 +305,8 @@ def save(
     else:
         for sample, name in zip(dataset.samples, names, strict=True):
             place_image(sample.path, folder / "images" / split / name, images)
+            if on_image is not None:
+                on_image()
     text = json.dumps(to_document(dataset, names), ensure_ascii=False)
     write_in(folder / "annotations", f"{split}.json", text)
     return ()

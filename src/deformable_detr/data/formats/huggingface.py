@@ -173,7 +173,7 @@ def _load_metadata(table: _MetadataTable, tables: Sequence[_MetadataTable]) -> D
         source=f"HUGGINGFACE {table.file}",
         classes=classes,
         problems=problems,
-        width_and_height=True,
+        given="size",
     )
 
 

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.parsing import shown
-from deformable_detr.data.formats.split_names import canonical_split
+from deformable_detr.data.formats.split_names import main_split
 from deformable_detr.data.images import IMAGE_SUFFIXES, image_size, is_image_file
 
 _PROBED_IMAGES = 64
 _MOST_DROPPED = 12
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
-
+_NOT_IMAGES = re.compile(r"mask|label|annot|depth|seg")
 
 _FOLDERS_OF_SPLIT = {
     "train": ("train", "train2017", "train2014"),
@@ -38,7 +38,7 @@ def usual_folders(annotations: Path, split: str) -> list[Path]:
     For the folder of the file and then for its parent: the folder itself, `images`, `JPEGImages`, folders named after
     the split (`val`, `valid`, `val2017`), those within `images`, and `images` within those.
     """
-    splits = dict.fromkeys((split, *_FOLDERS_OF_SPLIT.get(canonical_split(split), ())))
+    splits = dict.fromkeys((split, *_FOLDERS_OF_SPLIT.get(main_split(split) or "", ())))
     inner = ["", "images", "Images", "JPEGImages", *splits]
     inner += [f"images/{name}" for name in splits] + [f"{name}/images" for name in splits]
     return [base / name for base in (annotations.parent, annotations.parent.parent) for name in inner]
@@ -57,6 +57,28 @@ def folders_within(folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+def folders_like(annotations: Path, split: str) -> list[Path]:
+    """Folders to look in where the usual ones do not have the images.
+
+    They are `data`, and all beside the annotations or one level up, or in `images` there, whose names speak of the same
+    main split: `train_images`, `custom_train`. Folders of masks and labels do not count.
+    """
+    main = main_split(split)
+    bases = (annotations.parent, annotations.parent.parent)
+    found = [base / "data" for base in bases]
+    for holder in (bases[0], bases[0] / "images", bases[1], bases[1] / "images"):
+        if main is None:
+            break
+        try:
+            with os.scandir(holder) as entries:
+                names = sorted(entry.name for entry in entries if main_split(entry.name) == main and entry.is_dir())
+        except OSError:
+            continue
+        named = [holder / name for name in names if not _NOT_IMAGES.search(name.lower())]
+        found += [folder / inner for folder in named for inner in ("", "images", "data")]
+    return found
+
+
 class FoundImages(NamedTuple):
     """Image files of a list of names."""
 
@@ -73,6 +95,7 @@ def find_images(
     where: str,
     *,
     sizes_wh: Sequence[tuple[int, int] | None] = (),
+    fallback: Sequence[Path] = (),
 ) -> FoundImages:
     """Image files of all names of an annotation file.
 
@@ -83,12 +106,15 @@ def find_images(
         where: the annotation file, for messages.
         sizes_wh: annotated sizes in the order of the names, which decide where two folders have different images of
             the same names; left out if there are none.
+        fallback: folders to look in where those have none of the images.
 
     Raises:
         DataError: two folders have different images of these names, and no size says which are meant.
     """
     listing = _Listing()
     rule = _choose_rule(names, folders, where, sizes_wh, listing)
+    if rule is None and fallback:
+        rule = _choose_rule(names, fallback, where, sizes_wh, listing)
     if rule is None:
         if not names:
             return FoundImages([], [])

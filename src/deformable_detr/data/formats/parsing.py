@@ -15,7 +15,7 @@ from deformable_detr.core.reading import json_value, read_file
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.formats.xml_text import for_parser, reason_of
 
-_INTEGER_IN_QUOTES = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER_IN_QUOTES = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?")
 _NUMBER_IN_QUOTES = re.compile(
     r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE
 )
@@ -153,7 +153,8 @@ def whole_number(value: object, where: str, what: str) -> int:
     """
     number: int | None = None
     if isinstance(value, str):
-        number = int(value) if _INTEGER_IN_QUOTES.fullmatch(value.strip()) else None
+        found = _INTEGER_IN_QUOTES.fullmatch(value.strip())
+        number = int(found[1]) if found else None
     elif isinstance(value, float):
         number = int(value) if value.is_integer() else None
     elif isinstance(value, int) and not isinstance(value, bool):

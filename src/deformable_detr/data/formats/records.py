@@ -18,6 +18,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within
 from deformable_detr.data.formats.parsing import name_text, shown, whole_number
+from deformable_detr.data.formats.units import BoxForm
 from deformable_detr.data.images import image_size
 
 ONLY_CLASS = "object"
@@ -150,7 +151,7 @@ def dataset_of(
     classes: Sequence[str] | None = None,
     class_source: str | None = None,
     problems: Iterable[Problem] = (),
-    width_and_height: bool = False,
+    given: BoxForm = "corners",
 ) -> DetectionDataset:
     """Data set of the images and objects that a reader found.
 
@@ -165,8 +166,7 @@ def dataset_of(
         classes: class names by class id; if left out, the names that occur, in alphabetical order.
         class_source: file that lists the classes, for messages; `where` if left out.
         problems: problems that the reader found.
-        width_and_height: the annotations have width and height in place of right and bottom only by convention, so
-            that corners may stand there; boxes that fit only as corners are then refused.
+        given: form that the annotations have boxes in; where they have sizes, corners in their place are recognised.
 
     Raises:
         DataError: a class name cannot be used, or no object has a class.
@@ -179,8 +179,6 @@ def dataset_of(
         found_problems.append(Problem("invalid_annotation", where, text, False))
         records = [record._replace(in_shares=True) for record in records]
     entries, rows = _match(records, folders, where, found_problems)
-    if width_and_height:
-        found_problems += _corners_for_sizes(entries, rows, where)
     class_ids: dict[str | None, int] = {name: class_id for class_id, name in enumerate(names)}
     rows = [each for row in rows for each in _of_its_classes(row, names)]
     for _, item, _ in rows:
@@ -197,7 +195,7 @@ def dataset_of(
         np.array([item.area for _, item, _ in rows], dtype=np.float64),
         np.arange(1, len(rows) + 1, dtype=np.int64),
     )
-    samples, box_problems = assemble(entries, table, lambda row: rows[row][1].where)
+    samples, box_problems = assemble(entries, table, lambda row: rows[row][1].where, where=where, given=given)
     if not records:
         found_problems.append(Problem("invalid_annotation", where, "there are no images to read here", True))
     return DetectionDataset(
@@ -300,21 +298,3 @@ def images_of_records(records: Sequence[ImageRecord], folders: Sequence[Path], w
         return found
     elsewhere = find_images(names, folders_within(folders), place, where, sizes_wh=sizes_wh)
     return elsewhere if any(elsewhere.paths) else found
-
-
-def _corners_for_sizes(entries: Sequence[ImageEntry], rows: Sequence[_Row], where: str) -> list[Problem]:
-    """Problem of boxes that were read as left, top, width, height and are left, top, right, bottom."""
-    sizes_wh = np.array([entries[index].size_wh for index, _, _ in rows], dtype=np.float64).reshape(-1, 2)
-    boxes = np.array([box for _, _, box in rows], dtype=np.float64).reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        return []
-    starts, lengths = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    past = (boxes[:, 2:] > sizes_wh + 1).any(axis=1)
-    fits = ((lengths > starts) & (lengths <= sizes_wh + 1)).all()
-    if not fits or past.sum() < max(3, 0.3 * len(rows)):
-        return []
-    text = (
-        f"{past.sum()} of {len(rows)} boxes reach past their images, and all fit as left, top, right, bottom; they "
-        "must be left, top, width, height"
-    )
-    return [Problem("invalid_annotation", where, text, True)]

@@ -15,6 +15,22 @@ _SPELLINGS = {
 }
 
 
+# Words in a longer name that say which split it is. "dev" alone is val, but "test-dev" is a split of its own.
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "trainset": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "valset": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "testset": "test",
+}
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
+
 MAIN_SPLITS = tuple(_SPELLINGS)
 """Main splits, which have several spellings: train, val and test."""
 
@@ -34,16 +50,35 @@ def split_in_name(stem: str) -> str:
     return words.pop() if whole not in MAIN_SPLITS and len(words) == 1 else whole
 
 
+def main_split(name: str) -> str | None:
+    """Main split that a name speaks of, also as one of several words: `custom_train`, `val_annotations`, `TestSet2`.
+
+    None if it speaks of none of them, or of several, as `train_val` does.
+    """
+    if canonical_split(name) in _SPELLINGS:
+        return canonical_split(name)
+    words = (word.lower() for word in _BETWEEN_WORDS.split(name))
+    found = {_WORDS[word] for word in words if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
     """Splits under their canonical names, in the fixed order.
 
-    Names that would become equal (train2014 and train2017) stay as they are. A single split with another name, such as
-    `annotations` or `default`, is called `train`, because it is all there is to train on.
+    Names that would become equal (train2014 and train2017) stay as they are. A longer name that speaks of a main split
+    (custom_train) stands for it if no other name does. A single split with another name, such as `annotations` or
+    `default`, is called `train`, because it is all there is to train on.
     """
     parts = list(found)
     canonical = [canonical_split(name) for name, _ in parts]
+    spoken = [main_split(name) for name, _ in parts]
     if len(parts) == 1 and canonical[0] not in _SPELLINGS:
         canonical = ["train"]
+    elif len(parts) > 1:
+        canonical = [
+            main if main is not None and spoken.count(main) == 1 else short
+            for short, main in zip(canonical, spoken, strict=True)
+        ]
     names = [short if canonical.count(short) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
     loaders = {name: loader for name, (_, loader) in zip(names, parts, strict=True)}
     rank = {name: position for position, name in enumerate(_SPELLINGS)}

@@ -6,7 +6,7 @@ in the data set's folder, else alphabetical over all of its splits. An image wit
 objects and is reported; if more than half of a split has none, that is fatal.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +86,9 @@ def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> Detecti
         for row in unknown
     ]
     rows = [row for row in rows if row.class_name in classes]
-    samples, box_problems = assemble(entries, _to_table(rows, classes), lambda index: rows[index].where)
+    samples, box_problems = assemble(
+        entries, _to_table(rows, classes), lambda index: rows[index].where, where=part.where, given="corners"
+    )
     if not entries:
         problems.append(Problem("invalid_annotation", part.where, "there are no images to read here", True))
     return DetectionDataset(
@@ -252,7 +254,12 @@ def _classes_of(
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `Annotations`, `JPEGImages`, `ImageSets/Main/<split>.txt` and `classes.txt`.
 
@@ -264,6 +271,7 @@ def save(
         folder: where to write it.
         split: its name.
         images: copy or link the image files.
+        on_image: called after each image that is written.
 
     Returns:
         Problems for content that the format cannot hold: none.
@@ -285,6 +293,8 @@ def save(
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "JPEGImages" / name, images)
         write_in(folder / "Annotations", f"{Path(name).stem}.xml", annotation_text(sample, name, dataset.classes))
+        if on_image is not None:
+            on_image()
     write_in(lists, f"{split}.txt", "".join(f"{Path(name).stem}\n" for name in names))
     return ()
 

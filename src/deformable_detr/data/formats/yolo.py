@@ -6,7 +6,7 @@ without objects and is reported; if more than half of a split has none, that is 
 no objects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -116,7 +116,9 @@ def _load_part(part: YoloPart, parts: Sequence[YoloPart]) -> DetectionDataset:
     if not entries and not any(problem.fatal for problem in problems):
         problems.append(Problem("invalid_annotation", part.where, "there are no images to read here", True))
     rows = _boxes_of(lines, part, parts, problems)
-    samples, box_problems = assemble(entries, _to_table(rows, entries, classes), lambda row: rows[row].source.where)
+    samples, box_problems = assemble(
+        entries, _to_table(rows, entries, classes), lambda row: rows[row].source.where, where=part.where
+    )
     return DetectionDataset(
         classes=classes.names,
         category_ids=classes.numbers,
@@ -203,7 +205,12 @@ def _to_table(rows: Sequence[_BoxOfLine], entries: Sequence[ImageEntry], classes
 
 
 def save(
-    dataset: DetectionDataset, folder: Path, *, split: str = "train", images: Placement = "copy"
+    dataset: DetectionDataset,
+    folder: Path,
+    *,
+    split: str = "train",
+    images: Placement = "copy",
+    on_image: Callable[[], object] | None = None,
 ) -> tuple[Problem, ...]:
     """Write one split as `images/<split>`, `labels/<split>`, `<split>.txt` (the order of the images) and `data.yaml`.
 
@@ -214,6 +221,7 @@ def save(
         folder: where to write it.
         split: its name: train, val or test.
         images: copy or link the image files.
+        on_image: called after each image that is written.
 
     Returns:
         Problems for content that the format cannot hold: crowd marks, and areas other than width x height.
@@ -237,6 +245,8 @@ def save(
     for sample, name in zip(dataset.samples, names, strict=True):
         place_image(sample.path, folder / "images" / split / name, images)
         write_in(folder / "labels" / split, f"{Path(name).stem}.txt", label_text(sample))
+        if on_image is not None:
+            on_image()
     write_in(folder, f"{split}.txt", "".join(f"./images/{split}/{name}\n" for name in names))
     lists[split] = f"{split}.txt"
     content = {"path": ".", **lists, "names": dict(enumerate(dataset.classes))}

@@ -40,6 +40,7 @@ class LearnedQueries(nn.Module):
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
+        self.num_queries = num_queries
         self.embedding = nn.Embedding(num_queries, 2 * dim)  # position, then content
         self.reference_points = nn.Linear(dim, 2)
 

@@ -1,0 +1,45 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deformable_detr.data.crowding import FEWEST_QUERIES, Crowding, crowding, evaluation_text, queries_text
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.runs.recipes import RECIPES
+from tests.data.noise import dataset_of
+
+BOX = (1, 2, 30, 40)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DetectionDataset:
+    """Images of 7, 0 and 3 objects, the last of them with two crowd regions more."""
+    data = dataset_of(tmp_path / "a", [(0, BOX)] * 7, [], [(1, BOX)] * 5)
+    last = replace(data.samples[2], is_crowd=np.array([False, True, False, True, False]))
+    return replace(data, samples=[*data.samples[:2], last])
+
+
+def test_objects_beyond_a_limit(data: DetectionDataset) -> None:
+    assert crowding([data], 7) is None
+    assert crowding([data], 6) == Crowding(6, 1, 3, 7, 1, 10)
+    assert crowding([data, data], 2) == Crowding(2, 4, 6, 7, 12, 20)
+    assert crowding([data.subset([1])], 0) is None
+    assert crowding([], 3) is None
+
+
+def test_numbers_and_a_way_out(data: DetectionDataset) -> None:
+    crowded = crowding([data], 2)
+    assert crowded is not None
+    assert queries_text(crowded, "the model") == (
+        "2 of 3 images have more objects than the 2 queries of the model, up to 7: 6 of 10 objects can be neither "
+        "learnt nor found; train with --set model.num_queries=100"
+    )
+    assert queries_text(crowded, "it", way_out="stop").endswith("found; stop")
+    assert "no detector can find more than 40.0 % of the objects there" in evaluation_text(crowded)
+    # A model with exactly as many queries as objects would have none to spare.
+    assert "num_queries=500" in queries_text(Crowding(100, 1, 1, 400, 300, 400), "it")
+
+
+def test_no_recipe_has_fewer_queries() -> None:
+    assert min(recipe().model.num_queries for recipe in RECIPES.values()) >= FEWEST_QUERIES
