@@ -191,7 +191,7 @@ def test_an_image_listed_twice_is_reported(coco_json: Callable[..., Path]) -> No
     [
         ("[]", r"no data set recognised here: it is one file, 'a\.json', not an object but \[\]"),
         ("null", "not an object but None"),
-        ('{"shapes": [], "imagePath": "a.png"}', "an object with 'shapes', 'imagePath'"),
+        ('{"forms": [], "at": "a.png"}', "an object with 'forms', 'at'"),
         ("{}", "an object with nothing"),
         ('{"images": []}', r"a\.json: not COCO annotations: it has no 'annotations'"),
         ('{"images": [', r"a\.json, line 1, column 13: not JSON"),

@@ -206,5 +206,5 @@ def test_broken_json_of_any_name_is_named_if_it_began_like_coco(tmp_path: Path) 
     with pytest.raises(DataError, match=r"labels\.json, line 1, column 35: not JSON: .*cut off"):
         open_dataset(tmp_path)
     (tmp_path / "labels.json").write_text('{"version": "5.0", "shapes": [{"label": "ca')
-    with pytest.raises(DataError, match="no data set recognised"):
+    with pytest.raises(DataError, match=r"labels\.json: line 1, column 41: not JSON"):
         open_dataset(tmp_path)

@@ -197,7 +197,7 @@ def test_rows_that_cannot_be_used(text: str, message: str, tmp_path: Path, photo
 def test_corners_in_place_of_sizes_stop(folder: Callable[..., Path]) -> None:
     corners = {"bbox": [[20, 10, 45, 28], [5, 6, 40, 29], [30, 2, 48, 30]], "categories": [0, 0, 0]}
     with pytest.raises(
-        DataError, match="3 of 3 boxes reach past their images, and all fit as left, top, right, bottom"
+        DataError, match="3 of 3 boxes reach past their images, and none would if the last two of the four"
     ):
         open_dataset(folder([row(objects=corners)]))
     corners["bbox"][0] = [1, 2, 1, 1]  # no corners

@@ -107,7 +107,8 @@ def test_shares_among_pixels_are_noticed(tmp_path: Path, photo: Callable[..., Pa
     ):
         dataset = opened(tmp_path, ImageRecord("a.png", "x.csv:1", [item(box=box) for box in boxes]))
         assert dataset.samples[0].boxes_xyxy.tolist() == expected
-        assert [problem.kind for problem in dataset.problems] == ["invalid_annotation"] * (expected[0][0] == 5)
+        kinds = [problem.kind for problem in dataset.problems]
+        assert kinds == ["invalid_annotation"] * (expected[0][0] == 5) + ["wrong_unit"] * (expected[0][0] != 5)
 
 
 def test_without_any_class_the_first_fault_is_the_reason(tmp_path: Path) -> None:
@@ -167,19 +168,3 @@ def test_a_region_without_a_class_is_a_crowd_region_of_each(tmp_path: Path, phot
     assert [problem.kind for problem in dataset.problems] == ["clipped_box"]  # said once
     with pytest.raises(DataError, match="no object has a class"):
         opened(tmp_path, ImageRecord("a.png", "x.csv:1", [region]))
-
-
-def test_corners_for_sizes(tmp_path: Path, photo: Callable[..., Path]) -> None:
-    photo(tmp_path / "a.png", (50, 30))
-
-    def fatal(*boxes: tuple[float, float, float, float], told: bool = True) -> int:
-        items = [item(box=(left, top, left + width, top + height)) for left, top, width, height in boxes]
-        record = ImageRecord("a.png", "x.csv:1", items)
-        return len(opened(tmp_path, record, width_and_height=told).fatal_problems)
-
-    corners = [(20.0, 10.0, 45.0, 28.0), (5.0, 6.0, 40.0, 29.0), (30.0, 2.0, 48.0, 30.0), (1.0, 1.0, 4.0, 3.0)]
-    assert fatal(*corners) == 1
-    assert fatal(*corners, told=False) == 0
-    assert fatal(*corners[:2]) == 0  # too few to tell
-    assert fatal(*corners, (30.0, 20.0, 9.0, 5.0)) == 0  # no corners
-    assert fatal(*corners, *[(1.0, 1.0, 9.0, 5.0)] * 9) == 0  # most lie within
