@@ -21,7 +21,7 @@ from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, Obje
 from deformable_detr.data.formats.coco_document import to_document
 from deformable_detr.data.formats.coco_layouts import annotation_files
 from deformable_detr.data.formats.image_names import find_images, usual_folders
-from deformable_detr.data.formats.parsing import name_text, read_json, shown, whole_number
+from deformable_detr.data.formats.parsing import class_name_text, name_text, read_json, shown, whole_number
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
 from deformable_detr.data.images import image_size
@@ -101,7 +101,7 @@ def _read_categories(items: list[dict[str, Any]], where: str) -> tuple[tuple[str
     for position, item in enumerate(items):
         place = f"{where}: categories[{position}]"
         category_id = whole_number(item.get("id"), place, "the category id")
-        name = name_text(item.get("name"), place, "the category name")
+        name = class_name_text(item.get("name"), place, "the category name")
         if category_id in names:
             raise DataError(f"{place}: the category id {category_id} is used twice")
         if name in names.values():

@@ -16,7 +16,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.image_names import find_images
-from deformable_detr.data.formats.parsing import name_text, shown, whole_number
+from deformable_detr.data.formats.parsing import check_class_names, class_name_text, shown, whole_number
 from deformable_detr.data.images import image_size
 
 
@@ -130,15 +130,11 @@ def _class_names(records: Sequence[ImageRecord], classes: Sequence[str] | None, 
     else:
         first_of = {item.class_name: item.where for record in reversed(records) for item in reversed(record.objects)}
         for name, place in first_of.items():
-            name_text(name, place, "the class name")
+            class_name_text(name, place, "the class name")
         names = tuple(sorted(first_of))
     if not names:
         raise DataError(f"{where}: no object has a class, so there is nothing to detect")
-    for position, name in enumerate(names):
-        name_text(name, where, f"class name {position + 1}")
-    if len(set(names)) < len(names):
-        twin = next(name for position, name in enumerate(names) if name in names[:position])
-        raise DataError(f"{where}: the class name {shown(twin)} appears twice")
+    check_class_names(names, where)
     return names
 
 

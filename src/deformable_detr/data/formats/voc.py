@@ -25,7 +25,7 @@ from deformable_detr.data.formats.assemble import (
     problem_of,
     unannotated,
 )
-from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_xml, shown
+from deformable_detr.data.formats.parsing import class_name_text, read_names, read_text, read_xml, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.voc_layouts import VocPart, find_parts, xml_files
 from deformable_detr.data.formats.writing import (
@@ -90,7 +90,7 @@ def parse_annotation(root: Element, where: str) -> Annotation:
     names, boxes, crowd, areas = [], [], [], []
     for number, item in enumerate(root.findall("object"), start=1):
         place = f"{where}: object {number}"
-        names.append(name_text((item.findtext("name") or "").strip(), place, "<name>"))
+        names.append(class_name_text((item.findtext("name") or "").strip(), place, "<name>"))
         corners = [_corner(item, side, place) for side in ("xmin", "ymin", "xmax", "ymax")]
         boxes.append((corners[0], corners[1], corners[2], corners[3]))
         crowd.append((item.findtext("iscrowd") or "").strip() == "1")

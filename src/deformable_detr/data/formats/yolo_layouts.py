@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
-from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_yaml, shown, whole_number
+from deformable_detr.data.formats.parsing import (
+    class_name_text,
+    name_text,
+    read_names,
+    read_text,
+    read_yaml,
+    shown,
+    whole_number,
+)
 from deformable_detr.data.formats.split_names import canonical_split
 from deformable_detr.data.images import is_image_file, list_images
 
@@ -103,7 +111,7 @@ def read_description(file: Path) -> Description:
             name = str(name)
         if isinstance(name, bool) or name is None:
             raise DataError(f"{file}: the name of class {key} is read as {name}; write it in quotes")
-        named[key] = name_text(name, str(file), f"the name of class {key}")
+        named[key] = class_name_text(name, str(file), f"the name of class {key}")
     if len(named) != len(names) or len(set(named.values())) != len(named):
         raise DataError(f"{file}: names has the same class twice")
     if min(named) < 0:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformable_detr.core.errors import CheckpointError, ConfigError, first_line
+from deformable_detr.core.errors import CheckpointError, ConfigError, first_line, listed
+from deformable_detr.core.short_text import shown
 from deformable_detr.core.torch_files import read_tensors
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
         from timm.layers.norm_act import freeze_batch_norm_2d
 
         super().__init__()
+        _check_name(name)
         full: Any = _create(name, dilation, None)
         strides = full.feature_info.reduction()
         if len(strides) < num_maps:
@@ -88,6 +90,23 @@ class Backbone(nn.Module):
         log.info("backbone %s: %d tensors from %s", self._name, len(loaded), source)
 
 
+def _check_name(name: str) -> None:
+    """Refuse everything but the names that timm itself knows; with others it would go to the hub or read folders."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{architecture[:6]}*")[:5] if architecture.isidentifier() else []
+        hint = f"; did you mean one of {', '.join(near)}?" if near else ""
+        raise ConfigError(f"timm knows no backbone {shown(name)}{hint}")
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        hint = f"; there are {listed(known)}" if known else ""
+        raise ConfigError(f"timm knows {architecture}, but no weights {shown(name)} for it{hint}") from error
+
+
 def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> nn.Module:
     import timm
 
@@ -106,12 +125,8 @@ def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> n
         ValueError,
         AssertionError,
     ) as error:
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-            hint = f"; did you mean one of {', '.join(near)}?" if near else ""
-            raise ConfigError(f"timm knows no backbone {name!r}{hint}") from error
         how = " with dilation" if dilation else ""
-        raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {error}") from error
+        raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {first_line(error)}") from error
 
 
 def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
