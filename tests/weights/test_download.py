@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.weights import download as downloads
-from deformable_detr.weights.download import cache_folder, download, hash_of, shown
+from deformable_detr.weights.download import cache_folder, download, hash_of, without_secrets
 
 CONTENT = random.Random(0).randbytes(3_300_007)
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -278,8 +278,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_secrets_in_addresses_are_not_shown(server):
-    assert shown("https://me:pass@example.com:8443/a/b.pth?token=1#x") == "https://example.com:8443/a/b.pth"
-    assert shown("runs/best") == "runs/best"
+    assert without_secrets("https://me:pass@example.com:8443/a/b.pth?token=1#x") == "https://example.com:8443/a/b.pth"
+    assert without_secrets("runs/best") == "runs/best"
     with pytest.raises(CheckpointError) as caught:
         download(server.address + "/nope?token=secret")
     assert "secret" not in str(caught.value)

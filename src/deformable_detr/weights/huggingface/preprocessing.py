@@ -105,7 +105,7 @@ def _sides(settings: Mapping[str, Any]) -> tuple[int, int]:
     )
     if not (type(short_side) is int and type(max_side) is int and short_side > 0 and max_side > 0):
         raise CheckpointError(
-            f"size is {shown(size)}; it must be given as shortest_edge and longest_edge: shapes are kept here, and no image "
-            "is stretched"
+            f"size is {shown(size)}; it must be given as shortest_edge and longest_edge: shapes are kept here, and no "
+            "image is stretched"
         )
     return short_side, max_side
