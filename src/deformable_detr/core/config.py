@@ -27,7 +27,7 @@ def to_dict(config: object) -> dict[str, Any]:
     return {field.name: _plain_field(field, getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
+def from_dict(config_class: type[Config], data: object) -> Config:
     """Config built from the data that `to_dict` gave; settings left out keep their defaults.
 
     Lists are taken for tuples and integers for numbers; nothing else is converted.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.errors import CheckpointError, ConfigError, first_line, listed
 from deformable_detr.core.short_text import shown
-from deformable_detr.core.torch_files import read_tensors
+from deformable_detr.core.torch_files import check_numbers, read_tensors, type_name
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class Backbone(nn.Module):
                 of timm or torchvision, whose classifier is not used.
 
         Raises:
-            CheckpointError: the hub cannot be reached, or the file does not hold weights of this network.
+            CheckpointError: the hub cannot be reached, or the file does not hold weights of this network, or weights
+                that are not finite.
         """
         state = _from_hub(self._name) if source == "hub" else _from_file(Path(source))
         # timm writes "stages_0" where the plain network has "stages.0".
@@ -81,11 +82,14 @@ class Backbone(nn.Module):
                     missing.append(key)
             elif tensor.shape != own.shape:
                 wrong.append(f"{key} is {tuple(tensor.shape)} there and {tuple(own.shape)} here")
+            elif own.is_floating_point() != tensor.is_floating_point():
+                wrong.append(f"{key} is {type_name(tensor)} there and {type_name(own)} here")
             else:
                 loaded[key] = tensor
         if missing or wrong:
             problems = [f"{len(missing)} parameters missing, first {missing[0]}"] * bool(missing) + wrong[:1]
             raise CheckpointError(f"{source} does not hold weights of {self._name}: {'; '.join(problems)}")
+        check_numbers(loaded, source)
         self.body.load_state_dict(loaded, strict=False)
         log.info("backbone %s: %d tensors from %s", self._name, len(loaded), source)
 

@@ -132,7 +132,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path.parent} is not a folder of transformers: it has no {path.name}")
     return read_json(path, error_type=CheckpointError)
 
