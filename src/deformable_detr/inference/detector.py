@@ -208,7 +208,7 @@ class Detector:
         Raises:
             CheckpointError: the network's predictions are no numbers.
         """
-        if self.model.training:
+        if any(module.training for module in self.model.modules()):  # a part alone, too, would drop at random
             self.model.eval()
         images = images.to(self.device)
         no_padding = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from deformable_detr.core.addresses import SafeRedirects, check_address, without_secrets
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -26,7 +26,6 @@ from deformable_detr.core.version import __version__
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
-_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _MEGABYTE = 10**6
 _LONGEST_NOTE = 100_000
 _LONGEST_VERSION = 1000
@@ -104,7 +103,7 @@ def download(address: str, *, sha256: str | None = None, reporter: Reporter | No
             encrypted.
         OutputError: the cache cannot be written; its disk may be full, or have no room for the file.
     """
-    _check_scheme(address, sha256)
+    check_address(address, sha256)
     entry, reporter = _Entry(address, sha256), reporter or Silence()
     with _writing(entry.folder):
         entry.folder.mkdir(parents=True, exist_ok=True)
@@ -144,53 +143,6 @@ def hash_of(file: Path) -> str:
 
 class _Unreachable(CheckpointError):
     """Server that cannot be reached, or that fails itself."""
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects of the server, followed except to less: from https to http, or from elsewhere to this machine."""
-
-    def __init__(self, sha256: str | None) -> None:
-        self._sha256 = sha256
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Request for the address that the server names; urllib has refused all but http, https and ftp before.
-
-        Raises:
-            CheckpointError: the server may not lead there.
-        """
-        _check_scheme(newurl, self._sha256)
-        before, after = urlsplit(req.full_url), urlsplit(newurl)
-        lowered = before.scheme == "https" and after.scheme == "http"
-        if lowered or (after.hostname in _THIS_MACHINE and before.hostname not in _THIS_MACHINE):
-            why = "is not encrypted" if lowered else "is on this machine"
-            way = f"{without_secrets(req.full_url)} leads to {without_secrets(newurl)}"
-            raise CheckpointError(f"{way}, which {why}; no server may do that")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_scheme(address: str, sha256: str | None) -> None:
-    try:
-        parts = urlsplit(address)
-    except ValueError as error:
-        raise CheckpointError(f"cannot fetch {without_secrets(address)}: it is no address ({error})") from error
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise CheckpointError(
-            f"cannot fetch {without_secrets(address)}: weights come from https://, a path, or a name on huggingface.co"
-        )
-    if parts.scheme == "http" and sha256 is None and parts.hostname not in _THIS_MACHINE:
-        raise CheckpointError(
-            f"{without_secrets(address)} is not encrypted, so anyone on the way may exchange the file; "
-            "use https://, or give its hash with --sha256"
-        )
-
-
-def without_secrets(address: str) -> str:
-    """Address without the parts that may be secret: user, password, tokens. Other texts stay as they are."""
-    scheme, mark, rest = address.partition("://")
-    if not mark:
-        return address
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}")
 
 
 @contextmanager
@@ -241,7 +193,7 @@ def _conditions(entry: _Entry) -> dict[str, str]:
 def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
     """Answer of the server; None if the cached file is still its newest version."""
     headers = {"User-Agent": f"deformable-detr/{__version__}", "Accept-Encoding": "identity", **conditions}
-    opener = urllib.request.build_opener(_SafeRedirects(entry.sha256))
+    opener = urllib.request.build_opener(SafeRedirects(entry.sha256))
     where = without_secrets(entry.address)
     try:
         response: HTTPResponse = opener.open(urllib.request.Request(entry.address, headers=headers), timeout=_TIMEOUT_S)

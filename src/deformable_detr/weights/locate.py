@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from deformable_detr.core.addresses import without_secrets
 from deformable_detr.core.errors import CheckpointError, first_line
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.weights import hub
 from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
-from deformable_detr.weights.download import download, hash_of, without_secrets
+from deformable_detr.weights.download import download, hash_of
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
 # The address of a model's page in a browser.

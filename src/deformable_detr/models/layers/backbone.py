@@ -87,7 +87,7 @@ class Backbone(nn.Module):
             else:
                 loaded[key] = tensor
         if missing or wrong:
-            problems = [f"{len(missing)} parameters missing, first {missing[0]}"] * bool(missing) + wrong[:1]
+            problems = [f"{len(missing)} parameters missing, first {first}" for first in missing[:1]] + wrong[:1]
             raise CheckpointError(f"{source} does not hold weights of {self._name}: {'; '.join(problems)}")
         check_numbers(loaded, source)
         self.body.load_state_dict(loaded, strict=False)
