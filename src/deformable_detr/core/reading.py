@@ -9,8 +9,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from deformable_detr.core.errors import ConfigError, DeformableDetrError
 
@@ -19,7 +20,7 @@ _MEGABYTE = 1 << 20
 _MOST_SETTINGS = 64 * _MEGABYTE
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """Open a file to read its bytes.
 
     Raises:

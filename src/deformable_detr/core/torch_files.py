@@ -142,10 +142,10 @@ def check_numbers(tensors: Mapping[str, Tensor], source: str | Path) -> None:
                 f"{source}: {one_line(name)} holds numbers of type {type_name(tensor)}; weights are of "
                 f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
             )
-    name = first_not_finite(tensors)
-    if name is not None:
+    first = first_not_finite(tensors)
+    if first is not None:
         raise CheckpointError(
-            f"{source}: the weights are not finite, {one_line(name)} is the first; nothing can be found with them: "
+            f"{source}: the weights are not finite, {one_line(first)} is the first; nothing can be found with them: "
             "the training that made them went wrong, so take an earlier checkpoint of it"
         )
 

@@ -77,8 +77,8 @@ def most_like(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) ->
     try:
         told = {} if args is None else _told(args)
         _check_axes(official)
-        config = from_dict(DeformableDETRConfig, told | _shown(official))
-        return replace(config, **_points(official, config))
+        seen = told | _shown(official)
+        return from_dict(DeformableDETRConfig, seen | _points(official, from_dict(DeformableDETRConfig, seen)))
     except (CheckpointError, ConfigError):  # to compare with it would explain nothing
         return DeformableDETRConfig()
 
