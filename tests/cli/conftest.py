@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from deformable_detr.cli.main import run
 from deformable_detr.core.config import to_dict
@@ -61,3 +63,14 @@ def weights(detector: Detector, tiny_config: TrainConfig, tmp_path: Path) -> Pat
         path,
     )
     return path
+
+
+@pytest.fixture
+def nan_weights(weights: Path, tmp_path: Path) -> Path:
+    """The checkpoint with one weight that is no number."""
+    with safe_open(weights, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["encoder.layers.0.ffn.linear1.weight"][3, 5] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors", metadata)
+    return tmp_path / "nan.safetensors"

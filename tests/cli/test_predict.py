@@ -31,6 +31,25 @@ def test_no_such_image_and_no_such_weights(ddetr, weights, tmp_path):
     assert (result.code, "no such checkpoint file" in result.err) == (1, True)
 
 
+def test_weights_that_are_not_finite_are_one_line(ddetr, nan_weights, scenes, tmp_path):
+    """Not "nothing found" in every picture, nor an AP of 0."""
+    picture = scenes / "val" / "scene_00000.jpg"
+    commands = [
+        ("predict", nan_weights, picture, "--threshold", 0),
+        ("eval", nan_weights, "--data", scenes),
+        ("train", "--data", scenes, "--weights", nan_weights, "--output", tmp_path / "run"),
+        ("convert", nan_weights, tmp_path / "out", "--to", "transformers"),
+    ]
+    for command in commands:
+        result = ddetr(*command)
+        assert (result.code, result.out) == (1, ""), command
+        message = f"Error: {nan_weights}: the weights are not finite, encoder.layers.0.ffn.linear1.weight is the fir"
+        assert result.err.splitlines()[-1].startswith(message), command
+        assert result.err.count("Error") == 1, command
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_images_stop_it_or_are_counted(ddetr, weights, scenes, tmp_path):
     bad = tmp_path / "a.jpg"
     bad.write_bytes(b"no picture")

@@ -173,6 +173,12 @@ def test_what_contradicts_the_weights_is_refused(ddetr, weights, scenes, tmp_pat
         (["finetune"], "finetune starts from the weights of a whole detector; name them with --weights"),
         (["--weights", "nope.safetensors"], "no such checkpoint file: nope.safetensors"),
         (["--freeze", "encoder"], "freeze holds encoder, which would keep random weights"),
+        (
+            ["--set", "model.backbone=hf-hub:timm/resnet50"],
+            "backbone is 'hf-hub:timm/resnet50'; it must be a name that",
+        ),
+        (["--backbone", "local-dir:."], "backbone is 'local-dir:.'; it must be a name that timm itself knows"),
+        (["--set", "model.hidden_dim=1000000"], "hidden_dim is 1000000; it can be at most 2048"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_code_1(ddetr, scenes, tmp_path, monkeypatch, arguments, message):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deformable_detr.core.config import apply_overrides, flat_settings, from_dict, to_dict
+from deformable_detr.core.config import apply_overrides, fits, flat_settings, from_dict, to_dict
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.training import loggers as services
 
@@ -146,3 +146,40 @@ def test_any_override_is_a_config_or_a_config_error(text):
 def test_settings_are_named_as_on_the_command_line():
     assert flat_settings({"a": {"b": {"c": 1}, "d": [2, 3]}, "e": None}) == {"a.b.c": 1, "a.d": [2, 3], "e": None}
     assert services.ServiceName.__args__ == ("tensorboard", "wandb", "mlflow")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["brand"], r"setting Bike is \['brand'\]; it must be a group of settings"),
+        ({"brand": "x", "weight": 10**400}, "setting weight is 1000.*; it must be a number or null"),
+        ({"brand": "x" * 10**6, "gears": 3}, "setting gears is 3"),
+        ({"brand": 3, "y" * 10**6: 3}, r"^unknown setting y{100}\.\.\.; there are brand"),
+        ({"brand": "x", "kind": "z" * 10**6}, "setting kind is 'zzz.*zzz'; it must be one of 'road', 'gravel'"),
+        ({"brand": "x", "kind": ["road"]}, r"setting kind is \['road'\]; it must be"),
+        ({"brand": "x\x1b[31m", "wheel": "\x1b[31m"}, r"setting wheel is '\\x1b\[31m'; it must be a group"),
+    ],
+)
+def test_messages_are_short_and_printable_whatever_stands_in_a_file(data, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_dict(Bike, data)
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_what_holds_one_list_a_million_times_is_shown_in_a_moment():
+    bomb = []
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    for name in ("brand", "kind", "electric", "gears", "weight", "wheel"):
+        with pytest.raises(ConfigError, match=name):
+            from_dict(Bike, {"brand": "x"} | {name: bomb})
+
+
+def test_values_fit_as_from_dict_takes_them():
+    assert fits([1, 2], tuple[int, ...])
+    assert fits(1, float)
+    assert fits(None, str | None)
+    assert not fits(True, int)
+    assert not fits("1", int)
+    assert not fits(10**400, float)

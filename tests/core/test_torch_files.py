@@ -12,7 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.core.torch_files import inner_table, is_plain, read_tensors, read_torch_file, write_tensors
+from deformable_detr.core.torch_files import (
+    FLOATS,
+    check_memory,
+    check_numbers,
+    first_not_finite,
+    inner_table,
+    is_plain,
+    read_tensors,
+    read_torch_file,
+    write_tensors,
+)
 
 # Of torch 1.6 and later, and of those before.
 FORMATS = {"zip": True, "legacy": False}
@@ -209,10 +219,66 @@ def test_safetensors_that_cannot_be_read_or_written(tmp_path, document):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CheckpointError, match=r"x\.safetensors is not a whole safetensors file \(.*\); it may be"):
         read_tensors(path)
-    with pytest.raises(CheckpointError, match=r"cannot read .*gone\.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint file: .*gone\.safetensors"):
         read_tensors(tmp_path / "gone.safetensors")
     with pytest.raises(OSError, match="No such file"):
         write_tensors(document["model"], tmp_path / "gone" / "x.safetensors", {})
+
+
+def test_an_archive_that_grows_a_thousand_times_is_not_unpacked(tmp_path):
+    """Two gigabytes of zeros in two megabytes."""
+    path = save({"a": torch.zeros(3)}, tmp_path / "x.pth", "zip")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            if not name.endswith("data/0"):
+                new.writestr(name, old.read(name))
+        with new.open(old.namelist()[0].partition("/")[0] + "/data/0", "w") as zeros:
+            for _ in range(70):
+                zeros.write(bytes(1 << 24))
+    with pytest.raises(CheckpointError, match=r"y\.pth has [\d,]+ bytes, and would have 1,174,[\d,]+ when unpacked"):
+        read_torch_file(tmp_path / "y.pth")
+
+
+def test_tensors_may_share_memory_but_not_without_end(tmp_path):
+    one = torch.zeros(1 << 20)
+    check_memory({str(number): one for number in range(100)}, tmp_path)  # below a gigabyte nobody minds
+    with pytest.raises(
+        CheckpointError, match=r"holds 4,194,304 bytes of numbers under so many names .* need 1,258,291,2"
+    ):
+        check_memory({str(number): one for number in range(300)}, tmp_path)
+    parts = torch.zeros(4 << 20).chunk(64)
+    check_memory({str(number): part for number, part in enumerate(parts)}, tmp_path)
+
+
+def test_numbers_that_cannot_be_computed_with():
+    fine = {
+        "a": torch.ones(2),
+        "b": torch.ones(3).half(),
+        "c": torch.ones(0),
+        "d": torch.tensor(7),
+        "e": torch.ones(1) > 0,
+    }
+    check_numbers(fine, "x")
+    assert first_not_finite(fine) is None
+    assert first_not_finite({"d": torch.tensor(7)}) is None
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for dtype in FLOATS:
+            bad = torch.arange(5).to(dtype)
+            bad[3] = value
+            assert first_not_finite(fine | {"y": bad, "z": bad}) == "y"
+    assert first_not_finite(fine | {"y": torch.tensor([1e39], dtype=torch.float64)}) == "y"
+    with pytest.raises(
+        CheckpointError, match=r"^x: the weights are not finite, y is the first; .*an earlier checkpoint"
+    ):
+        check_numbers(fine | {"y": torch.tensor(float("nan"))}, "x")
+    for dtype in (torch.float8_e5m2, torch.complex64, torch.bfloat16):
+        if dtype == torch.bfloat16:
+            check_numbers({"y": torch.ones(2).to(dtype)}, "x")
+            continue
+        with pytest.raises(
+            CheckpointError, match=f"y holds numbers of type {str(dtype)[6:]}; weights are of float16, b"
+        ):
+            check_numbers({"y": torch.ones(2).to(dtype)}, "x")
 
 
 def test_a_document_without_an_inner_table_is_the_table(document):

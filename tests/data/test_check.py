@@ -189,12 +189,6 @@ def test_whatever_training_refuses_stops_here_too(folder: Path) -> None:
     assert check_dataset(folder / "annotations/test.json").ok  # given by itself, it is trained on
 
 
-def test_no_word_on_unused_classes_where_nothing_was_read(folder: Path) -> None:
-    path = folder / "annotations/train.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
-    assert check_dataset(folder).problems == ()
-
-
 def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
     boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)][:120]
     data = dataset_of(tmp_path / "a", boxes, boxes[:20])

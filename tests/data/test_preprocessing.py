@@ -29,6 +29,11 @@ def test_normalised_images_become_pictures_again():
         ({"short_side": 800, "max_side": 100_000}, "a side is 100000 pixels; 20000 are the most"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.2, float("inf"), 0.2)}, "finite"),
+        ({"mean": (0.2, float("nan"), 0.2)}, "finite"),
+        ({"mean": (0.2, -1e30, 0.2)}, "at most 1000 from 0"),
+        ({"std": (0.2, 1e-30, 0.2)}, r"above 0, in 0\.0001\.\.1000"),
+        ({"std": (float("nan"), 0.2, 0.2)}, "above 0"),
+        ({"max_side": 10_001}, "preprocessing.max_side is 10001; it can be at most 10000 pixels"),
     ],
 )
 def test_impossible_preprocessing(settings, message):

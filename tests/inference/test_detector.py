@@ -98,6 +98,21 @@ def test_the_network_is_in_evaluation_mode_whatever_it_was_in(detector):
     assert not any(module.training for module in detector.model.modules())
 
 
+def test_no_part_of_the_network_is_left_in_training_mode(detector):
+    image = picture(53, 31, 2)
+    expected = detector.predict(image, threshold=0.0)
+    detector.model.decoder.train()
+    assert identical(detector.predict(image, threshold=0.0), expected)
+
+
+def test_predictions_that_are_no_numbers_are_no_empty_picture(detector):
+    with torch.no_grad():
+        for parameter in detector.model.parameters():
+            parameter.mul_(1e30)  # finite, all of them
+    with pytest.raises(CheckpointError, match="the predictions are no numbers: the weights are damaged or too large"):
+        detector.predict(picture(53, 31, 2))
+
+
 def test_a_batch_needs_an_image(detector):
     with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         detector.predict([picture(53, 31, 2)], batch_size=0)

@@ -128,6 +128,18 @@ def test_per_image_a_padded_batch_gives_each_images_own_result(variant):
         ({"backbone": ""}, "cannot be empty"),
         ({"frozen_stages": 1}, "cannot stay frozen; set frozen_stages=0"),
         ({"frozen_batch_norm": True}, "set frozen_batch_norm=false"),
+        ({"num_queries": 20_001}, "num_queries is 20001; it can be at most 20000"),
+        ({"hidden_dim": 4096}, "hidden_dim is 4096; it can be at most 2048"),
+        ({"ffn_dim": 10**5000}, "ffn_dim is a number with thousands of digits; it can be at most 16384"),
+        ({"encoder_layers": 49}, "encoder_layers is 49; it can be at most 48"),
+        ({"decoder_layers": 10**9}, "decoder_layers is 1000000000; it can be at most 48"),
+        ({"encoder_points": 33}, "encoder_points is 33; it can be at most 32"),
+        ({"num_levels": 9}, "num_levels is 9; it can be at most 8"),
+        ({"num_heads": 65}, "num_heads is 65; it can be at most 64"),
+        ({"num_classes": 100_001}, "num_classes is 100001; it can be at most 100000"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"backbone": "hf-hub:timm/resnet50"}, "a name that timm itself knows"),
+        ({"backbone_weights": "a\nb"}, "backbone_weights is .*, which cannot be the name of a file"),
     ],
 )
 def test_what_cannot_be_built_is_refused(settings, message):

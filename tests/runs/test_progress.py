@@ -35,7 +35,15 @@ def test_checkpoints_of_earlier_versions_have_a_position():
     assert progress.evaluations_without_gain == 0
 
 
-@pytest.mark.parametrize("saved", [{}, {"progress": None}, {"progress": {"place": 3}}])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        *({}, {"progress": None}, {"progress": {"place": 3}}, {"progress": {"epoch": "3"}}, {"progress": {"step": -1}}),
+        *({"progress": {"step": True}}, {"progress": {"step": 10**30}}, {"progress": {"best": 3}}),
+        *({"progress": {"sums": {"loss": "low"}}}, {"progress": {"best_epoch": []}}, {"position": {"best": []}}),
+        *({"position": {"improved_epoch": "x"}}, {"progress": {"stopped_early": 1}}),
+    ],
+)
 def test_a_checkpoint_without_counters_is_refused(saved):
     with pytest.raises(CheckpointError, match=r"last\.safetensors does not say how far the run was"):
         saved_run_progress(saved, PATH, TrainConfig())

@@ -123,7 +123,9 @@ def test_from_91_to_80_and_back_every_row_returns(source_of):
     start = source_of(COCO_CLASSES)
     _, between = filled(start, COCO_80)
     config = replace(start.checkpoint.model, num_classes=80)
-    middle = Source("80", replace(start.checkpoint, weights=between, model=config, classes=COCO_80))
+    middle = Source(
+        "80", replace(start.checkpoint, weights=between, model=config, classes=COCO_80, category_ids=tuple(range(80)))
+    )
     _, after = filled(middle, COCO_CLASSES)
     real = [index for index, name in enumerate(COCO_CLASSES) if not name.startswith(UNUSED)]
     for layer in range(2):

@@ -5,10 +5,11 @@ import torch
 
 from deformable_detr.core.errors import CheckpointError, ConfigError, TrainingError
 from deformable_detr.data.splits import open_training_data
+from deformable_detr.models.interface import GivenModelConfig
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.runs.progress import RunProgress
 from deformable_detr.training.autoconfig import fit_to_data
-from deformable_detr.training.setup import check_same_classes, set_up, with_epochs
+from deformable_detr.training.setup import check_same_classes, check_same_model, set_up, with_epochs
 from deformable_detr.weights.checkpoint import load
 
 
@@ -112,6 +113,24 @@ def test_a_run_goes_on_with_its_own_classes_only(start):
     other = replace(session.data.train, classes=("a", "b"), category_ids=(1, 2))
     with pytest.raises(CheckpointError, match=r"3 classes \(disc, square, star\), the data set has 2 \(a, b\)"):
         check_same_classes(saved, other, session.folder.last)
+
+
+def test_a_checkpoint_and_a_config_of_different_networks_do_not_belong_together(start):
+    session = start()
+    session.save_last()
+    saved, config, path = load(session.folder.last), session.config, session.folder.last
+    check_same_model(saved, config, path)
+    free = replace(config, model=replace(config.model, dropout=0.3, backbone_weights="elsewhere/x.pth"))
+    check_same_model(saved, free, path)
+    for name, value in (("ffn_dim", 16_384), ("encoder_layers", 48), ("backbone", "resnet50")):
+        other = replace(config, model=replace(config.model, **{name: value}))
+        with pytest.raises(
+            CheckpointError, match=rf"has {name}=.*, and config.json has '?{value}'?: they do not belong"
+        ):
+            check_same_model(saved, other, path)
+    given = replace(config, model=GivenModelConfig(class_name="a.B", num_classes=3))
+    with pytest.raises(CheckpointError, match=r"is of a deformable_detr, and config.json of a given: they do not"):
+        check_same_model(saved, given, path)
 
 
 def test_a_finished_run_needs_more_epochs(tiny_config):

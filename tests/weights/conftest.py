@@ -24,6 +24,8 @@ class FileServer(ThreadingHTTPServer):
         self.status = {}  # answers other than 200, by path
         self.headers = {}  # headers beside the usual ones, by path
         self.ranges = self.etags = True
+        self.endless = set()  # paths whose answer never ends
+        self.raw = {}  # bytes that are sent as they are in place of an answer, by path
 
     @property
     def address(self):
@@ -45,6 +47,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body):
         server, path = self.server, self.path.partition("?")[0]
         server.asked.append((self.command, path, dict(self.headers)))
+        if path in server.raw:
+            self.wfile.write(server.raw[path])
+            self.close_connection = True
+            return None
+        if path in server.endless:
+            return self.send_for_ever()
         status = server.status.get(path)
         if status is None and path not in server.files:
             status = 404
@@ -76,6 +84,16 @@ class Handler(BaseHTTPRequestHandler):
                 if server.fail_after_death:
                     server.status[path] = 502
         return None
+
+    def send_for_ever(self):
+        self.start(200, {"Transfer-Encoding": "chunked", "Content-Type": "application/octet-stream"})
+        chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+        try:
+            while True:
+                self.wfile.write(chunk)
+                self.server.sent += 0x10000
+        except OSError:
+            self.close_connection = True
 
     def start(self, status, headers):
         self.send_response(status)

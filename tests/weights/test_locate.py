@@ -73,6 +73,13 @@ def test_what_can_only_be_a_path_is_asked_for_nowhere(hub, server, name):
     assert server.asked == []
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/x.pth", "a\0b", "x/" * 3000])
+def test_names_that_no_disk_can_have_are_one_line(hub, server, name):
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        locate(name)
+    assert server.asked == []
+
+
 def test_a_hash_holds_wherever_the_weights_are(file, hub, tmp_path):
     hub(NAME, FILES)
     run = tmp_path / "run"

@@ -5,10 +5,12 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.reading import settings_value
+from deformable_detr.core.short_text import one_line, shown
 
 Config = TypeVar("Config")
 
@@ -25,7 +27,7 @@ def to_dict(config: object) -> dict[str, Any]:
     return {field.name: _plain_field(field, getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def from_dict(config_class: type[Config], data: Mapping[str, Any]) -> Config:
+def from_dict(config_class: type[Config], data: object) -> Config:
     """Config built from the data that `to_dict` gave; settings left out keep their defaults.
 
     Lists are taken for tuples and integers for numbers; nothing else is converted.
@@ -178,6 +180,7 @@ def _setting_names(holder: object, prefix: str = "") -> list[str]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
+    name = one_line(name, 100)
     near = max(known, key=lambda one: _likeness(name, one), default="")
     hint = f"did you mean {near}?" if _likeness(name, near) >= 0.6 else f"there are {', '.join(known)}"
     return ConfigError(f"unknown setting {name}; {hint}")
@@ -191,7 +194,7 @@ def _likeness(name: str, known: str) -> float:
 
 def _parse(text: str, annotation: Any, name: str) -> Any:
     value = _literal(text)
-    if value is not text and not _fits(value, annotation) and _fits(text, annotation):
+    if value is not text and not fits(value, annotation) and fits(text, annotation):
         return text  # e.g. a class or file called 2024
     return _convert(value, annotation, name)
 
@@ -207,7 +210,8 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value of JSON is of a type, as `from_dict` takes it: lists fit tuples, and integers fit numbers."""
     try:
         _convert(value, annotation, "")
     except ConfigError:
@@ -219,7 +223,7 @@ def _dataclass(config_class: type[Config], data: Any, where: str) -> Config:
     assert dataclasses.is_dataclass(config_class)
     if not isinstance(data, Mapping):
         name = where or config_class.__name__
-        raise ConfigError(f"setting {name} is {data!r}; it must be a group of settings")
+        raise ConfigError(f"setting {name} is {shown(data)}; it must be a group of settings")
     prefix = f"{where}." if where else ""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key in data:
@@ -244,13 +248,13 @@ def _kind(field: Any, value: Any, where: str) -> Any:
     """Dataclass of the class that "name" says, or of the field's default where there is no "name"."""
     kinds: Mapping[str, type] = field.metadata["kinds"]()
     if not isinstance(value, Mapping):
-        raise ConfigError(f"setting {where} is {value!r}; it must be a group of settings")
+        raise ConfigError(f"setting {where} is {shown(value)}; it must be a group of settings")
     settings = dict(value)
     name = settings.pop("name", None)
     if name is None:
         return _dataclass(type(field.default_factory()), settings, where)
-    if name not in kinds:
-        raise ConfigError(f"setting {where}.name is {name!r}; there are {', '.join(kinds)}")
+    if not isinstance(name, str) or name not in kinds:
+        raise ConfigError(f"setting {where}.name is {shown(name)}; there are {', '.join(kinds)}")
     return _dataclass(kinds[name], settings, where)
 
 
@@ -265,15 +269,15 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
         if group is not None and isinstance(value, Mapping):  # so that an error inside names the inner setting
             return _convert(value, group, where)
         for option in options:
-            if _fits(value, option):
+            if fits(value, option):
                 return _convert(value, option, where)
     elif origin is Literal:
         for option in options:
             if type(value) is type(option) and value == option:
                 return option
-        near = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
+        near = difflib.get_close_matches(shown(value).strip("'"), [str(option) for option in options], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"setting {where} is {value!r}; it must be {_describe(annotation)}{hint}")
+        raise ConfigError(f"setting {where} is {shown(value)}; it must be {_describe(annotation)}{hint}")
     elif origin is tuple and isinstance(value, list | tuple):
         if len(options) == 2 and options[1] is Ellipsis:
             return tuple(_convert(one, options[0], f"{where}[{i}]") for i, one in enumerate(value))
@@ -281,10 +285,11 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             pairs = enumerate(zip(value, options, strict=True))
             return tuple(_convert(one, option, f"{where}[{i}]") for i, (one, option) in pairs)
     elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # an integer of hundreds of digits is no number that can be computed with
+            return float(value)
     elif isinstance(annotation, type) and type(value) is annotation:
         return value
-    raise ConfigError(f"setting {where} is {value!r}; it must be {_describe(annotation)}")
+    raise ConfigError(f"setting {where} is {shown(value)}; it must be {_describe(annotation)}")
 
 
 def _describe(annotation: Any) -> str:

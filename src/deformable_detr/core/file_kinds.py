@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.reading import open_file
 
 FileFormat = Literal["torch archive", "torch pickle", "safetensors", "other"]
 """File format: of `torch.save` now, of `torch.save` before PyTorch 1.6, of safetensors, or one that is not read."""
@@ -49,13 +50,14 @@ def kind_of(path: Path) -> FileKind:
     Raises:
         CheckpointError: there is no such file, or it cannot be read.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no such checkpoint file: {path}")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(_START)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"no such checkpoint file: {path}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"cannot read {path}: {reason}") from error
     if start.startswith(_ARCHIVE):
         return FileKind("torch archive", "is a file of PyTorch's own kind")
     if start.startswith(_BEFORE_1_6):

@@ -5,11 +5,11 @@ whatever handles it later. Everything that reads what a user names goes through 
 """
 
 import errno
-import io
 import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _MEGABYTE = 1 << 20
 _MOST_SETTINGS = 64 * _MEGABYTE
 
 
-def open_file(path: str | Path) -> io.BufferedReader:
+def open_file(path: str | Path) -> BufferedReader:
     """Open a file to read its bytes.
 
     Raises:

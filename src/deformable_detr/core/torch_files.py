@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError, first_line
 from deformable_detr.core.file_kinds import kind_of
+from deformable_detr.core.short_text import one_line
 
 # All that torch's restricted reader raises on a damaged file; it has run no code from the file.
 _BROKEN = (
@@ -35,6 +36,13 @@ _BROKEN = (
     zipfile.BadZipFile,
 )
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Number formats of weights: those that PyTorch converts into each other without a scale."""
+# Tensors may share memory, as copies of a head do, but not without end: each gets memory of its own. And nothing that
+# was trained can be packed twenty times smaller: what is, would fill the memory. Up to a gigabyte nobody minds.
+_MOST_SHARED = 4
+_MOST_PACKED = 20
+_HARMLESS = 1 << 30
 
 
 def read_torch_file(path: Path) -> Any:
@@ -90,14 +98,72 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: no such file, damaged, of another kind, or it holds something else.
     """
     if path.suffix == ".safetensors":
+        kind_of(path)
         with reading_safetensors(path):
             table: Any = load_file(path)
     else:
         table = inner_table(read_torch_file(path))
     if not isinstance(table, dict) or not all(isinstance(n, str) and _is_whole(t) for n, t in table.items()):
         raise CheckpointError(f"{path} holds no table of named tensors")
+    check_memory(table, path)
     # Copied, because both kinds of files are read only when a tensor is used, and may be gone by then.
     return {name: tensor.detach().clone() for name, tensor in table.items()}
+
+
+def check_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that tensors need about as much memory as their file holds, before they are copied.
+
+    A file may hold one tensor under thousands of names.
+
+    Raises:
+        CheckpointError: they would need many times more.
+    """
+    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors.values()}
+    asked = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if asked > max(_HARMLESS, _MOST_SHARED * sum(held.values())):
+        raise CheckpointError(
+            f"{path} holds {sum(held.values()):,} bytes of numbers under so many names that they would need {asked:,}"
+        )
+
+
+def check_numbers(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Check that all weights are numbers that can be computed with: of a usual format, and finite.
+
+    Args:
+        tensors: weights and buffers by name, on the CPU; integers and truth values are not looked at.
+        source: where they are from, for messages.
+
+    Raises:
+        CheckpointError: names the first tensor that is not.
+    """
+    for name, tensor in tensors.items():
+        if (tensor.is_floating_point() and tensor.dtype not in FLOATS) or tensor.is_complex() or tensor.is_quantized:
+            raise CheckpointError(
+                f"{source}: {one_line(name)} holds numbers of type {type_name(tensor)}; weights are of "
+                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
+            )
+    first = first_not_finite(tensors)
+    if first is not None:
+        raise CheckpointError(
+            f"{source}: the weights are not finite, {one_line(first)} is the first; nothing can be found with them: "
+            "the training that made them went wrong, so take an earlier checkpoint of it"
+        )
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a number that is infinite, or none, in float32; None if there is no such tensor."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floating:
+        return None
+    # The smallest and the largest number tell, in a sixth of the time that a look at each number takes.
+    ends = torch.stack([end.float() for tensor in floating.values() for end in tensor.detach().aminmax()])
+    bad = (~ends.isfinite()).nonzero()
+    return list(floating)[int(bad[0]) // 2] if len(bad) else None
+
+
+def type_name(tensor: Tensor) -> str:
+    """Name of the type of a tensor's numbers, such as "float16"."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @contextmanager
@@ -126,8 +192,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def is_plain(tensor: object) -> bool:
-    """Whether an object is a dense tensor of floating-point numbers, as parameters are."""
-    return isinstance(tensor, Tensor) and _is_whole(tensor) and tensor.is_floating_point()
+    """Whether an object is a dense tensor of floating-point numbers of a usual format, as parameters are."""
+    return isinstance(tensor, Tensor) and _is_whole(tensor) and tensor.dtype in FLOATS
 
 
 def _is_whole(tensor: object) -> bool:
@@ -152,4 +218,8 @@ def _is_stored_plainly(path: Path) -> bool:
         raise CheckpointError(f"{path} is a TorchScript program, not weights; save the state_dict of its model instead")
     if "data.pkl" not in names:
         raise CheckpointError(f"{path} is a zip archive without PyTorch weights; if they are in it, unpack it first")
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in packed)
+    if unpacked > max(_HARMLESS, _MOST_PACKED * size):
+        raise CheckpointError(f"{path} has {size:,} bytes, and would have {unpacked:,} when unpacked: no weights do")
+    return not packed

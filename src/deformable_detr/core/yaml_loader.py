@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from deformable_detr.core.reading import shallow
+from deformable_detr.core.short_text import one_line
 
 _MOST_MERGED = 10_000
 _MERGE = "tag:yaml.org,2002:merge"
@@ -42,7 +43,7 @@ class _PlainLoader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {_printable(key.value)!r} appears twice", key.start_mark
+                    None, None, f"the key {one_line(key.value)!r} appears twice", key.start_mark
                 )
             seen.add(key.value)
         return node
@@ -63,11 +64,6 @@ class _PlainLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
 
-def _printable(reason: object) -> str:
-    text = " ".join(str(reason).split())[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def yaml_value(text: str) -> Any:
     """Value of a YAML text: dicts, lists, text, numbers, truth values, dates and None.
 
@@ -82,12 +78,12 @@ def yaml_value(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise YamlError(f"not YAML: {_printable(error.problem or error.context)}", place) from error
+        raise YamlError(f"not YAML: {one_line(error.problem or error.context)}", place) from error
     except YamlError:
         raise
     except RecursionError:
         pass  # said below, without a traceback of a thousand frames as its cause
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         # The other errors come from PyYAML's converters, for text such as `!!int x`.
-        raise YamlError(f"not usable YAML: {_printable(error)}") from error
+        raise YamlError(f"not usable YAML: {one_line(error)}") from error
     raise YamlError("its values are nested too deeply")

@@ -170,7 +170,7 @@ def _class_problems(datasets: dict[str, DetectionDataset]) -> list[Problem]:
             problems.append(Problem("unknown_class", f"split {split}", text, True))
     nothing_read = not len(first) or (not first.num_objects and first.fatal_problems)
     for name, count in first.objects_per_class().items():
-        if count == 0 and first.num_objects and not nothing_read:
+        if count == 0 and not nothing_read:
             text = f"no object of split {first_name} is labelled {name!r}, so it cannot be learnt"
             problems.append(Problem("unused_class", first.source, text, False))
     return problems

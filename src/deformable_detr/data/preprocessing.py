@@ -1,7 +1,6 @@
 """Preprocessing of images to the network's input, the same in training, evaluation and prediction."""
 
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 import torch
@@ -10,10 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.data.augmentation.geometry import (
     resized_wh,
 )
 from deformable_detr.data.augmentation.settings import _check_sides
+
+_LARGEST_SIDE = 10_000
+_LARGEST_MEAN = 1000.0
+_STD = (1e-4, 1000.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +27,28 @@ class Preprocessing:
     short_side: int = 800
     """Length in pixels that the shorter side is resized to, outside training."""
     max_side: int = 1333
-    """Longest side in pixels; it is kept even if the shorter side then stays below `short_side`."""
+    """Longest side in pixels, at most 10,000; it is kept even if the shorter side then stays below `short_side`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue, for values in 0..1; by default that of ImageNet."""
+    """Mean of red, green and blue, for values in 0..1; by default that of ImageNet. Each in -1000..1000."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation of red, green and blue, for values in 0..1; by default that of ImageNet."""
+    """Standard deviation of red, green and blue, for values in 0..1; by default that of ImageNet. Each in
+    0.0001..1000."""
 
     def __post_init__(self) -> None:
         _check_sides("preprocessing", (self.short_side,), self.max_side)
-        if not all(isfinite(value) for value in self.mean):
-            raise ConfigError(f"preprocessing.mean is {self.mean}; it needs three finite numbers")
-        if not all(isfinite(value) and value > 0 for value in self.std):
-            raise ConfigError(f"preprocessing.std is {self.std}; it needs three numbers above 0")
+        if self.max_side > _LARGEST_SIDE:
+            raise ConfigError(
+                f"preprocessing.max_side is {shown(self.max_side)}; it can be at most {_LARGEST_SIDE} pixels"
+            )
+        # A few zeros more and float32 overflows in the network, which then finds nothing.
+        if not all(abs(value) <= _LARGEST_MEAN for value in self.mean):
+            raise ConfigError(
+                f"preprocessing.mean is {self.mean}; it needs three finite numbers, at most {_LARGEST_MEAN:g} from 0"
+            )
+        if not all(_STD[0] <= value <= _STD[1] for value in self.std):
+            raise ConfigError(
+                f"preprocessing.std is {self.std}; it needs three numbers above 0, in {_STD[0]:g}..{_STD[1]:g}"
+            )
 
 
 def normalise(image: Image.Image, preprocessing: Preprocessing) -> Float[Tensor, "3 height width"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.devices import choose_device, has_bfloat16
-from deformable_detr.core.errors import BackendError
+from deformable_detr.core.errors import BackendError, CheckpointError
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
@@ -235,13 +235,22 @@ class Detector:
 
         Returns:
             One `Detections` per image, on the CPU, best score first, with boxes xyxy in pixels of the originals.
+
+        Raises:
+            CheckpointError: the network's predictions are no numbers.
         """
-        if self.model.training:
+        if any(module.training for module in self.model.modules()):  # a part alone, too, would drop at random
             self.model.eval()
         images = images.to(self.device)
         no_padding = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
         with self._autocast():
             final = self._network()(images, no_padding).final
+        if final.logits.isnan().any() or final.boxes.isnan().any():
+            # No score would reach the threshold then, as if the picture were empty.
+            raise CheckpointError(
+                "the predictions are no numbers: the weights are damaged or too large to compute with, "
+                "so take an earlier checkpoint"
+            )
         found = to_detections(final, sizes_wh, max_detections=max_detections, threshold=threshold)
         return [one.cpu().with_classes(self.classes, self.category_ids) for one in found]
 

@@ -1,5 +1,6 @@
 """Deformable DETR (arXiv 2010.04159): base, with iterative box refinement, and two-stage."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
@@ -22,6 +24,25 @@ from deformable_detr.models.losses import Criterion, CriterionConfig
 
 # The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
 _MAX_BACKBONE_MAPS = 3
+# Largest counts, far above any network that was ever trained: whoever asks for more has made a mistake, or wants to
+# fill the memory. The smallest is 1 for all but those in _MAY_BE_ZERO.
+_LARGEST = {
+    "num_classes": 100_000,
+    "num_levels": 8,
+    "hidden_dim": 2048,
+    "num_heads": 64,
+    "encoder_layers": 48,
+    "decoder_layers": 48,
+    "encoder_points": 32,
+    "decoder_points": 32,
+    "ffn_dim": 16_384,
+    "num_queries": 20_000,
+    "frozen_stages": 48,
+}
+_LONGEST_PATH = 4096
+_MAY_BE_ZERO = ("encoder_layers", "frozen_stages")
+# timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
+_BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +54,20 @@ class DeformableDETRConfig:
     """
 
     num_classes: int = 91
-    """Number of classes, which is the number of channels of the class heads; at least 1. There is no background
+    """Number of classes, which is the number of channels of the class heads, 1..100,000. There is no background
     class."""
     variant: Literal["base", "refine", "two_stage"] = "base"
     """Variant of the paper: "base"; "refine", where every decoder layer corrects the boxes of the layer before (section
     4.2, iterative box refinement); or "two_stage", where the best proposals of the encoder become the queries, with
     refinement as well (section 4.2)."""
     backbone: str = "resnet50.tv_in1k"
-    """Backbone: timm's name of any convolutional network. The default has the paper's ImageNet weights; timm's plain
-    "resnet50" has others."""
+    """Backbone: timm's own name of any convolutional network; no address, no folder. The default has the paper's
+    ImageNet weights; timm's plain "resnet50" has others."""
     backbone_weights: str = "hub"
     """Initial weights of the backbone: "hub" for those of timm, the path of a .safetensors or .pth file, or "none" for
     random weights."""
     frozen_stages: int = 2
-    """Number of backbone stages that are not trained, counted from the image; at least 0. The official code's 2 are the
+    """Number of backbone stages that are not trained, counted from the image; 0..48. The official code's 2 are the
     stem and layer1 of a ResNet."""
     frozen_batch_norm: bool = True
     """Keep statistics, scale and shift of the backbone's batch norm, as the official code does. A backbone with random
@@ -54,29 +75,29 @@ class DeformableDETRConfig:
     dilation: bool = False
     """Dilated last stage of the backbone, at stride 16 instead of 32 (DC5)."""
     num_levels: int = 4
-    """Number of levels of the feature pyramid, at least 1. With 1 to 3 they are the coarsest maps of the backbone. A
+    """Number of levels of the feature pyramid, 1..8. With 1 to 3 they are the coarsest maps of the backbone. A
     fourth level is a strided convolution of the coarsest map, and each further one of the level before (A.2)."""
     features: Literal["padded", "per_image"] = "padded"
     """Input of backbone and projections. "padded", as in the paper, is the padded batch: detections in an image then
     depend a little on the padding, and so on the other images. "per_image" is each image without its padding."""
     hidden_dim: int = 256
-    """Channels of every level, token and query; a multiple of 32 and of `num_heads`."""
+    """Channels of every level, token and query; a multiple of 32 and of `num_heads`, at most 2048."""
     num_heads: int = 8
-    """Attention heads of every attention module; at least 1, a divisor of `hidden_dim`."""
+    """Attention heads of every attention module; 1..64, a divisor of `hidden_dim`."""
     encoder_layers: int = 6
-    """Number of encoder layers; at least 0."""
+    """Number of encoder layers, 0..48."""
     decoder_layers: int = 6
-    """Number of decoder layers; at least 1."""
+    """Number of decoder layers, 1..48."""
     encoder_points: int = 4
-    """Sampling points of each query per head and level in the encoder; at least 1."""
+    """Sampling points of each query per head and level in the encoder, 1..32."""
     decoder_points: int = 4
-    """Sampling points of each query per head and level in the decoder; at least 1."""
+    """Sampling points of each query per head and level in the decoder, 1..32."""
     ffn_dim: int = 1024
-    """Channels between the two linear layers of every feed-forward block; at least 1."""
+    """Channels between the two linear layers of every feed-forward block, 1..16,384."""
     dropout: float = 0.1
     """Dropout probability in the encoder and the decoder, in 0..1, 1 excluded."""
     num_queries: int = 300
-    """Number of decoder queries, at least 1: the largest number of objects that can be found in one image. In
+    """Number of decoder queries, 1..20,000: the largest number of objects that can be found in one image. In
     two-stage also the number of proposals that are kept."""
     proposals: Literal["paper", "valid", "distinct"] = "paper"
     """Choice of proposals, for two-stage only. "paper" also ranks proposals in the padding and at the border, with the
@@ -85,26 +106,24 @@ class DeformableDETRConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
-        counts = ("num_classes", "num_levels", "hidden_dim", "num_heads", "decoder_layers", "encoder_points")
-        for name in (*counts, "decoder_points", "ffn_dim", "num_queries"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("encoder_layers", "frozen_stages"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name, most in _LARGEST.items():
+            value, least = getattr(self, name), 0 if name in _MAY_BE_ZERO else 1
+            if value < least:
+                raise ConfigError(f"{name} is {shown(value)}; it must be at least {least}")
+            if value > most:
+                raise ConfigError(f"{name} is {shown(value)}; it can be at most {most}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be in 0..1, 1 excluded")
         if self.hidden_dim % 32:
             raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 32 (groups of the norms)")
         if self.hidden_dim % self.num_heads:
             raise ConfigError(f"hidden_dim {self.hidden_dim} cannot be split over num_heads {self.num_heads}")
+        _check_names(self.backbone, self.backbone_weights)
         if self.proposals != "paper" and self.variant != "two_stage":
             raise ConfigError(
                 f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
                 "or set proposals=paper"
             )
-        if not self.backbone or not self.backbone_weights:
-            raise ConfigError("backbone and backbone_weights cannot be empty; say backbone_weights='none' for random")
         if self.backbone_weights == "none" and self.frozen_stages:
             raise ConfigError(
                 f"frozen_stages is {self.frozen_stages}, but backbone_weights is 'none': stages that start from "
@@ -143,6 +162,18 @@ class DeformableDETRConfig:
     def portable(self) -> "DeformableDETRConfig":
         """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
         return replace(self, backbone_weights=Path(self.backbone_weights).name)
+
+
+def _check_names(backbone: str, backbone_weights: str) -> None:
+    if not backbone or not backbone_weights:
+        raise ConfigError("backbone and backbone_weights cannot be empty; say backbone_weights='none' for random")
+    if not _BACKBONE.fullmatch(backbone):
+        raise ConfigError(
+            f"backbone is {shown(backbone)}; it must be a name that timm itself knows, such as resnet50.tv_in1k: no "
+            "address, no path, no model of the hub; weights of your own go to backbone_weights"
+        )
+    if len(backbone_weights) > _LONGEST_PATH or any(ord(letter) < 32 for letter in backbone_weights):
+        raise ConfigError(f"backbone_weights is {shown(backbone_weights)}, which cannot be the name of a file")
 
 
 class DeformableDETR(nn.Module):

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.losses import CriterionConfig, Losses
 
 GIVEN = "given"
 """Model name in checkpoints and in config.json for a network that was passed to `train` as a module."""
+_LONGEST_NAME = 1000
 
 
 @runtime_checkable
@@ -171,6 +173,17 @@ class GivenModelConfig:
     """Module and name of the network's class, such as "my_package.nets.Dense"."""
     num_classes: int = 1
     """Number of classes; at least 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no module can have.
+
+        Raises:
+            ConfigError: `class_name` is no name, or `num_classes` is below 1.
+        """
+        if len(self.class_name) > _LONGEST_NAME or not self.class_name.isprintable():
+            raise ConfigError(f"class_name is {shown(self.class_name)}, which cannot be the name of a class")
+        if self.num_classes < 1:
+            raise ConfigError(f"num_classes is {shown(self.num_classes)}; it must be at least 1")
 
     @property
     def pretrained_parts(self) -> tuple[str, ...]:

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from deformable_detr.core.config import fits
 from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.short_text import shown
 from deformable_detr.runs.config import TrainConfig, settled
+
+_LARGEST_COUNT = 2**53
 
 
 @dataclass
@@ -67,12 +71,13 @@ def saved_run_progress(saved: dict[str, Any], path: Path, config: TrainConfig) -
         config: settings of the run.
 
     Raises:
-        CheckpointError: counters are missing.
+        CheckpointError: counters are missing, or are no counters.
     """
     found = saved.get("progress", saved.get("position"))
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} does not say how far the run was")
     counters = dict(found)
+    _check_counters(counters, path)
     # Earlier versions skipped no batches, selected the best weights by AP, and counted patience in epochs.
     counters.setdefault("batches_in_epoch", counters.get("step_in_epoch", 0))
     counters.setdefault("best_value", counters.get("best", {}).get(config.checkpoints.best_by))
@@ -84,3 +89,21 @@ def saved_run_progress(saved: dict[str, Any], path: Path, config: TrainConfig) -
         return RunProgress(**counters)
     except TypeError as error:
         raise CheckpointError(f"{path} does not say how far the run was: {error}") from error
+
+
+def _check_counters(counters: dict[str, Any], path: Path) -> None:
+    kinds = get_type_hints(RunProgress) | {"improved_epoch": int}
+    for name, value in counters.items():
+        kind = kinds.get(name)
+        if kind is int:
+            is_right = _is_count(value)
+        elif kind == dict[str, float]:
+            is_right = isinstance(value, dict) and all(fits(number, float) for number in value.values())
+        else:
+            is_right = kind is None or fits(value, kind)  # an unknown counter is named below
+        if not is_right:
+            raise CheckpointError(f"{path} does not say how far the run was: {name} is {shown(value)}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT

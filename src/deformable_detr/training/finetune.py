@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.core.addresses import without_secrets
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.progress import Reporter
@@ -22,7 +23,6 @@ from deformable_detr.training.freezing import check_parts
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, load_weights
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
-from deformable_detr.weights.download import shown
 
 _HOLES = frozenset(name for name in COCO_CLASSES if name.startswith(UNUSED))
 # Separators between two words: not at the ends, where a hyphen may be a sign, and not between two digits, because
@@ -135,7 +135,7 @@ def read_source(weights: str | Path | Source, *, reporter: Reporter | None = Non
     if isinstance(weights, Source):
         return weights
     path = Path(weights)
-    name = path.resolve().name if path.exists() else shown(str(weights))
+    name = path.resolve().name if path.exists() else without_secrets(str(weights))
     return Source(name, read(weights, reporter=reporter))
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deformable_detr.core.config import to_dict
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.loader import BatchLoader, make_loader
 from deformable_detr.data.splits import TrainingData
@@ -176,6 +178,27 @@ def check_same_classes(saved: Checkpoint, train: DetectionDataset, path: Path) -
             f"the data set has {len(train.classes)} ({', '.join(train.classes)}); "
             "a run can only go on with the classes it began with"
         )
+
+
+def check_same_model(saved: Checkpoint, config: TrainConfig, path: Path) -> None:
+    """Refuse to resume a run whose config.json asks for another network than its checkpoint has, before it is built.
+
+    Raises:
+        CheckpointError: they differ in a setting on which a tensor depends; the message names it.
+    """
+    ours, theirs = config.model, saved.model
+    if type(ours) is not type(theirs):
+        raise CheckpointError(
+            f"{path} is of a {MODELS.name_of(theirs)}, and config.json of a {MODELS.name_of(ours)}: "
+            "they do not belong together"
+        )
+    # Where the first weights of the backbone came from is written differently into the two, and no tensor needs it.
+    for name in to_dict(theirs).keys() - theirs.free_settings - {"backbone_weights"}:
+        if getattr(ours, name) != getattr(theirs, name):
+            raise CheckpointError(
+                f"{path} has {name}={shown(getattr(theirs, name))}, and config.json has {shown(getattr(ours, name))}: "
+                "they do not belong together"
+            )
 
 
 def check_share(config: TrainConfig, num_processes: int) -> None:

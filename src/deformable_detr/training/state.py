@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deformable_detr.core.distributed import ALONE, Ranks
-from deformable_detr.core.errors import CheckpointError, TrainingError
+from deformable_detr.core.errors import CheckpointError, TrainingError, first_line
+from deformable_detr.core.short_text import shown
+from deformable_detr.core.torch_files import first_not_finite
 from deformable_detr.data.loader import BatchLoader
 from deformable_detr.data.splits import TrainingData
 from deformable_detr.evaluation.coco_metrics import Metrics
@@ -215,25 +217,32 @@ class RunState(NamedTuple):
         checkpoints.load_weights(self.model, trained, source)
         # Progress. With other images or another batch size, a position inside an epoch means nothing any more.
         progress = saved_run_progress(saved_progress, self.folder.last, self.config)
-        if saved_progress["steps_per_epoch"] != self.steps_per_epoch:
+        steps_before = saved_progress.get("steps_per_epoch")
+        if type(steps_before) is not int:
+            raise CheckpointError(f"{source} does not say how many steps an epoch had")
+        if steps_before != self.steps_per_epoch:
             progress.begin_epoch()
             progress.step = progress.epoch * self.steps_per_epoch
             notes.append(
-                f"an epoch now has {self.steps_per_epoch} steps instead of {saved_progress['steps_per_epoch']}: "
+                f"an epoch now has {self.steps_per_epoch} steps instead of {shown(steps_before)}: "
                 f"epoch {progress.epoch + 1} begins anew"
             )
         vars(self.progress).update(vars(progress))
         # Averaged weights, the file's own weights. Without them, averaging starts from the trained weights.
-        if learner.ema is not None and "average_updates" in saved_progress:
+        updates = saved_progress.get("average_updates")
+        if learner.ema is not None and type(updates) is int:
             averaged = cut_like_those_of(learner.ema.model, saved.weights)
             checkpoints.load_weights(learner.ema.model, averaged, source)
-            learner.ema.updates = saved_progress["average_updates"]
+            learner.ema.updates = updates
         elif learner.ema is not None:
             learner.ema.begin()
             notes.append("the checkpoint has no averaged weights: averaging begins here; ema_decay=0 goes without")
         # Moments of the optimizer, the float16 scale, and the random generators, which dropout uses.
         restore_optimizer(self.model, learner.optimizer, tensors)
-        learner.precision.restore(saved_progress.get("precision", {}))
+        try:
+            learner.precision.restore(saved_progress.get("precision", {}))
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{source} does not hold the scale of float16: {error}") from error
         states = below(f"{_GENERATORS}{self.ranks.rank}/", tensors)
         if not states and not self.ranks.together:
             states = below(_GENERATORS, tensors)  # in a checkpoint of an earlier version, which knew only one process
@@ -269,11 +278,8 @@ def whole_copy(model: nn.Module, config: TrainConfig) -> nn.Module | None:
 
 def _check_finite(weights: dict[str, Tensor], progress: RunProgress) -> None:
     """Refuse to save weights that are not finite, which would replace good ones."""
-    floating = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-    # By the largest number of each tensor: a sum of squares might overflow.
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(list(floating.values()), torch.inf)])
-    if not largest.isfinite().all():
-        name = list(floating)[int((~largest.isfinite()).nonzero()[0])]
+    name = first_not_finite(weights)
+    if name is not None:
         raise TrainingError(
             f"step {progress.step}, epoch {progress.epoch + 1}: the weights are not finite, {name} is the first; "
             "they are not saved, and the checkpoints before stay; a smaller --lr usually cures it"
@@ -322,7 +328,8 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.AdamW, tensors: d
             found: dict[str, Any] = {moment: tensors.get(f"{moment}/{name}") for moment in _MOMENTS}
             if found["step"] is None:
                 continue  # a parameter that had no gradient yet
-            if any(one is None for one in found.values()) or found["exp_avg"].shape != parameter.shape:
+            shapes = [None if one is None else one.shape for one in found.values()]
+            if shapes != [torch.Size(), parameter.shape, parameter.shape]:
                 raise CheckpointError(f"the optimizer's state of {name} is missing or of another shape")
             # Fused AdamW needs all moments on the device of the parameter. They are copied, because a loaded tensor may
             # still be part of the file, which may be deleted.
@@ -341,8 +348,15 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore the states from `generator_states`; a generator without a state stays as it is."""
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    """Restore the states from `generator_states`; a generator without a state stays as it is.
+
+    Raises:
+        CheckpointError: a state is none of this generator.
+    """
+    try:
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the state of a random generator cannot be restored: {first_line(error)}") from error

@@ -43,7 +43,7 @@ from deformable_detr.training.opening import (
     write_settings,
 )
 from deformable_detr.training.products import products_of_run, with_products
-from deformable_detr.training.setup import check_same_classes, check_share, set_up, with_epochs
+from deformable_detr.training.setup import check_same_classes, check_same_model, check_share, set_up, with_epochs
 from deformable_detr.training.signals import Terminated, held, terminable, uninterrupted
 from deformable_detr.training.state import RunState
 from deformable_detr.weights import checkpoint as checkpoints
@@ -256,6 +256,7 @@ def resume(
             where = origin["path"] if data is None else data
             judged_by = origin.get("val_path") if val_data is None else val_data
             opened = open_data(config, where, judged_by, origin.get("format"), origin.get("held_out"))
+            check_same_model(saved, config, path)
             check_same_classes(saved, opened.train, path)
             checkpoints.check_given(saved, path, model)
         # Setup, and back to the step at which the checkpoint was saved.

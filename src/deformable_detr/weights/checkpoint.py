@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from deformable_detr.core.config import from_dict, to_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError, listed
+from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.core.files import write_atomically
 from deformable_detr.core.reading import settings_value
-from deformable_detr.core.torch_files import reading_safetensors, write_tensors
+from deformable_detr.core.short_text import one_line, shown
+from deformable_detr.core.torch_files import FLOATS, check_numbers, reading_safetensors, type_name, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.interface import GivenModelConfig, class_name_of
+from deformable_detr.weights.description import check_classes, check_facts, printable_fact, printable_facts
 
 SCHEMA_VERSION = 1
 """Version of the header's structure that is written; newer versions are refused."""
@@ -71,6 +74,15 @@ class Checkpoint:
     training: TrainingState | None = None
     """Training state to resume from; None if the weights are for use only."""
 
+    def __post_init__(self) -> None:
+        """Refuse a description that cannot be, whatever it was read from.
+
+        Raises:
+            CheckpointError: class names, category ids, metrics, provenance or licence cannot be used.
+        """
+        check_classes(self.classes, self.category_ids, self.model.num_classes)
+        check_facts(self.metrics, self.provenance, self.licence)
+
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint; an older file at this path is replaced only when the new one is complete.
@@ -107,11 +119,12 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: the file does not exist, is incomplete, is no checkpoint of this package or one of a newer
-            version of it, or has no training state though `training` asks for it.
+            version of it, has no training state though `training` asks for it, describes another model than it has
+            tensors for, or has weights that are not finite.
     """
-    if not path.is_file():
-        hint = "; a run folder has best.safetensors in it" if path.is_dir() else ""
-        raise CheckpointError(f"no such checkpoint file: {path}{hint}")
+    if path.is_dir():
+        raise CheckpointError(f"no such checkpoint file: {path}; a run folder has best.safetensors in it")
+    kind_of(path)  # refuses what is no file
     with reading_safetensors(path), safe_open(path, framework="pt") as file:
         header = _header(path, file.metadata())
         if training and "training" not in header:
@@ -120,7 +133,11 @@ def load(path: Path, *, training: bool = False) -> Checkpoint:
         tensors = {name: file.get_tensor(name) for name in names}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_PREFIX)}
     checkpoint = from_header(path, header, weights)
-    return replace(checkpoint, training=_training_state(header, tensors)) if training else checkpoint
+    # The sizes that the header asks for are those of the tensors; only then may anything be built of that size.
+    if not isinstance(checkpoint.model, GivenModelConfig):
+        check_fit(sketch(checkpoint.model, path), weights, str(path))
+    check_numbers(tensors, path)
+    return replace(checkpoint, training=_training_state(path, header, tensors)) if training else checkpoint
 
 
 def to_header(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -175,34 +192,30 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
         weights: tensors by our names; they are not compared with the model.
 
     Raises:
-        CheckpointError: the description is incomplete, contradicts itself, or names a model that is not known.
+        CheckpointError: the description is incomplete, contradicts itself, holds values of another kind, or names a
+            model that is not known.
     """
     try:
         name = header["model"]["name"]
         kinds = MODELS.config_classes()
-        if name not in kinds:
-            raise CheckpointError(f"{path} is of a model {name!r}; this version knows {', '.join(MODELS)}")
+        if not isinstance(name, str) or name not in kinds:
+            raise CheckpointError(f"it is of a model {shown(name)}; this version knows {', '.join(MODELS)}")
         model: ModelConfig = from_dict(kinds[name], header["model"]["config"])
-        checkpoint = Checkpoint(
+        check_facts(header["metrics"], header["provenance"], header["licence"])
+        return Checkpoint(
             weights=weights,
-            model=model,
-            classes=tuple(header["classes"]),
-            category_ids=tuple(header["category_ids"]),
+            model=model.portable(),  # where the initial weights were on another machine says nothing on this one
+            classes=_list_in(header, "classes"),
+            category_ids=_list_in(header, "category_ids"),
             preprocessing=from_dict(Preprocessing, header["preprocessing"]),
-            metrics=header["metrics"],
-            provenance=header["provenance"],
-            licence=header["licence"],
+            metrics=dict(header["metrics"]),
+            provenance=printable_facts(header["provenance"]),
+            licence=printable_fact(header["licence"]),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
-    except ConfigError as error:
+    except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if not len(checkpoint.classes) == len(checkpoint.category_ids) == model.num_classes:
-        raise CheckpointError(
-            f"{path}: {len(checkpoint.classes)} class names and {len(checkpoint.category_ids)} category ids "
-            f"for a model of {model.num_classes} classes"
-        )
-    return checkpoint
 
 
 def deformable_config(checkpoint: Checkpoint, layout: str) -> DeformableDETRConfig:
@@ -267,6 +280,23 @@ def check_given(checkpoint: Checkpoint, source: str | Path, model: nn.Module | N
         raise CheckpointError(f"{source} holds weights of {config.class_name}, not of {class_name_of(model)}")
 
 
+def sketch(model: ModelConfig, source: str | Path) -> nn.Module:
+    """Network without memory for its weights, to compare names, shapes and types with before anything is built.
+
+    Args:
+        model: settings of a model that the package knows by name.
+        source: where they are from, for messages.
+
+    Raises:
+        CheckpointError: such a network cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return MODELS.build(model, load_backbone_weights=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load weights into a network, strictly.
 
@@ -283,7 +313,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
 
 
 def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Check that the names and shapes of weights are exactly those of a network.
+    """Check that names, shapes and types of numbers of weights are those of a network.
+
+    Where the network has floating-point numbers, the weights may have any usual format of them.
 
     Args:
         model: the network; it may be on the meta device.
@@ -291,7 +323,8 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         source: where the weights are from, for messages.
 
     Raises:
-        CheckpointError: names the first keys that are missing, unexpected or of another shape, and how many there are.
+        CheckpointError: names the first keys that are missing, unexpected, or of another shape or type, and how many
+            there are.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
@@ -301,8 +334,19 @@ def check_fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
         for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
+    mistyped = [
+        f"{name} is {type_name(weights[name])} there and {type_name(tensor)} here"
+        for name, tensor in own.items()
+        if name in weights and weights[name].dtype != tensor.dtype
+        if not (weights[name].dtype in FLOATS and tensor.dtype in FLOATS)
+    ]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "of another type": mistyped,
+    }
+    problems = [f"{len(names)} {what}: {one_line(listed(names), 1000)}" for what, names in found.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit the model: {'; '.join(problems)}")
 
@@ -317,7 +361,15 @@ def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     return parse_header(path, text)
 
 
-def _training_state(header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+def _list_in(header: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    if not isinstance(header[name], list | tuple):
+        raise TypeError(f"{name} is {shown(header[name])}, not a list")
+    return tuple(header[name])
+
+
+def _training_state(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    if not isinstance(header["training"], dict):
+        raise CheckpointError(f"{path} does not say how far the run was")
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING_PREFIX)}
     moments = {name.removeprefix(TRAINING_PREFIX): tensor for name, tensor in own.items()}
     return TrainingState(progress=header["training"], tensors=moments)

@@ -1,8 +1,12 @@
-"""Downloads from https addresses into the package's cache: resumed, checked, and visible only when complete."""
+"""Downloads from https addresses into the package's cache: resumed, checked, and visible only when complete.
+
+The server may be anyone's: how much it sends, where it leads and what it writes into its headers is limited.
+"""
 
 import hashlib
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,21 +14,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from deformable_detr.core.addresses import SafeRedirects, check_address, without_secrets
 from deformable_detr.core.cache import cache_folder
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.core.reading import read_file, settings_value
+from deformable_detr.core.reading import open_file, read_file, settings_value
+from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.core.version import __version__
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
-_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _MEGABYTE = 10**6
 _LONGEST_NOTE = 100_000
+_LONGEST_VERSION = 1000
+_LARGEST = 20 * 10**9
+# Left free on the disk, and looked after once in so many bytes where the server does not say how many will come.
+_RESERVE = 10**8
+_BETWEEN_LOOKS = 1 << 26
+_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,16 @@ class _Version:
 
     etag: str = ""
     modified: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be sent back in a header.
+
+        Raises:
+            ValueError: the note or the header that it comes from holds something else.
+        """
+        for text in (self.etag, self.modified):
+            if not isinstance(text, str) or len(text) > _LONGEST_VERSION or not text.isprintable():
+                raise ValueError("no version of a file")
 
     @property
     def name(self) -> str:
@@ -46,8 +66,9 @@ class _Entry:
     def __init__(self, address: str, sha256: str | None) -> None:
         self.address, self.sha256 = address, sha256
         # With a hash, a file has one place in the cache, whatever its address and the tokens in it.
-        key = sha256 or hashlib.sha256(address.encode()).hexdigest()
-        name = re.sub(r"[^\w.-]+", "_", unquote(urlsplit(address).path).rpartition("/")[2]) or "weights"
+        key = sha256 or hashlib.sha256(address.encode(errors="surrogateescape")).hexdigest()
+        last = unquote(urlsplit(address).path).rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", last).strip(".") or "weights"
         self.folder = cache_folder() / key[:16]
         self.file = self.folder / name[-100:]
         self.part = self.file.with_name(self.file.name + ".part")
@@ -70,11 +91,12 @@ def download(address: str, *, sha256: str | None = None, reporter: Reporter | No
         reporter: receives the progress.
 
     Raises:
-        CheckpointError: no such file, no network, a broken connection (the next call resumes the download), or
-            another SHA-256 (the file is deleted).
-        OutputError: the cache cannot be written; its disk may be full.
+        CheckpointError: no such file, no network, a broken connection (the next call resumes the download), another
+            SHA-256 (the file is deleted), or a server that sends more than 20 GB or leads to where nothing is
+            encrypted.
+        OutputError: the cache cannot be written; its disk may be full, or have no room for the file.
     """
-    _check_scheme(address, sha256)
+    check_address(address, sha256)
     entry, reporter = _Entry(address, sha256), reporter or Silence()
     with _writing(entry.folder):
         entry.folder.mkdir(parents=True, exist_ok=True)
@@ -105,47 +127,15 @@ def hash_of(file: Path) -> str:
         CheckpointError: the file cannot be read.
     """
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"cannot read {file}: {reason}") from error
 
 
 class _Unreachable(CheckpointError):
     """Server that cannot be reached, or that fails itself."""
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects of the server, followed except from https to http."""
-
-    def __init__(self, sha256: str | None) -> None:
-        self._sha256 = sha256
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _check_scheme(newurl, self._sha256)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_scheme(address: str, sha256: str | None) -> None:
-    parts = urlsplit(address)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise CheckpointError(
-            f"cannot fetch {address}: weights come from https://, a path, or a name on huggingface.co"
-        )
-    if parts.scheme == "http" and sha256 is None and parts.hostname not in _THIS_MACHINE:
-        raise CheckpointError(
-            f"{shown(address)} is not encrypted, so anyone on the way may exchange the file; "
-            "use https://, or give its hash with --sha256"
-        )
-
-
-def shown(address: str) -> str:
-    """Address without the parts that may be secret: user, password, tokens. Other texts stay as they are."""
-    if "://" not in address:
-        return address
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 @contextmanager
@@ -196,23 +186,24 @@ def _conditions(entry: _Entry) -> dict[str, str]:
 def _ask(entry: _Entry, conditions: dict[str, str]) -> HTTPResponse | None:
     """Answer of the server; None if the cached file is still its newest version."""
     headers = {"User-Agent": f"deformable-detr/{__version__}", "Accept-Encoding": "identity", **conditions}
-    opener = urllib.request.build_opener(_SafeRedirects(entry.sha256))
-    where = shown(entry.address)
+    opener = urllib.request.build_opener(SafeRedirects(entry.sha256))
+    where = without_secrets(entry.address)
     try:
         response: HTTPResponse = opener.open(urllib.request.Request(entry.address, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 304:
+        if error.code == 304 and conditions:
             return None
         if error.code == 416 and "Range" in conditions:  # the part does not belong to the server's version
             entry.part.unlink()
             return _ask(entry, {})
+        answer = f"the server answers {error.code} {one_line(error.reason)}"
         if error.code >= 500:
-            raise _Unreachable(f"{where} cannot be had now: the server answers {error.code} {error.reason}") from error
-        raise CheckpointError(f"{where} cannot be had: the server answers {error.code} {error.reason}") from error
+            raise _Unreachable(f"{where} cannot be had now: {answer}") from error
+        raise CheckpointError(f"{where} cannot be had: {answer}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise _Unreachable(f"{where} cannot be reached: {reason}") from error
+        raise _Unreachable(f"{where} cannot be reached: {one_line(reason)}") from error
     if response.headers.get_content_type() == "text/html":
         response.close()
         raise CheckpointError(
@@ -228,22 +219,29 @@ def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
     have = entry.part.stat().st_size if entry.part.is_file() else 0
     resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
     if response.status == 206 and not resumed:
-        raise CheckpointError(f"{shown(entry.address)}: the server sent another part of the file than was asked for")
+        raise CheckpointError(
+            f"{without_secrets(entry.address)}: the server sent another part of the file than was asked for"
+        )
     have = have if resumed else 0
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length else 0
+    total = _announced(entry, response, have)
     # The version is noted before the first byte, so that an interrupted download can be resumed.
-    version = _Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
-    write_json(_note(entry.part), asdict(version))
+    write_json(_note(entry.part), asdict(_version_in(response)))
     stage = f"fetching {entry.file.name}, MB"
     with _writing(entry.part):
         stream = entry.part.open("ab" if resumed else "wb")
     with stream:
+        looked_at = have
         for chunk in _chunks(entry, response):
             with _writing(entry.part):
                 stream.write(chunk)
                 stream.flush()
             have += len(chunk)
+            if have > _LARGEST:
+                entry.part.unlink()
+                raise CheckpointError(_too_large(entry, f"has sent {have:,} bytes and goes on"))
+            if not total and have - looked_at > _BETWEEN_LOOKS:
+                looked_at = have
+                _check_room(entry, 0)
             reporter.update(stage, have // _MEGABYTE, max(have, total) // _MEGABYTE)
         with _writing(entry.part):
             os.fsync(stream.fileno())
@@ -251,12 +249,57 @@ def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
         raise CheckpointError(_broken(entry, f"after {have} of {total} bytes"))
 
 
+def _announced(entry: _Entry, response: HTTPResponse, have: int) -> int:
+    """Size of the whole file as the server announces it, in bytes; 0 if it does not.
+
+    Raises:
+        CheckpointError: it is no size, or larger than weights are.
+        OutputError: the disk has no room for it.
+    """
+    length = response.headers.get("Content-Length")
+    if not length:
+        return 0
+    if not _NUMBER.fullmatch(length.strip()):
+        raise CheckpointError(
+            f"{without_secrets(entry.address)} cannot be had: the server says that it has {shown(length)} bytes"
+        )
+    total = have + int(length)
+    if total > _LARGEST:
+        raise CheckpointError(_too_large(entry, f"wants to send {total:,} bytes"))
+    _check_room(entry, total - have)
+    return total
+
+
+def _check_room(entry: _Entry, size: int) -> None:
+    with _writing(entry.folder):
+        free = shutil.disk_usage(entry.folder).free
+    if free < size + _RESERVE:
+        raise OutputError(
+            f"cannot write {entry.part}: {size / _MEGABYTE:,.0f} MB are to come, and {free / _MEGABYTE:,.0f} MB are "
+            "free on this disk; DEFORMABLE_DETR_CACHE names another folder for downloads"
+        )
+
+
+def _too_large(entry: _Entry, what: str) -> str:
+    return (
+        f"{without_secrets(entry.address)} is not weights: the server {what}, and at most {_LARGEST:,} are taken; "
+        "fetch a larger file yourself and give its path"
+    )
+
+
+def _version_in(response: HTTPResponse) -> _Version:
+    try:
+        return _Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    except ValueError:  # what cannot be sent back is no version; without one the next download is a whole one
+        return _Version()
+
+
 def _chunks(entry: _Entry, response: HTTPResponse) -> Iterator[bytes]:
     while True:
         try:
             chunk = response.read(_CHUNK)
         except (OSError, HTTPException) as error:
-            raise CheckpointError(_broken(entry, f"({error})")) from error
+            raise CheckpointError(_broken(entry, f"({one_line(error)})")) from error
         if not chunk:
             return
         yield chunk
@@ -264,7 +307,7 @@ def _chunks(entry: _Entry, response: HTTPResponse) -> Iterator[bytes]:
 
 def _broken(entry: _Entry, how: str) -> str:
     return (
-        f"the connection to {shown(entry.address)} broke {how}; run it again to go on from there, "
+        f"the connection to {without_secrets(entry.address)} broke {how}; run it again to go on from there, "
         f"what came is kept in {entry.part}"
     )
 
@@ -275,8 +318,8 @@ def _accept(entry: _Entry, reporter: Reporter) -> None:
     if entry.sha256 is not None and found != entry.sha256:
         entry.part.unlink()
         raise CheckpointError(
-            f"{shown(entry.address)} is not the file that was meant: its SHA-256 is {found}, not {entry.sha256}; "
-            "it was not kept"
+            f"{without_secrets(entry.address)} is not the file that was meant: its SHA-256 is {found}, "
+            f"not {entry.sha256}; it was not kept"
         )
     with _writing(entry.file):
         os.replace(entry.part, entry.file)

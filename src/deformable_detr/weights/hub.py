@@ -93,7 +93,9 @@ class _Repository:
         except EntryNotFoundError:
             return None
         except HFValidationError as error:
-            raise CheckpointError(f"{self._name} cannot be the name of a model on {_HUB}: {error}") from error
+            raise CheckpointError(
+                f"{self._name} cannot be the name of a model on {_HUB}: {first_line(error)}"
+            ) from error
         except broken as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise OutputError(

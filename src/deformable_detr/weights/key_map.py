@@ -10,7 +10,7 @@ from typing import NamedTuple
 COUNTERS = "num_batches_tracked"
 """Suffix of the names of batch norm's counters: no result depends on them, and frozen norms have none."""
 # A number; a number that is one less in the other layout; a last part without dots.
-_SIGNS = {"#": r"(\d+)", "%": r"(\d+)", "*": r"([^.]+)"}
+_SIGNS = {"#": r"([0-9]{1,6})", "%": r"([0-9]{1,6})", "*": r"([^.]+)"}
 
 
 class _Row(NamedTuple):

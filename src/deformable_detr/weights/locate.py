@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.addresses import without_secrets
+from deformable_detr.core.errors import CheckpointError, first_line
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.weights import hub
 from deformable_detr.weights.checkpoint import BEST_NAME, LAST_NAME
-from deformable_detr.weights.download import download, hash_of, shown
+from deformable_detr.weights.download import download, hash_of
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
 # The address of a model's page in a browser.
@@ -47,9 +49,13 @@ def locate(source: str | Path, *, sha256: str | None = None, reporter: Reporter 
     if page is not None:
         text = page[1] + (f"@{page[2]}" if page[2] else "")
     elif "://" in text:
-        return Located(download(text, sha256=sha256, reporter=reporter), shown(text))
-    path = Path(text).expanduser()
-    located = Located(path, _own_name(path)) if path.exists() else _on_the_hub(text, path, reporter)
+        return Located(download(text, sha256=sha256, reporter=reporter), without_secrets(text))
+    try:
+        path = Path(text).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the disk, or the home of nobody
+        raise CheckpointError(f"no such checkpoint file: {one_line(text)} ({first_line(error)})") from error
+    located = Located(path, _own_name(path)) if is_there else _on_the_hub(text, path, reporter)
     if sha256 is not None:
         _check_hash(located.path, sha256)
     return located
@@ -68,7 +74,7 @@ def _with_hash(text: str, sha256: str | None) -> tuple[str, str | None]:
     hashes = {one.strip().lower() for one in (sha256, there if mark else None) if one is not None}
     for one in hashes:
         if not _SHA256.fullmatch(one):
-            raise CheckpointError(f"{one!r} is no SHA-256; it has 64 hexadecimal digits")
+            raise CheckpointError(f"{shown(one)} is no SHA-256; it has 64 hexadecimal digits")
     if len(hashes) > 1:
         raise CheckpointError(f"{address} has two SHA-256 that differ: {' and '.join(sorted(hashes))}")
     return address, next(iter(hashes), None)

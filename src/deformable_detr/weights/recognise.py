@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.file_kinds import kind_of
-from deformable_detr.core.reading import read_file, settings_value
+from deformable_detr.core.reading import open_file, read_json, settings_value
+from deformable_detr.core.short_text import shown
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_size_tensors
@@ -16,7 +17,8 @@ from deformable_detr.weights.official.settings import has_size_tensors
 Layout = Literal["ours", "official", "transformers"]
 
 _THEIR_TYPE = "deformable_detr"
-_LONGEST_HEADER = 100_000_000  # limit of the format
+# The format allows three times as much; a hundred thousand tensors need half of it.
+_LONGEST_HEADER = 1 << 25
 # The first pattern that fits a parameter name decides, so the closest relatives come first.
 _MODELS_OF_OTHERS = (
     (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
@@ -61,14 +63,12 @@ def recognise(path: Path) -> Recognised:
 
 
 def _folder(path: Path) -> Recognised:
-    best, last = path / BEST_NAME, path / LAST_NAME
-    if best.is_file():
-        return Recognised("ours", best)
+    for own in (path / BEST_NAME, path / LAST_NAME):
+        if own.is_file():
+            return Recognised("ours", own)
     model_type = _model_type(path)
     if model_type:
         return _of_transformers(path, model_type)
-    if last.is_file():
-        return Recognised("ours", last)
     alone = path / WEIGHTS[0]
     if alone.is_file():
         return recognise(alone)
@@ -83,7 +83,7 @@ def _folder(path: Path) -> Recognised:
 def _of_transformers(folder: Path, model_type: str) -> Recognised:
     if model_type != _THEIR_TYPE:
         raise CheckpointError(
-            f"{folder} holds a model of another kind, {model_type!r}; transformers reads it, "
+            f"{folder} holds a model of another kind, {shown(model_type)}; transformers reads it, "
             f"here there is {_THEIR_TYPE!r} alone"
         )
     return Recognised("transformers", folder)
@@ -91,11 +91,9 @@ def _of_transformers(folder: Path, model_type: str) -> Recognised:
 
 def _model_type(folder: Path) -> str:
     """Model type in the config.json of transformers; empty if there is no such file, or it is that of a run."""
-    try:
-        settings: Any = settings_value(read_file(folder / CONFIG, most=_LONGEST_HEADER))
-    except (OSError, ValueError):
+    if not (folder / CONFIG).exists():
         return ""
-    model_type = settings.get("model_type") if isinstance(settings, dict) else None
+    model_type = read_json(folder / CONFIG, error_type=CheckpointError).get("model_type")
     return model_type if isinstance(model_type, str) else ""
 
 
@@ -123,12 +121,14 @@ def _safetensors(path: Path) -> Recognised:
 
 def _raw_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(size - 8, _LONGEST_HEADER):
+        if length > size - 8:
             raise CheckpointError(
                 f"{path} is not a whole safetensors file: it has {size} bytes, its header alone should have {length}"
             )
+        if length > _LONGEST_HEADER:
+            raise CheckpointError(f"{path} has a header of {length:,} bytes; no weights need {_LONGEST_HEADER:,}")
         try:
             header = settings_value(file.read(length))
         except ValueError as error:

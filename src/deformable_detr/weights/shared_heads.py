@@ -16,7 +16,13 @@ from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
 
 # Groups: kind, number and parameter of a head.
-_HEAD = re.compile(r"(class_embed|bbox_embed)\.(\d+)\.(.+)")
+_HEAD = re.compile(r"(class_embed|bbox_embed)\.([0-9]{1,6})\.(.+)")
+_CLASS_HEAD = re.compile(r"(?:model\.decoder\.|transformer\.decoder\.)?class_embed\.")
+CLASS_HEADS_REMOVED = (
+    "its class heads (class_embed.*) have been removed; take the file as published, --weights fits other classes by "
+    "itself"
+)
+"""Words for a published file whose class heads somebody has taken out, as other programs want it for fine-tuning."""
 # Our prefix of the heads of the proposals, by kind.
 _PROPOSAL_HEADS = {"class_embed": "query_source.class_head", "bbox_embed": "query_source.box_head"}
 
@@ -61,13 +67,23 @@ def without_copies(theirs: Mapping[str, Tensor], config: DeformableDETRConfig, d
         if head is not None:
             kind, number, rest = head.groups()
             first = f"{kind}.{0 if config.variant == 'base' else number}.{rest}"
-        if first in single and not torch.equal(single[first], tensor):
+        if first in single and not is_equal(single[first], tensor):
             raise CheckpointError(
                 f"{name} should be a copy of {origin[first]}, and is not; is this of another variant?"
             )
         single.setdefault(first, tensor)
         origin.setdefault(first, name)
     return single
+
+
+def is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one type and shape and have the same numbers."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def is_class_head(name: str) -> bool:
+    """Whether a published name is that of a parameter of a class head."""
+    return _CLASS_HEAD.match(name) is not None
 
 
 def proposal_head_there(name: str, config: DeformableDETRConfig) -> str | None:

@@ -52,6 +52,12 @@ ENTITY_BOMB = b'<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&
         (read_names, b"\n \n", "no class names"),
         (read_names, b"cat\ndog\ncat\n", "'cat' appears twice"),
         (read_names, b"c\x00t\n", "zero character"),
+        (
+            read_names,
+            b"cat\nd\x1b[2Jog\n",
+            r"class name 2 holds a line break or another control character: 'd\\x1b\[2Jog'",
+        ),
+        (read_names, b"x" * 501, "class name 1 has 501 letters: 'xxx.*'; a class name has at most 500"),
     ],
 )
 def test_bad_files(read: Callable[[Path], Any], content: bytes, message: str, tmp_path: Path) -> None:

@@ -99,6 +99,29 @@ def test_broken_files_are_named(tmp_path, name, content, message):
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tensor: tensor * float("nan"),
+            r"w\.safetensors: the weights are not finite, conv1\.0\.weight is the first",
+        ),
+        (lambda tensor: tensor.to(torch.int64), r"conv1\.0\.weight is int64 there and float32 here"),
+        (lambda tensor: tensor.to(torch.complex64), r"conv1\.0\.weight is complex64 there and float32 here"),
+        (
+            lambda tensor: tensor.to(torch.float8_e4m3fn),
+            r"conv1\.0\.weight holds numbers of type float8_e4m3fn; weights are",
+        ),
+    ],
+)
+def test_weights_that_cannot_compute_are_refused(tmp_path, change, message):
+    backbone = make_backbone()
+    state = backbone.body.state_dict()
+    save_file(state | {"conv1.0.weight": change(state["conv1.0.weight"])}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        backbone.load_weights(str(tmp_path / "w.safetensors"))
+
+
 def test_a_file_without_a_table_of_tensors_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds no table of named tensors"):
@@ -118,10 +141,23 @@ def test_the_hub_out_of_reach_offers_a_way_out(monkeypatch):
 def test_impossible_backbones_are_refused():
     with pytest.raises(ConfigError, match="timm knows no backbone 'resnet51'; did you mean one of"):
         make_backbone("resnet51")
+    with pytest.raises(
+        ConfigError, match=r"timm knows resnet10t, but no weights 'resnet10t.in22k' for it; there are resn"
+    ):
+        make_backbone("resnet10t.in22k")
     with pytest.raises(ConfigError, match="has 5 feature maps, num_levels asks for 6"):
         make_backbone(num_maps=6)
     with pytest.raises(ConfigError, match="frozen_stages is 9, but backbone resnet10t has 5 stages"):
         make_backbone(frozen_stages=9)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/resnet10t", "hf_hub:x", "local-dir:.", "./resnet10t", "timm/resnet10t", ""]
+)
+def test_names_that_lead_elsewhere_are_never_given_to_timm(monkeypatch, name):
+    monkeypatch.setattr(timm, "create_model", None)
+    with pytest.raises(ConfigError, match="timm knows no backbone"):
+        make_backbone(name)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

@@ -103,6 +103,14 @@ def test_defaults_are_theirs():
     assert model_from(KIND | {"num_labels": 5, "hidden_size": 64, "num_attention_heads": 8})[0].hidden_dim == 64
 
 
+def test_channels_of_one_name_get_their_numbers():
+    labels = {str(number): "thing" for number in range(3)} | {"3": "N/A", "4": "", "5": "thing (1)"}
+    expected = ("thing", "thing (1) (1)", "thing (2)", "unused-3", "unused-4", "thing (1)")
+    assert classes_from(KIND | {"id2label": labels}) == expected
+    many = classes_from(KIND | {"id2label": {str(number): "thing" for number in range(20_000)}})
+    assert len(set(many)) == 20_000
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -133,6 +141,25 @@ def test_defaults_are_theirs():
         ({"id2label": {"0": "cat", "2": "dog"}}, "id2label has 2 names, but none for channel 1"),
         ({"id2label": {"0": 7}}, "must give each channel's number a name"),
         ({"deformable_detr": {"frozen_stages": "two"}}, "frozen_stages is 'two'"),
+        ({"deformable_detr": ["frozen_stages"]}, r"deformable_detr is \['frozen_stages'\], which it cannot be"),
+        ({"architectures": [3]}, r"architectures is \[3\], which it cannot be in a config\.json"),
+        ({"architectures": "DeformableDetrForObjectDetection"}, "architectures is 'Deform.*', which it cannot be"),
+        ({"id2label": ["cat"]}, r"id2label is \['cat'\], which it cannot be"),
+        ({"id2label": None, "num_labels": "3"}, "num_labels is '3', which it cannot be"),
+        ({"id2label": None, "num_labels": 10**9}, "num_classes is 1000000000; it can be at most 100000"),
+        ({"id2label": None, "num_labels": 0}, "num_classes is 0; it must be at least 1"),
+        ({"two_stage": "yes"}, "two_stage is 'yes', which it cannot be"),
+        ({"backbone": ["resnet50"]}, "backbone is "),
+        ({"backbone": "hf-hub:timm/resnet50"}, "backbone is 'hf-hub:timm/resnet50'; it must be a name that timm"),
+        ({"backbone_config": "resnet"}, "backbone_config is 'resnet', which it cannot be"),
+        ({"backbone_config": TIMM | {"out_indices": "all"}}, r"backbone_config\.out_indices is 'all', which it cannot"),
+        ({"backbone_config": TIMM | {"backbone": "local-dir:."}}, "backbone is 'local-dir:.'; it must be a name"),
+        ({"backbone_config": NATIVE | {"depths": [[3], 4]}}, r"backbone_config\.depths is \[\[3\], 4\], which it"),
+        ({"backbone_config": NATIVE | {"layer_type": ["basic"]}}, r"backbone_config\.layer_type is"),
+        ({"backbone_config": NATIVE | {"hidden_sizes": 7}}, r"backbone_config\.hidden_sizes is 7"),
+        ({"backbone_kwargs": [1]}, r"backbone_kwargs is \[1\], which it cannot be"),
+        ({"num_queries": 10**9}, "num_queries is 1000000000; it can be at most 20000"),
+        ({"activation_function": ["relu"] * 10**5}, r"activation_function is \['relu', .*; only 'relu' can be built"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_named(settings, message):

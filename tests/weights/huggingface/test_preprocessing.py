@@ -144,7 +144,7 @@ def test_without_normalising(processor_class):
         ({"pad_size": {"height": 9, "width": 9}}, "pad_size is "),
         ({"size": {"height": 640, "width": 640}}, "size is {'height': 640.*no image is stretched"),
         ({"size": {"shortest_edge": 640}}, "must be given as shortest_edge and longest_edge"),
-        ({"size": "big"}, "size is big"),
+        ({"size": "big"}, "size is 'big'"),
         ({"image_std": [1.0, 0.0, 1.0]}, "std"),
         ({"image_mean": [0.5]}, "mean"),
     ],

@@ -395,6 +395,25 @@ def test_weights_of_one_variant_with_the_config_of_another(written, tmp_path, we
     refused(tmp_path / "mixed", message)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_class_heads_that_were_removed_are_said_to_be(written, tmp_path, name):
+    folder = shutil.copytree(written / name, tmp_path / name)
+    path = folder / "model.safetensors"
+    save_file({key: one for key, one in load_file(path).items() if "class_embed" not in key}, path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: its class heads \(class_embed\.\*\) have been rem"):
+        read_transformers(folder)
+
+
+def test_projections_of_other_shapes_are_refused(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith("self_attn.k_proj.weight") and "decoder" in key)
+    for other in (torch.ones(3, 5), torch.ones(())):
+        save_file(tensors | {name: other}, path)
+        with pytest.raises(CheckpointError, match=r"needs projections of q, k and v of one shape, not of {"):
+            read_transformers(folder)
+
+
 def test_a_processor_that_does_something_else(folder):
     edit(folder / "preprocessor_config.json", resample=3)
     refused(folder, r"preprocessor_config\.json: resample is 3")

@@ -201,6 +201,47 @@ def test_what_does_not_fit_is_named_and_counted(base, tmp_path):
     assert "1 of another shape: bbox_embed.0.layers.0.bias is [7] there and [64] here" in message
 
 
+REMOVED = (
+    "its class heads (class_embed.*) have been removed; take the file as published, --weights fits other classes by"
+)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_class_heads_that_were_removed_are_said_to_be(tmp_path, name, told):
+    """As people make a file that other programs fine-tune from."""
+    config = replace(VARIANTS[name], num_heads=8)  # without settings, eight heads are assumed
+    official = to_official_keys(weights_of(config), config)
+    left = {key: one for key, one in official.items() if "class_embed" not in key}
+    with pytest.raises(CheckpointError) as caught:
+        read_document({"model": left} | ({"args": to_args(config)} if told else {}), tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'x.pth'}: {REMOVED} itself"
+
+
+def test_some_of_the_class_heads_are_missing(weights, tmp_path):
+    """Those below the decoder are copies, which some remove and others forget."""
+    official = to_official_keys(weights["two_stage"], VARIANTS["two_stage"])
+    for start in ("class_embed.", "transformer.decoder.class_embed.", "class_embed.1.bias"):
+        left = {key: one for key, one in official.items() if not key.startswith(start)}
+        with pytest.raises(CheckpointError, match=r"its class heads .* have been removed"):
+            read_document({"model": left, "args": to_args(VARIANTS["two_stage"])}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["two_stage", "refine", "single_scale_dc5"])
+def test_what_else_was_removed_is_compared_with_the_right_variant(weights, tmp_path, name):
+    config = VARIANTS[name]
+    official = to_official_keys(weights[name], config)
+    gone = [key for key in official if key.startswith(("class_embed", "query_embed", "transformer.reference_points"))]
+    gone += ["input_proj.0.0.bias"]
+    left = {key: one for key, one in official.items() if key not in gone}
+    with pytest.raises(CheckpointError) as caught:
+        read_document({"model": left, "args": to_args(config)}, tmp_path)
+    message = str(caught.value)
+    assert f"of the {len(official)} tensors of such a model, {len(gone)} missing: " in message
+    assert "unexpected" not in message
+    assert "of another shape" not in message
+
+
 def zeros(*names):
     return {name: torch.zeros(1) for name in names}
 

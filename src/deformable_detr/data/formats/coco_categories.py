@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
-from deformable_detr.data.formats.parsing import name_text, shown, whole_number
+from deformable_detr.data.formats.parsing import class_name_text, shown, whole_number
 
 
 class Categories(NamedTuple):
@@ -41,7 +41,7 @@ def read_categories(items: list[dict[str, Any]], used: AbstractSet[int], where: 
         category_id = whole_number(item.get("id"), place, "the category id")
         if category_id in names:
             raise DataError(f"{place}: the category id {category_id} is used twice")
-        names[category_id] = name_text(_as_text(item.get("name")), place, "the category name")
+        names[category_id] = class_name_text(_as_text(item.get("name")), place, "the category name")
         parents[category_id] = str(_as_text(item.get("supercategory")))
     if not names:
         raise DataError(f"{where}: 'categories' is empty, so there is nothing to detect")

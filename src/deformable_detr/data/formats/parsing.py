@@ -5,13 +5,16 @@ Every kind of file has a largest size, far above any real one, so that nothing f
 
 import json
 import re
-import reprlib
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value, read_file
+from deformable_detr.core.short_text import one_line
+from deformable_detr.core.short_text import shown as shown  # every reader of a format needs it, too
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.formats.xml_text import for_parser, reason_of
 
@@ -21,27 +24,13 @@ _NUMBER_IN_QUOTES = re.compile(
 )
 _LONGEST_NUMBER = 400
 _LARGEST_ID = 2**63 - 1
+_LONGEST_CLASS_NAME = 500
+_CONTROLS = ("Cc", "Zl", "Zp")
 _MEGABYTE = 1 << 20
 _MOST_JSON = 8192 * _MEGABYTE
 _MOST_XML = 1024 * _MEGABYTE
 _MOST_TEXT = 256 * _MEGABYTE
 _MOST_YAML = 1 * _MEGABYTE
-
-
-def shown(value: object) -> str:
-    """Text of a value for a message: one short line, however large or strange the value is."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxlong, short.maxstring = 2, 4, 4, 30, 60
-    try:
-        return short.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number with thousands of digits"
-
-
-def _one_line(reason: object) -> str:
-    """Reason that a parser gives, in one short line that can be printed."""
-    text = " ".join(str(reason).split())[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def read_bytes(path: Path, *, most: int = _MOST_TEXT) -> bytes:
@@ -137,7 +126,7 @@ def read_xml(path: Path) -> Element:
     except DefusedXmlException as error:
         raise DataError(f"{path}: XML entities are not accepted in annotations") from error
     except (ValueError, LookupError, RecursionError) as error:
-        raise DataError(f"{path}: not usable XML: {_one_line(error)}") from error
+        raise DataError(f"{path}: not usable XML: {one_line(error)}") from error
 
 
 def whole_number(value: object, where: str, what: str) -> int:
@@ -197,7 +186,7 @@ def class_text(value: object, where: str, what: str = "the class name") -> str:
         DataError: it is something else.
     """
     text = str(value) if type(value) is int and abs(value) <= _LARGEST_ID else value
-    return name_text(text, where, what).strip()
+    return class_name_text(text, where, what).strip()
 
 
 def name_text(value: object, where: str, what: str) -> str:
@@ -222,6 +211,45 @@ def name_text(value: object, where: str, what: str) -> str:
     return value
 
 
+def class_name_text(value: object, where: str, what: str) -> str:
+    """Name of a class: text as for `name_text`, short, and without letters that move a terminal's cursor.
+
+    Args:
+        value: to check.
+        where: place in the file, for the message.
+        what: name of the value, for the message.
+
+    Raises:
+        DataError: it is something else.
+    """
+    name = name_text(value, where, what)
+    if len(name) > _LONGEST_CLASS_NAME:
+        raise DataError(
+            f"{where}: {what} has {len(name)} letters: {shown(name)}; a class name has at most {_LONGEST_CLASS_NAME}"
+        )
+    if any(unicodedata.category(letter) in _CONTROLS for letter in name):
+        raise DataError(f"{where}: {what} holds a line break or another control character: {shown(name)}")
+    return name
+
+
+def check_class_names(names: Sequence[object], where: str) -> None:
+    """Check the class names of a data set or of a detector: all of them text, none twice.
+
+    Args:
+        names: class names by class id.
+        where: file or folder, for the message.
+
+    Raises:
+        DataError: one of them cannot be used.
+    """
+    seen: set[str] = set()
+    for position, value in enumerate(names):
+        name = class_name_text(value, where, f"class name {position + 1}")
+        if name in seen:
+            raise DataError(f"{where}: the class name {shown(name)} appears twice")
+        seen.add(name)
+
+
 def read_names(path: Path) -> tuple[str, ...]:
     """Class names, one per line; empty lines do not count.
 
@@ -231,8 +259,5 @@ def read_names(path: Path) -> tuple[str, ...]:
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path}: no class names in this file")
-    for position, name in enumerate(names):
-        name_text(name, f"{path}, name {position + 1}", "a class name")
-        if name in names[:position]:
-            raise DataError(f"{path}: the class name {shown(name)} appears twice")
+    check_class_names(names, str(path))
     return tuple(names)

@@ -17,7 +17,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within
-from deformable_detr.data.formats.parsing import name_text, shown, whole_number
+from deformable_detr.data.formats.parsing import check_class_names, class_name_text, shown, whole_number
 from deformable_detr.data.formats.units import BoxForm
 from deformable_detr.data.images import image_size
 
@@ -237,18 +237,14 @@ def _class_names(
             if item.class_name is not None
         }
         for name, place in first_of.items():
-            name_text(name, place, "the class name")
+            class_name_text(name, place, "the class name")
         names = tuple(sorted(first_of))
     if not names:
         if fatal := [problem for problem in problems if problem.fatal]:  # Its own reason, where no object can be read.
             more = f" (and {len(fatal) - 1} more like this)" if len(fatal) > 1 else ""
             raise DataError(f"{fatal[0].where}: {fatal[0].message}{more}")
         raise DataError(f"{where}: no object has a class, so there is nothing to detect")
-    for position, name in enumerate(names):
-        name_text(name, where, f"class name {position + 1}")
-    if len(set(names)) < len(names):
-        twin = next(name for position, name in enumerate(names) if name in names[:position])
-        raise DataError(f"{where}: the class name {shown(twin)} appears twice")
+    check_class_names(names, where)
     return names
 
 

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.assemble import LARGEST_SIDE
-from deformable_detr.data.formats.parsing import name_text, shown
+from deformable_detr.data.formats.parsing import class_name_text, shown
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERED_COORDINATE = re.compile(r"([xy])(\d{1,9})")
@@ -60,7 +60,7 @@ def parse_annotation(root: Element, where: str) -> Annotation:
         if (item.findtext("deleted") or "").strip() == "1":
             continue
         place = f"{where}: object {number}"
-        names.append(name_text((item.findtext("name") or "").strip(), place, "<name>"))
+        names.append(class_name_text((item.findtext("name") or "").strip(), place, "<name>"))
         shape, box = _shape_of(item, place)
         shapes.append(shape)
         boxes.append(box)

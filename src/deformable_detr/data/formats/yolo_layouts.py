@@ -11,7 +11,15 @@ from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.image_names import find_images, parts_of
 from deformable_detr.data.formats.kitti import holds_kitti
 from deformable_detr.data.formats.label_names import MatchedLabels, match_labels
-from deformable_detr.data.formats.parsing import name_text, read_names, read_text, read_yaml, shown, whole_number
+from deformable_detr.data.formats.parsing import (
+    class_name_text,
+    name_text,
+    read_names,
+    read_text,
+    read_yaml,
+    shown,
+    whole_number,
+)
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
 from deformable_detr.data.formats.yolo_lines import KeypointShape
 from deformable_detr.data.images import is_image_file, list_images
@@ -112,7 +120,7 @@ def _classes_in(content: dict[Any, Any], file: Path) -> ClassList:
             name = str(name)
         if isinstance(name, bool) or name is None:
             raise DataError(f"{file}: the name of class {key} is read as {name}; write it in quotes")
-        named[key] = name_text(name, str(file), f"the name of class {key}")
+        named[key] = class_name_text(name, str(file), f"the name of class {key}")
     if len(named) != len(names) or len(set(named.values())) != len(named):
         raise DataError(f"{file}: names has the same class twice")
     if min(named) < 0:

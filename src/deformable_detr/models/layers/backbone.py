@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from deformable_detr.core.errors import CheckpointError, ConfigError, first_line
-from deformable_detr.core.torch_files import read_tensors
+from deformable_detr.core.errors import CheckpointError, ConfigError, first_line, listed
+from deformable_detr.core.short_text import shown
+from deformable_detr.core.torch_files import check_numbers, read_tensors, type_name
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Backbone(nn.Module):
         from timm.layers.norm_act import freeze_batch_norm_2d
 
         super().__init__()
+        _check_name(name)
         full: Any = _create(name, dilation, None)
         strides = full.feature_info.reduction()
         if len(strides) < num_maps:
@@ -66,7 +68,8 @@ class Backbone(nn.Module):
                 of timm or torchvision, whose classifier is not used.
 
         Raises:
-            CheckpointError: the hub cannot be reached, or the file does not hold weights of this network.
+            CheckpointError: the hub cannot be reached, or the file does not hold weights of this network, or weights
+                that are not finite.
         """
         state = _from_hub(self._name) if source == "hub" else _from_file(Path(source))
         # timm writes "stages_0" where the plain network has "stages.0".
@@ -79,13 +82,33 @@ class Backbone(nn.Module):
                     missing.append(key)
             elif tensor.shape != own.shape:
                 wrong.append(f"{key} is {tuple(tensor.shape)} there and {tuple(own.shape)} here")
+            elif own.is_floating_point() != tensor.is_floating_point():
+                wrong.append(f"{key} is {type_name(tensor)} there and {type_name(own)} here")
             else:
                 loaded[key] = tensor
         if missing or wrong:
-            problems = [f"{len(missing)} parameters missing, first {missing[0]}"] * bool(missing) + wrong[:1]
+            problems = [f"{len(missing)} parameters missing, first {first}" for first in missing[:1]] + wrong[:1]
             raise CheckpointError(f"{source} does not hold weights of {self._name}: {'; '.join(problems)}")
+        check_numbers(loaded, source)
         self.body.load_state_dict(loaded, strict=False)
         log.info("backbone %s: %d tensors from %s", self._name, len(loaded), source)
+
+
+def _check_name(name: str) -> None:
+    """Refuse everything but the names that timm itself knows; with others it would go to the hub or read folders."""
+    import timm
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{architecture[:6]}*")[:5] if architecture.isidentifier() else []
+        hint = f"; did you mean one of {', '.join(near)}?" if near else ""
+        raise ConfigError(f"timm knows no backbone {shown(name)}{hint}")
+    try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        hint = f"; there are {listed(known)}" if known else ""
+        raise ConfigError(f"timm knows {architecture}, but no weights {shown(name)} for it{hint}") from error
 
 
 def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> nn.Module:
@@ -106,12 +129,8 @@ def _create(name: str, dilation: bool, out_indices: tuple[int, ...] | None) -> n
         ValueError,
         AssertionError,
     ) as error:
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-            hint = f"; did you mean one of {', '.join(near)}?" if near else ""
-            raise ConfigError(f"timm knows no backbone {name!r}{hint}") from error
         how = " with dilation" if dilation else ""
-        raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {error}") from error
+        raise ConfigError(f"backbone {name} cannot be used for its feature maps{how}: {first_line(error)}") from error
 
 
 def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.key_map import COUNTERS, KeyMap
-from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
+from deformable_detr.weights.shared_heads import (
+    is_equal,
+    proposal_head_here,
+    proposal_head_there,
+    with_copies,
+    without_copies,
+)
 
 # Our prefix, their prefix.
 _NAMES = KeyMap(
@@ -67,8 +74,8 @@ _TO_FILES = (
 )
 _ALIAS = "model.decoder."
 # The projections of q, k and v in self-attention are one tensor in ours and three in theirs.
-_OUR_JOINED = re.compile(r"decoder\.layers\.(\d+)\.self_attention\.in_proj_(weight|bias)")
-_THEIR_PARTS = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+_OUR_JOINED = re.compile(r"decoder\.layers\.([0-9]{1,6})\.self_attention\.in_proj_(weight|bias)")
+_THEIR_PARTS = re.compile(r"model\.decoder\.layers\.([0-9]{1,6})\.self_attn\.([qkv])_proj\.(weight|bias)")
 _PARTS = ("q", "k", "v")
 
 BackboneNames = Literal["timm", "native"]
@@ -131,17 +138,20 @@ def from_transformers_keys(theirs: Mapping[str, Tensor], config: DeformableDETRC
         if ours is None:
             foreign.append(name)
             continue
-        if ours in weights and not torch.equal(weights[ours], tensor):
+        if ours in weights and not is_equal(weights[ours], tensor):
             raise CheckpointError(f"{ours} is there twice, as {name} and under another name, and differs")
         weights[ours] = tensor
     if foreign:
-        others = f", nor are {len(foreign) - 1} more, such as {foreign[1]}" if len(foreign) > 1 else ""
-        raise CheckpointError(f"{foreign[0]!r} is not a parameter of Deformable DETR in transformers{others}")
+        others = f", nor are {len(foreign) - 1} more, such as {one_line(foreign[1])}" if len(foreign) > 1 else ""
+        raise CheckpointError(f"'{one_line(foreign[0])}' is not a parameter of Deformable DETR in transformers{others}")
     # Three projections become one tensor.
     for ours, pieces in parts.items():
         missing = [part for part in _PARTS if part not in pieces]
         if missing:
             raise CheckpointError(f"{ours} needs the projections of q, k and v; {', '.join(missing)} is not there")
+        shapes = {part: list(piece.shape) for part, piece in pieces.items()}
+        if not shapes["q"] == shapes["k"] == shapes["v"] or not shapes["q"]:
+            raise CheckpointError(f"{ours} needs projections of q, k and v of one shape, not of {shown(shapes)}")
         weights[ours] = torch.cat([pieces[part] for part in _PARTS])
     # A class head that their layers share is copied to every layer.
     if config.variant == "refine" and not any(name.startswith("decoder.class_heads.1.") for name in weights):

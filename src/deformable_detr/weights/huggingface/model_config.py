@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from deformable_detr.core.config import from_dict
-from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.config import fits, from_dict
+from deformable_detr.core.errors import CheckpointError, ConfigError, listed
+from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.weights.coco_classes import UNUSED
@@ -72,6 +73,34 @@ _NATIVE_FIXED = {
     "downsample_in_bottleneck": False,
 }
 _BATCH_NORM_EPS = 1e-5
+# Types of what is read here; sizes are checked where they become our settings.
+_TYPES: dict[str, Any] = {
+    "model_type": str | None,
+    "architectures": tuple[str, ...] | None,
+    "id2label": dict | None,
+    "num_labels": int,
+    "two_stage": bool | None,
+    "with_box_refine": bool | None,
+    "dilation": bool | None,
+    "use_timm_backbone": bool | None,
+    "backbone": str | None,
+    "backbone_config": dict | None,
+    "backbone_kwargs": dict | None,
+    OWN_ENTRY: dict | None,
+}
+_BACKBONE_TYPES: dict[str, Any] = {
+    "model_type": str | None,
+    "backbone": str | None,
+    "output_stride": int | None,
+    "num_channels": int,
+    "in_chans": int,
+    "layer_type": str,
+    "depths": tuple[int, ...],
+    "hidden_sizes": tuple[int, ...],
+    "out_indices": tuple[int, ...] | None,
+    "out_features": tuple[str, ...] | None,
+    "freeze_batch_norm_2d": bool | None,
+}
 
 
 def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[str]]:
@@ -84,15 +113,18 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
         CheckpointError: the file is of another model, or of one that this package cannot build.
     """
     # Refuse other models, and settings that our network cannot have.
+    _check_types(settings, _TYPES, "")
     _check_kind(settings)
+    for name in ("backbone_config", "backbone_kwargs"):
+        _check_types(settings.get(name) or {}, _BACKBONE_TYPES, f"{name}.")
     settings = {_SYNONYMS.get(name, name): value for name, value in settings.items()}
     for name, expected in _FIXED.items():
         if settings.get(name, expected) != expected:
-            raise CheckpointError(f"{name} is {settings[name]!r}; only {expected!r} can be built here")
+            raise CheckpointError(f"{name} is {shown(settings[name])}; only {expected!r} can be built here")
     for first, (second, default) in _EQUAL.items():
         one, other = settings.get(first, default), settings.get(second, default)
         if one != other:
-            raise CheckpointError(f"{first} is {one} and {second} is {other}; here both must be equal")
+            raise CheckpointError(f"{first} is {shown(one)} and {second} is {shown(other)}; here both must be equal")
     refine, two_stage = settings.get("with_box_refine", False), settings.get("two_stage", False)
     if two_stage and not refine:
         raise CheckpointError("two_stage is true and with_box_refine is false; two stages need refinement")
@@ -100,13 +132,13 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
     queries = "two_stage_num_proposals" if two_stage else "num_queries"
     own = settings.get(OWN_ENTRY) or {}
     try:
-        model = from_dict(
+        model: DeformableDETRConfig = from_dict(
             DeformableDETRConfig,
             {ours: settings.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
             | {name: own[name] for name in _OWN_SETTINGS if name in own}
             | _backbone_from(settings)
             | {
-                "num_classes": len(_labels(settings)),
+                "num_classes": _num_labels(settings),
                 "variant": "two_stage" if two_stage else "refine" if refine else "base",
                 "num_queries": settings.get(queries, 300),
             },
@@ -131,12 +163,12 @@ def classes_from(settings: Mapping[str, Any]) -> tuple[str, ...]:
         CheckpointError: the numbers do not count the channels from 0, or a name is not a text.
     """
     labels = _labels(settings)
-    names: list[str] = []
+    taken, names = set(labels), dict[str, None]()
     for channel, label in enumerate(labels):
         name = f"{UNUSED}{channel}" if label in ("N/A", "") else label
-        while name in names or (name != label and name in labels):
+        while name in names or (name != label and name in taken):
             name = f"{name} ({channel})"
-        names.append(name)
+        names[name] = None
     return tuple(names)
 
 
@@ -145,7 +177,7 @@ def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tu
     own = settings.get(OWN_ENTRY) or {}
     ids = own.get("category_ids")
     if own.get("classes") == list(classes) and isinstance(ids, list) and len(ids) == len(classes):
-        return tuple(int(number) for number in ids)
+        return tuple(ids)
     return tuple(range(len(classes)))
 
 
@@ -198,27 +230,39 @@ def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category
     }
 
 
+def _check_types(settings: Mapping[str, Any], types: Mapping[str, Any], prefix: str) -> None:
+    for name, kind in types.items():
+        if name in settings and not fits(settings[name], kind):
+            raise CheckpointError(f"{prefix}{name} is {shown(settings[name])}, which it cannot be in a config.json")
+
+
 def _check_kind(settings: Mapping[str, Any]) -> None:
     kind = settings.get("model_type")
     if kind is None:
         raise CheckpointError("there is no model_type in it; this is not a model of transformers")
     if kind != MODEL_TYPE:
         raise CheckpointError(
-            f"it is a model of type {kind!r}, not {MODEL_TYPE!r}; transformers' AutoModelForObjectDetection reads it, "
-            "this package does not"
+            f"it is a model of type {shown(kind)}, not {MODEL_TYPE!r}; transformers' AutoModelForObjectDetection "
+            "reads it, this package does not"
         )
     architectures = settings.get("architectures") or [ARCHITECTURE]
     if ARCHITECTURE not in architectures:
         raise CheckpointError(
-            f"it holds {', '.join(architectures)}, which has no class and box heads; not {ARCHITECTURE}"
+            f"it holds {one_line(', '.join(architectures))}, which has no class and box heads; not {ARCHITECTURE}"
         )
+
+
+def _num_labels(settings: Mapping[str, Any]) -> int:
+    number = settings.get("num_labels", 2) if settings.get("id2label") is None else len(_labels(settings))
+    assert isinstance(number, int)
+    return number
 
 
 def _labels(settings: Mapping[str, Any]) -> list[str]:
     labels = settings.get("id2label")
     if labels is None:
         return [f"LABEL_{channel}" for channel in range(settings.get("num_labels", 2))]
-    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
+    if not all(isinstance(name, str) for name in labels.values()):
         raise CheckpointError("id2label must give each channel's number a name")
     by_number = {str(number): name for number, name in labels.items()}
     missing = [channel for channel in range(len(labels)) if str(channel) not in by_number]
@@ -244,7 +288,7 @@ def _backbone_from(settings: Mapping[str, Any]) -> dict[str, Any]:
     elif kind == "timm_backbone":
         found = {"backbone": described.get("backbone"), "dilation": _is_dilated(described)}
     else:
-        raise CheckpointError(f"backbone_config is of type {kind!r}; a timm_backbone or resnet can be built here")
+        raise CheckpointError(f"backbone_config is of type {shown(kind)}; a timm_backbone or resnet can be built here")
     if found["dilation"] != dilation:
         raise CheckpointError(f"dilation is {dilation}, but the backbone's own settings say {found['dilation']}")
     return found
@@ -256,7 +300,7 @@ def _timm_settings(arguments: Mapping[str, Any] | None, dilation: bool) -> dict[
     known = {"out_indices": "out_indices", "output_stride": "output_stride", "in_chans": "num_channels"}
     foreign = sorted(set(arguments) - known.keys() - {"features_only"})
     if foreign:
-        raise CheckpointError(f"backbone_kwargs has {', '.join(foreign)}; such a backbone cannot be built here")
+        raise CheckpointError(f"backbone_kwargs has {one_line(listed(foreign))}; such a backbone cannot be built here")
     return {known[name]: value for name, value in arguments.items() if name in known}
 
 
@@ -275,9 +319,11 @@ def _native_name(described: Mapping[str, Any]) -> str:
     name = _NATIVE_RESNETS.get((layer, depths))
     unlike = [key for key, value in _NATIVE_FIXED.items() if described.get(key, value) != value]
     if name is None or list(described.get("hidden_sizes", _NATIVE_SIZES["bottleneck"])) != _NATIVE_SIZES[layer]:
-        raise CheckpointError(f"backbone_config is a ResNet of {layer} layers {list(depths)} that timm has no name for")
+        raise CheckpointError(
+            f"backbone_config is a ResNet of {one_line(layer)} layers {shown(list(depths))} that timm has no name for"
+        )
     if unlike:
-        raise CheckpointError(f"backbone_config.{unlike[0]} is {described[unlike[0]]!r}; timm's {name} differs")
+        raise CheckpointError(f"backbone_config.{unlike[0]} is {shown(described[unlike[0]])}; timm's {name} differs")
     return name
 
 
@@ -316,7 +362,8 @@ def _check_maps(model: DeformableDETRConfig, settings: Mapping[str, Any]) -> Non
     theirs = [index if index >= 0 else index + ours[-1] + 1 for index in maps]
     if theirs != ours:
         raise CheckpointError(
-            f"the backbone gives maps {theirs} for num_feature_levels {model.num_levels}; here it would give {ours}"
+            f"the backbone gives maps {shown(theirs)} for num_feature_levels {model.num_levels}; "
+            f"here it would give {ours}"
         )
     if not _is_plain(body) and not described.get("freeze_batch_norm_2d"):
         raise CheckpointError(

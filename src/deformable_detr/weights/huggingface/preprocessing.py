@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deformable_detr.core.config import from_dict
+from deformable_detr.core.config import fits, from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.data.preprocessing import Preprocessing
 
 # Image processors of this family do the same as ours: short side, long side, bilinear, mean and standard deviation.
@@ -35,9 +36,9 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
         CheckpointError: it describes what our preprocessing cannot do: another filter, a fixed size, a crop, no resize.
     """
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    if kind is not None and not _FAMILY.fullmatch(str(kind)):
+    if kind is not None and not (isinstance(kind, str) and _FAMILY.fullmatch(kind)):
         raise CheckpointError(
-            f"image processor {kind} is not one of DETR's; there is no telling what it does to images"
+            f"image processor {one_line(kind)} is not one of DETR's; there is no telling what it does to images"
         )
     _refuse_unlike(settings)
     short_side, max_side = _sides(settings)
@@ -82,27 +83,29 @@ def _refuse_unlike(settings: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{name} is false; images are always resized and brought to 0..1 here")
     for name in ("do_center_crop", "pad_size"):
         if settings.get(name):
-            raise CheckpointError(f"{name} is {settings[name]}; images are neither cropped nor padded to a size here")
+            raise CheckpointError(
+                f"{name} is {shown(settings[name])}; images are neither cropped nor padded to a size here"
+            )
     factor = settings.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise CheckpointError(f"rescale_factor is {factor}; pixels are divided by 255 here")
+    if not fits(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise CheckpointError(f"rescale_factor is {shown(factor)}; pixels are divided by 255 here")
     resample = settings.get("resample", _BILINEAR)
     if resample not in (_BILINEAR, None):
-        raise CheckpointError(f"resample is {resample}; images are resized with PIL's bilinear filter (2) here")
+        raise CheckpointError(f"resample is {shown(resample)}; images are resized with PIL's bilinear filter (2) here")
 
 
 def _sides(settings: Mapping[str, Any]) -> tuple[int, int]:
     size = settings.get("size")
     if size is None:
         size = {"shortest_edge": Preprocessing().short_side, "longest_edge": _DEFAULT_MAX_SIDE}
-    elif isinstance(size, int):
+    elif type(size) is int:
         size = {"shortest_edge": size, "longest_edge": settings.get("max_size", _DEFAULT_MAX_SIDE)}
     short_side, max_side = (
         (size.get("shortest_edge"), size.get("longest_edge")) if isinstance(size, dict) else (None, None)
     )
-    if not (isinstance(short_side, int) and isinstance(max_side, int) and short_side > 0 and max_side > 0):
+    if not (type(short_side) is int and type(max_side) is int and short_side > 0 and max_side > 0):
         raise CheckpointError(
-            f"size is {size}; it must be given as shortest_edge and longest_edge: shapes are kept here, and no image "
-            "is stretched"
+            f"size is {shown(size)}; it must be given as shortest_edge and longest_edge: shapes are kept here, and no "
+            "image is stretched"
         )
     return short_side, max_side

@@ -15,22 +15,27 @@ import torch
 import yaml
 from torch import Tensor
 
-from deformable_detr.core.errors import CheckpointError, OutputError, listed
+from deformable_detr.core.errors import CheckpointError, ConfigError, OutputError, listed
 from deformable_detr.core.files import write_json
-from deformable_detr.core.reading import read_json
-from deformable_detr.core.torch_files import read_tensors, write_tensors
+from deformable_detr.core.reading import read_file, read_json
+from deformable_detr.core.short_text import one_line
+from deformable_detr.core.torch_files import FLOATS, check_numbers, read_tensors, type_name, write_tensors
 from deformable_detr.core.version import __version__
+from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import DeformableDETRConfig, build
-from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config
+from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config, sketch
+from deformable_detr.weights.description import printable_fact, printable_facts
 from deformable_detr.weights.hub import CARD, CONFIG, PREPROCESSING, WEIGHTS
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
 from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
 from deformable_detr.weights.key_map import COUNTERS
+from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED, is_class_head
 
 # One file, or an index of the files that hold the parts; in order of preference.
 _WEIGHTS_FILES = tuple(file for name in WEIGHTS for file in (name, f"{name}.index.json"))
+_LONGEST_CARD = 1 << 24
 _COPY = re.compile(r"(class|bbox)_embed\.[1-9]")
 # Licences that the hub has an identifier for; all others are "other" with a name.
 _HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
@@ -54,22 +59,27 @@ def read_transformers(folder: Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     provenance = {"source": f"transformers folder {folder.name}"}
-    if settings.get("transformers_version"):
-        provenance["transformers"] = str(settings["transformers_version"])
+    version = settings.get("transformers_version")
+    if isinstance(version, str) and version:
+        provenance["transformers"] = version
     preprocessing, unknown_too = _read_preprocessing(folder, provenance)
     if unknown or unknown_too:
         provenance["settings left aside"] = ", ".join([*unknown, *unknown_too])
     # Weights, which must be exactly those of a model with these settings.
     path, held = _read_weights(folder)
-    return Checkpoint(
-        weights=_our_weights(path, held, model),
-        model=model,
-        classes=classes,
-        category_ids=transformers_config.category_ids_from(settings, classes),
-        preprocessing=preprocessing,
-        provenance=provenance,
-        licence=_read_licence(folder),
-    )
+    weights = _our_weights(path, held, model)
+    try:
+        return Checkpoint(
+            weights=weights,
+            model=model.portable(),
+            classes=classes,
+            category_ids=transformers_config.category_ids_from(settings, classes),
+            preprocessing=preprocessing,
+            provenance=printable_facts(provenance),
+            licence=_read_licence(folder),
+        )
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
 def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
@@ -122,7 +132,7 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path.parent} is not a folder of transformers: it has no {path.name}")
     return read_json(path, error_type=CheckpointError)
 
@@ -147,29 +157,46 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
     table = _read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(Path(str(name)).name == name for name in table.values()):
+    if not isinstance(table, dict) or not all(_is_file_name(name) for name in table.values()):
         raise CheckpointError(f"{index} has no weight_map that names files beside it")
     names = sorted(set(table.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index} names {len(names)} files; {len(missing)} are not there: {listed(missing)}")
+        found = one_line(listed(missing), 1000)
+        raise CheckpointError(f"{index} names {len(names)} files; {len(missing)} are not there: {found}")
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors |= read_tensors(index.parent / name)
     lost = [name for name in table if name not in tensors]
     if lost:
-        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {listed(lost)}")
+        found = one_line(listed(lost), 1000)
+        raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {found}")
     return tensors
 
 
+def _is_file_name(name: object) -> bool:
+    """Whether a value is the name of a file in the same folder."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    return "\0" not in name and len(name.encode(errors="replace")) < 256
+
+
 def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRConfig) -> dict[str, Tensor]:
-    """Weights by our names, checked to be exactly those of `model`."""
+    """Weights by our names, checked to be exactly those of `model`, and finite."""
+    network = sketch(model, path)
+    check_numbers(held, path)
+    wrong = [name for name, tensor in held.items() if tensor.dtype not in FLOATS and not name.endswith(COUNTERS)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {one_line(wrong[0])} holds numbers of type {type_name(held[wrong[0]])}; weights are of "
+            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
+        )
+    if not any(is_class_head(name) for name in held):
+        raise CheckpointError(f"{path}: {CLASS_HEADS_REMOVED}")
     try:
         weights = from_transformers_keys({name: tensor.float() for name, tensor in held.items()}, model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    with torch.device("meta"):
-        network = build(model, load_backbone_weights=False)
     for name, tensor in network.state_dict().items():
         if name.endswith(COUNTERS):  # counters of batch norm: not in their files, and no result needs them
             weights[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
@@ -179,21 +206,22 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
 
 def _read_licence(folder: Path) -> str:
     """Licence in the header of the model card; empty if there is no card, or no licence in it."""
-    path = folder / CARD
-    if not path.is_file():
+    try:
+        text = read_file(folder / CARD, most=_LONGEST_CARD).decode(errors="replace").replace("\r\n", "\n")
+    except OSError:  # no card, or a pipe in its place
         return ""
-    start, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    start, _, rest = text.partition("---\n")
     header, end, _ = rest.partition("\n---")
-    if start.strip() or not end:
+    if start.strip("\ufeff \n") or not end:
         return ""
     try:
-        facts = yaml.safe_load(header)
-    except yaml.YAMLError:
+        facts = yaml_value(header)
+    except YamlError:
         return ""
-    if not isinstance(facts, dict):
-        return ""
-    licence = facts.get("license") or ""
-    return str(facts.get("license_name", licence) if licence == "other" else licence)
+    licence = facts.get("license") if isinstance(facts, dict) else None
+    if licence == "other":
+        licence = facts.get("license_name", licence)
+    return printable_fact(licence) if isinstance(licence, str) else ""
 
 
 def _card(checkpoint: Checkpoint) -> str:

@@ -18,26 +18,30 @@ from torch import Tensor
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, listed
 from deformable_detr.core.files import write_atomically
-from deformable_detr.core.torch_files import inner_table, is_plain, read_torch_file
+from deformable_detr.core.short_text import one_line
+from deformable_detr.core.torch_files import check_memory, check_numbers, inner_table, is_plain, read_torch_file
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.checkpoint import (
     HEADER_ENTRY,
     Checkpoint,
     deformable_config,
     from_header,
     parse_header,
+    sketch,
     to_header,
 )
 from deformable_detr.weights.coco_classes import COCO_CLASSES
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
-from deformable_detr.weights.official.settings import has_size_tensors, settings_of, to_args
+from deformable_detr.weights.official.settings import has_size_tensors, most_like, settings_of, to_args
 from deformable_detr.weights.recognise import foreign_model
+from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED, is_class_head
 
 log = logging.getLogger(__name__)
 
 _PARALLEL = "module."
+_MOST_EPOCHS = 10**6
 # Left by a tool that counts operations; the official code ignores them as well.
 _LEFTOVERS = ("total_params", "total_ops", COUNTERS)
 
@@ -56,16 +60,18 @@ def read_official(path: Path) -> Checkpoint:
     official = _official_tensors(path, document)
     args = _args(document)
     if not has_size_tensors(official):
-        raise CheckpointError(_not_this_model(path, official, _names_and_shapes(DeformableDETRConfig())))
+        raise CheckpointError(_not_this_model(path, official, _names_and_shapes(path, most_like(official, args))))
     try:
         config, assumed = settings_of(official, args)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     # The tensors must be exactly those of a model with these settings.
-    expected = _names_and_shapes(config)
+    expected = _names_and_shapes(path, config)
     if {name: tensor.shape for name, tensor in official.items()} != expected:
         raise CheckpointError(_not_this_model(path, official, expected))
     # The description of the checkpoint, with every setting that had to be assumed.
+    check_memory(official, path)
+    check_numbers(official, path)
     weights = _renamed(path, official, config)
     values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
     if assumed:
@@ -135,7 +141,7 @@ def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     if wrong or not kept:
         raise CheckpointError(
             f"{path} holds no table of named tensors: {len(wrong)} of its {len(kept)} entries are something else"
-            + f", {listed(wrong)}" * bool(wrong)
+            + f", {one_line(listed(wrong), 1000)}" * bool(wrong)
         )
     if len(kept) < len(table):
         log.info("%s: %d counters are not used", path, len(table) - len(kept))
@@ -149,11 +155,10 @@ def _args(document: dict[str, Any]) -> dict[str, Any] | None:
     return args if isinstance(args, dict) else None
 
 
-def _names_and_shapes(config: DeformableDETRConfig) -> dict[str, torch.Size]:
+def _names_and_shapes(path: Path, config: DeformableDETRConfig) -> dict[str, torch.Size]:
     """Names and shapes of the tensors in an official file of this model."""
-    with torch.device("meta"):
-        model = build(config, load_backbone_weights=False)
-    return {name: tensor.shape for name, tensor in to_official_keys(model.state_dict(), config).items()}
+    own = sketch(config, path).state_dict()
+    return {name: tensor.shape for name, tensor in to_official_keys(own, config).items()}
 
 
 def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> str:
@@ -166,9 +171,11 @@ def _not_this_model(path: Path, official: Mapping[str, Tensor], expected: Mappin
             if name in official and official[name].shape != shape
         ],
     }
+    if all(is_class_head(name) for name in found["missing"]) and not found["unexpected"] + found["of another shape"]:
+        return f"{path}: {CLASS_HEADS_REMOVED}"
     kind = foreign_model(official)
     looks = f"; it looks like {kind}" if kind else ""
-    problems = [f"{len(names)} {what}: {listed(names)}" for what, names in found.items() if names]
+    problems = [f"{len(names)} {what}: {one_line(listed(names), 1000)}" for what, names in found.items() if names]
     return (
         f"{path} is not an official Deformable DETR{looks}; "
         f"of the {len(expected)} tensors of such a model, {'; '.join(problems)}"
@@ -185,14 +192,15 @@ def _description(path: Path, document: dict[str, Any], config: DeformableDETRCon
         of_coco = config.num_classes == len(COCO_CLASSES)
         header = {
             "classes": COCO_CLASSES if of_coco else [f"class {i}" for i in range(config.num_classes)],
-            "category_ids": range(config.num_classes),
+            "category_ids": list(range(config.num_classes)),
             "preprocessing": to_dict(Preprocessing()),
             "metrics": {},
             "provenance": {"source": f"official checkpoint {path.name}"},
             "licence": "Apache-2.0" if of_coco else "",
         }
-        if isinstance(document.get("epoch"), int):
-            header["provenance"]["epochs"] = str(document["epoch"] + 1)
+        epoch = document.get("epoch")
+        if isinstance(epoch, int) and 0 <= epoch < _MOST_EPOCHS:
+            header["provenance"]["epochs"] = str(epoch + 1)
         if assumed:
             header["provenance"]["assumed"] = assumed
     return header | {"model": {"name": "deformable_detr", "config": to_dict(config)}}

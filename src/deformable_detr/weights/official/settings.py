@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.models import DeformableDETRConfig
 
 # Our setting -> official argument.
@@ -64,6 +65,24 @@ def has_size_tensors(names: Collection[str]) -> bool:
     return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
 
 
+def most_like(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> DeformableDETRConfig:
+    """Settings of the model that an incomplete file is most like; of the paper's where nothing in it tells.
+
+    Args:
+        official: tensors by official names.
+        args: the entry "args" of the file; None if it has none.
+    """
+    if not set(official) >= set(_DIMS) - {_CLASS_BIAS}:
+        return DeformableDETRConfig()
+    try:
+        told = {} if args is None else _told(args)
+        _check_axes(official)
+        seen = told | _shown(official)
+        return from_dict(DeformableDETRConfig, seen | _points(official, from_dict(DeformableDETRConfig, seen)))
+    except (CheckpointError, ConfigError):  # to compare with it would explain nothing
+        return DeformableDETRConfig()
+
+
 def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> Settings:
     """Settings of an official model, from its tensors and, where the file has them, from its arguments.
 
@@ -74,26 +93,24 @@ def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) 
     Raises:
         CheckpointError: tensors and arguments disagree, or such a model cannot be built by this package.
     """
-    for name, dims in (_DIMS | {_QUERIES: 2}).items():
-        if name in official and official[name].dim() != dims:
-            raise CheckpointError(f"no such model can be: {name} is {list(official[name].shape)}, not of {dims} axes")
-    # Settings from the arguments (told) and from the tensors (shown). Both must be valid, each with the other's help.
+    _check_axes(official)
+    # Settings from the arguments (told) and from the tensors (seen). Both must be valid, each with the other's help.
     told = {} if args is None else _told(args)
-    shown = _shown(official)
+    seen = _shown(official)
     try:
-        from_dict(DeformableDETRConfig, shown | told)  # the arguments may be invalid
-        config = from_dict(DeformableDETRConfig, told | shown)
+        from_dict(DeformableDETRConfig, seen | told)  # the arguments may be invalid
+        config = from_dict(DeformableDETRConfig, told | seen)
     except ConfigError as error:
         raise CheckpointError(f"no such model can be: {error}") from error
     # The number of points follows from the number of heads, which only the arguments tell.
-    shown |= _points(official, config)
+    seen |= _points(official, config)
     apart = [
-        f"{name} is {told[name]!r} and {value!r}" for name, value in shown.items() if told.get(name, value) != value
+        f"{name} is {shown(told[name])} and {value!r}" for name, value in seen.items() if told.get(name, value) != value
     ]
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
-    assumed = [name for name in ("num_heads", "num_queries", "dilation") if name not in told | shown]
-    return Settings(replace(config, **shown), tuple(assumed))
+    assumed = [name for name in ("num_heads", "num_queries", "dilation") if name not in told | seen]
+    return Settings(replace(config, **seen), tuple(assumed))
 
 
 def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
@@ -128,6 +145,10 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
 def _told(args: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
     if "backbone" in args:
+        if args["backbone"] not in _BACKBONES.values():
+            raise CheckpointError(
+                f"its backbone is {shown(args['backbone'])}; known are {', '.join(_BACKBONES.values())}"
+            )
         told["backbone"] = f"{args['backbone']}{_TAG}"
     if "with_box_refine" in args or "two_stage" in args:
         refine = "refine" if args.get("with_box_refine") is True else "base"
@@ -135,23 +156,31 @@ def _told(args: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
+def _check_axes(official: Mapping[str, Tensor]) -> None:
+    for name, dims in (_DIMS | {_QUERIES: 2}).items():
+        if name in official and official[name].dim() != dims:
+            raise CheckpointError(f"no such model can be: {name} is {list(official[name].shape)}, not of {dims} axes")
+
+
 def _shown(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings that the tensors show; heads and queries may be missing."""
     num_levels, hidden_dim = official[_LEVEL_EMBED].shape
     layers = {(match[1], match[2]) for name in official if (match := _LAYER.match(name))}
     kinds = [kind for kind, _ in layers]
-    shown: dict[str, Any] = {
+    seen: dict[str, Any] = {
         "num_levels": num_levels,
         "hidden_dim": hidden_dim,
         "encoder_layers": kinds.count("encoder"),
         "decoder_layers": kinds.count("decoder"),
         "ffn_dim": len(official[_FFN]),
-        "num_classes": len(official[_CLASS_BIAS]),
         "variant": _variant(official),
         "backbone": _backbone(official),
     }
-    if shown["variant"] != "two_stage":
-        shown["num_queries"] = len(official[_QUERIES])
-    return shown
+    if _CLASS_BIAS in official:
+        seen["num_classes"] = len(official[_CLASS_BIAS])
+    if seen["variant"] != "two_stage" and _QUERIES in official:
+        seen["num_queries"] = len(official[_QUERIES])
+    return seen
 
 
 def _variant(official: Mapping[str, Tensor]) -> str:
