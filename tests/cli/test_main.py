@@ -35,6 +35,14 @@ def test_wrong_usage_is_code_2(ddetr):
     assert ddetr("eval").code == 2
 
 
+@pytest.mark.parametrize("arguments", [("check-data", ""), ("predict", "w", " "), ("eval", "w", "--data", "a\0b")])
+def test_an_empty_argument_is_one_line_and_not_the_current_folder(ddetr, arguments):
+    result = ddetr(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Error: an argument is empty, or holds a zero character")
+    assert result.err.count("\n") == 1
+
+
 def fail_with(error, monkeypatch):
     def fail():
         raise error

@@ -102,6 +102,9 @@ def run() -> None:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     # Without internet, the hub's client reports every attempt twice; the error at the end says it once.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.CRITICAL)
+    if not all(argument.strip() and "\0" not in argument for argument in sys.argv[1:]):
+        # An empty path would stand for the current folder, where a variable of the shell was not set.
+        _fail("an argument is empty, or holds a zero character; a name or a value is missing", code=2)
     try:
         app()
     except DeformableDetrError as error:
@@ -120,15 +123,15 @@ def run() -> None:
         _fail("not enough memory; smaller images or fewer at a time need less")
 
 
-def _fail(message: str) -> None:
-    """Print an error and exit with 1."""
+def _fail(message: str, code: int = 1) -> None:
+    """Print an error and exit."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         # What is wrong for all of them the first one says, too, and torchrun then stops this one.
         time.sleep(_FIRST_SPEAKS_S)
     origin = f" (process {one_line(rank)})" if rank != "0" else ""
     tell(f"Error{origin}: {one_line(message)}")
-    sys.exit(1)
+    sys.exit(code)
 
 
 def _explained(error: OSError) -> str:

@@ -25,6 +25,7 @@ from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import Section, page
 from deformable_detr.runs.config import TrainConfig, from_json, settled, to_json
 from deformable_detr.runs.folder import RunFolder
+from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.progress import saved_run_progress
 from deformable_detr.weights import checkpoint as checkpoints
 
@@ -137,18 +138,18 @@ def _open(
         notes.append("Without config.json the validation images of this run are unknown: nothing is evaluated.")
         return None
     try:
-        origin = read_json(folder.data) if data is None or folder.data.exists() else {}
-        where = origin.get("path") if data is None else data
+        places = read_places(folder.data) if data is None or folder.data.exists() else DataPlaces()
+        where = places.path if data is None else data
         if where is None:
             raise ConfigError("the run was given its data in Python")
         return open_training_data(
             where,
-            origin.get("val_path") if val_data is None else val_data,
-            format=format or origin.get("format"),
+            places.val_path if val_data is None else val_data,
+            format=format or places.format,
             val_share=config.data.val_share,
             seed=config.run.seed,
             skip_bad_images=True,
-            held_out=origin.get("held_out"),
+            held_out=places.held_out,
         )
     except (DataError, ConfigError) as error:
         named = data is not None or val_data is not None

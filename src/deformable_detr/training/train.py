@@ -23,6 +23,7 @@ from deformable_detr.models.losses import NotFinitePredictionsError
 from deformable_detr.report import try_to_report
 from deformable_detr.runs.config import TrainConfig, from_json, to_json
 from deformable_detr.runs.folder import RunFolder, open_run_folder
+from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.progress import saved_run_progress
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.finetune import Origin, Source, plan, read_source, start_from
@@ -250,12 +251,12 @@ def resume(
             if skip_bad_images:
                 config = config.with_settings({"data.skip_bad_images": True})
             config = with_epochs(config, epochs, saved_run_progress(saved.training.progress, path, config))
-            origin = read_json(folder.data) if data is None or folder.data.exists() else {}
-            if data is None and origin.get("path") is None:
+            places = read_places(folder.data) if data is None or folder.data.exists() else DataPlaces()
+            where = places.path if data is None else data
+            if where is None:
                 raise ConfigError(f"{run} was trained on data given in Python; say where they are now")
-            where = origin["path"] if data is None else data
-            judged_by = origin.get("val_path") if val_data is None else val_data
-            opened = open_data(config, where, judged_by, origin.get("format"), origin.get("held_out"))
+            judged_by = places.val_path if val_data is None else val_data
+            opened = open_data(config, where, judged_by, places.format, places.held_out)
             check_same_model(saved, config, path)
             check_same_classes(saved, opened.train, path)
             checkpoints.check_given(saved, path, model)
@@ -275,8 +276,9 @@ def resume(
             folder.make_last(path)
             write_json(folder.config, to_json(config))
             if data is not None or val_data is not None:  # the next `resume` and the report find the data there
-                now = data_record(where, judged_by, origin.get("format"), opened)
-                write_json(folder.data, origin | {key: value for key, value in now.items() if value is not None})
+                now = data_record(where, judged_by, places.format, opened)
+                changed = {name: value for name, value in now.items() if value is not None}
+                write_json(folder.data, places.record() | changed)
             strange = folder.forget_after(progress.step if progress.step_in_epoch else 0, progress.epoch)
             notes += [strange] if strange else []
         for note in notes:
