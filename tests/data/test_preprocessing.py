@@ -33,7 +33,7 @@ def test_normalised_images_become_pictures_again():
         ({"mean": (0.2, -1e30, 0.2)}, "at most 1000 from 0"),
         ({"std": (0.2, 1e-30, 0.2)}, r"above 0, in 0\.0001\.\.1000"),
         ({"std": (float("nan"), 0.2, 0.2)}, "above 0"),
-        ({"max_side": 10_001}, "preprocessing.max_side is 10001; it can be at most 10000 pixels"),
+        ({"max_side": 20_001}, "a side is 20001 pixels; 20000 are the most"),
     ],
 )
 def test_impossible_preprocessing(settings, message):

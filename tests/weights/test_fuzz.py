@@ -86,7 +86,7 @@ def check(answer: Checkpoint | Detector) -> None:
     assert len(set(answer.classes)) == len(answer.classes) == len(set(answer.category_ids)) == len(answer.category_ids)
     assert all(name.strip() and len(name) <= 500 and "\n" not in name and "\x1b" not in name for name in answer.classes)
     assert all(type(number) is int for number in answer.category_ids)
-    assert 1 <= answer.preprocessing.short_side <= answer.preprocessing.max_side <= 10_000
+    assert 1 <= answer.preprocessing.short_side <= answer.preprocessing.max_side <= 20_000
     if isinstance(answer, Checkpoint):
         assert all(type(value) in (int, float) for value in answer.metrics.values())
         assert all(text.isprintable() for text in (*answer.provenance, *answer.provenance.values(), answer.licence))
@@ -265,7 +265,9 @@ def fuzz_all(tiny: DeformableDETRConfig, folder: Path, seed: int, times: int) ->
         "official, bytes": fuzz_bytes(official, official, rng, times // 2, 60_000),
     }
     outcomes = {name: outcomes_of(attempts) for name, attempts in sources.items()}
-    assert all(min(found.values()) or name == "card, bytes" for name, found in outcomes.items()), outcomes
+    if times >= 100:  # of few, all may end alike
+        assert all(min(found.values()) or name == "card, bytes" for name, found in outcomes.items()), outcomes
+    assert all(sum(found[answer] for found in outcomes.values()) for answer in ("read", "refused")), outcomes
     return outcomes
 
 

@@ -150,7 +150,7 @@ def shown_wait(doing: str) -> Iterator[None]:
         doing: words for it, such as "reading the annotations".
     """
     over = threading.Event()
-    thread = threading.Thread(target=_show_wait, args=(doing, over), daemon=True)
+    thread = threading.Thread(target=_show_wait, args=(doing, over), name=doing, daemon=True)
     thread.start()
     try:
         yield

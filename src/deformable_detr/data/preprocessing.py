@@ -9,13 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.short_text import shown
 from deformable_detr.data.augmentation.geometry import (
     resized_wh,
 )
-from deformable_detr.data.augmentation.settings import _check_sides
+from deformable_detr.data.augmentation.settings import check_sides
 
-_LARGEST_SIDE = 10_000
 _LARGEST_MEAN = 1000.0
 _STD = (1e-4, 1000.0)
 
@@ -27,7 +25,7 @@ class Preprocessing:
     short_side: int = 800
     """Length in pixels that the shorter side is resized to, outside training."""
     max_side: int = 1333
-    """Longest side in pixels, at most 10,000; it is kept even if the shorter side then stays below `short_side`."""
+    """Longest side in pixels, at most 20,000; it is kept even if the shorter side then stays below `short_side`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue, for values in 0..1; by default that of ImageNet. Each in -1000..1000."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -35,11 +33,7 @@ class Preprocessing:
     0.0001..1000."""
 
     def __post_init__(self) -> None:
-        _check_sides("preprocessing", (self.short_side,), self.max_side)
-        if self.max_side > _LARGEST_SIDE:
-            raise ConfigError(
-                f"preprocessing.max_side is {shown(self.max_side)}; it can be at most {_LARGEST_SIDE} pixels"
-            )
+        check_sides("preprocessing", (self.short_side,), self.max_side)
         # A few zeros more and float32 overflows in the network, which then finds nothing.
         if not all(abs(value) <= _LARGEST_MEAN for value in self.mean):
             raise ConfigError(

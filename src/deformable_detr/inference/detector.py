@@ -115,8 +115,8 @@ class Detector:
             OutputError: a download cannot be stored; the disk may be full.
             BackendError: this machine does not have the device, or no instructions for this precision.
         """
+        device = str(choose_device(device))  # to read the weights and to build the network takes seconds
         loaded = read(source, sha256=sha256, reporter=reporter)
-        device = str(choose_device(device))  # to build the network takes seconds
         return cls(
             build_model(loaded, source, model),
             loaded.classes,

@@ -1,7 +1,7 @@
 """Places of the images of a run, the content of its data.json."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.format_names import FormatName
@@ -42,4 +42,4 @@ def read_places(file: Path) -> DataPlaces:
     held_out = data.get("held_out") or []
     if not isinstance(held_out, list) or not all(isinstance(name, str) for name in held_out):
         raise ConfigError(f"{file}: held_out must be a list of texts")
-    return DataPlaces(data.get("path"), data.get("val_path"), format_name, tuple(held_out))
+    return DataPlaces(data.get("path"), data.get("val_path"), cast("FormatName | None", format_name), tuple(held_out))

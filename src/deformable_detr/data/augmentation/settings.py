@@ -73,8 +73,8 @@ class Augmentation:
     """Shortest side in pixels, at the final size, of an object that is kept."""
 
     def __post_init__(self) -> None:
-        _check_sides("augmentation", self.short_sides, self.max_side)
-        _check_sides("augmentation crop", self.crop_short_sides, None)
+        check_sides("augmentation", self.short_sides, self.max_side)
+        check_sides("augmentation crop", self.crop_short_sides, None)
         if not 1 <= self.crop_min <= self.crop_max <= LARGEST_SIDE:
             raise ConfigError(
                 f"augmentation.crop_min is {self.crop_min} and crop_max is {self.crop_max}; "
@@ -122,7 +122,7 @@ class Augmentation:
         )
 
 
-def _check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None) -> None:
+def check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None) -> None:
     if not short_sides or min(short_sides) < 1:
         raise ConfigError(f"{where}: short sides are {short_sides}; they must be at least 1 pixel")
     largest = max(*short_sides, max_side or 1)
