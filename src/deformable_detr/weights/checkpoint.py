@@ -177,7 +177,7 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its description has no schema version that ever was")
     if version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
+            f"{path} has schema version {shown(version)}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
             "a newer release will read it"
         )
     return header
