@@ -43,9 +43,7 @@ def test_weights_that_are_not_finite_are_one_line(ddetr, nan_weights, scenes, tm
     for command in commands:
         result = ddetr(*command)
         assert (result.code, result.out) == (1, ""), command
-        message = (
-            f"Error: {nan_weights}: the weights are not finite, encoder.layers.0.ffn.linear1.weight is the fir"
-        )
+        message = f"Error: {nan_weights}: the weights are not finite, encoder.layers.0.ffn.linear1.weight is the fir"
         assert result.err.splitlines()[-1].startswith(message), command
         assert result.err.count("Error") == 1, command
     assert not (tmp_path / "run").exists()
