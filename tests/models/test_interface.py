@@ -77,5 +77,10 @@ def test_a_module_of_ones_own_is_known_by_its_class():
     assert config == GivenModelConfig(class_name="tests.dense.Dense", num_classes=4)
     assert (class_name_of(model), MODELS.name_of(config)) == ("tests.dense.Dense", "given")
     assert (MODELS.parts(config), MODELS.class_rows(config)) == ({}, ((), ()))
+    for settings in ({"class_name": "a\x1b[31m"}, {"class_name": "x" * 1001}, {"num_classes": 0}):
+        with pytest.raises(
+            ConfigError, match=r"class_name is '.*cannot be the name of a class|num_classes is 0; it must"
+        ):
+            GivenModelConfig(**settings)
     with pytest.raises(ConfigError, match=r"tests.dense.Dense is a class of somebody's own.*model="):
         MODELS.build(config)

@@ -100,6 +100,10 @@ def test_a_state_of_another_shape_is_refused(start):
     saved.training.tensors[name] = saved.training.tensors[name][:1]
     with pytest.raises(CheckpointError, match=r"state of pyramid\.level_embed is missing or of another shape"):
         other.restore(saved)
+    saved = load(one.folder.last, training=True)
+    saved.training.progress["steps_per_epoch"] = "3"
+    with pytest.raises(CheckpointError, match=r"last\.safetensors does not say how many steps an epoch had"):
+        other.restore(saved)
     saved.training.progress["progress"]["place"] = 3
     with pytest.raises(CheckpointError, match="does not say how far the run was"):
         other.restore(saved)

@@ -60,6 +60,20 @@ def test_half_a_state_is_refused_by_name(change):
         restore_optimizer(model, optimizer, tensors)
 
 
+@pytest.mark.parametrize("name", ["exp_avg_sq/0.weight", "step/0.weight"])
+def test_every_moment_has_its_shape(name):
+    model, optimizer = trained(1)
+    tensors = optimizer_tensors(model, optimizer) | {name: torch.zeros(5)}
+    with pytest.raises(CheckpointError, match=r"state of 0\.weight is missing or of another shape"):
+        restore_optimizer(model, optimizer, tensors)
+
+
+@pytest.mark.parametrize("state", [torch.zeros(3, dtype=torch.uint8), torch.zeros(5056), torch.zeros(0)])
+def test_chance_of_another_kind_is_refused(state):
+    with pytest.raises(CheckpointError, match="the state of a random generator cannot be restored: "):
+        restore_generators({"cpu": state}, CPU)
+
+
 def test_chance_goes_on_where_it_was():
     states = generator_states(CPU)
     first = torch.rand(5)

@@ -267,7 +267,32 @@ def test_what_is_written_now_has_the_newest_schema_and_all_its_entries(checkpoin
     assert newest["preprocessing"].keys() <= header["preprocessing"].keys()
 
 
-@pytest.mark.parametrize("version", [0, -1, True])
+def test_a_state_to_resume_from_is_finite_too(checkpoint, tmp_path):
+    bad = TrainingState(progress={"step": 3}, tensors={"trained/x": torch.tensor([1.0, float("nan")])})
+    save(replace(checkpoint, training=bad), tmp_path / "last")
+    with pytest.raises(CheckpointError, match=r"last: the weights are not finite, training/trained/x is the first"):
+        load(tmp_path / "last", training=True)
+    assert load(tmp_path / "last").training is None  # for use it is not needed
+
+
+def test_a_state_to_resume_from_is_a_table(path):
+    rewrite(path, training=[3])
+    with pytest.raises(CheckpointError, match="does not say how far the run was"):
+        load(path, training=True)
+
+
+def test_numbers_of_another_type_do_not_fit(checkpoint):
+    model = build(checkpoint.model)
+    counter = next(name for name in checkpoint.weights if name.endswith("num_batches_tracked"))
+    for name, dtype, own in (("pyramid.level_embed", torch.int64, "float32"), (counter, torch.float32, "int64")):
+        wrong = checkpoint.weights | {name: checkpoint.weights[name].to(dtype)}
+        with pytest.raises(
+            CheckpointError, match=rf"1 of another type: {name} is {str(dtype)[6:]} there and {own} here"
+        ):
+            load_weights(model, wrong, "x")
+
+
+@pytest.mark.parametrize("version", [0, -1, True, 10**4000])
 def test_versions_that_never_were_are_refused(path, version):
     rewrite(path, schema_version=version)
     with pytest.raises(CheckpointError, match="schema"):

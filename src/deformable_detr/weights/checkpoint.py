@@ -177,8 +177,8 @@ def parse_header(path: Path, text: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its description has no schema version that ever was")
     if version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has schema version {version}, this deformable-detr {__version__} reads up to {SCHEMA_VERSION}; "
-            "a newer release will read it"
+            f"{path} has schema version {shown(version)}, this deformable-detr {__version__} reads up to "
+            f"{SCHEMA_VERSION}; a newer release will read it"
         )
     return header
 
@@ -201,12 +201,14 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
         if not isinstance(name, str) or name not in kinds:
             raise CheckpointError(f"it is of a model {shown(name)}; this version knows {', '.join(MODELS)}")
         model: ModelConfig = from_dict(kinds[name], header["model"]["config"])
+        classes, category_ids = _list_in(header, "classes"), _list_in(header, "category_ids")
+        check_classes(classes, category_ids, model.num_classes)
         check_facts(header["metrics"], header["provenance"], header["licence"])
         return Checkpoint(
             weights=weights,
             model=model.portable(),  # where the initial weights were on another machine says nothing on this one
-            classes=_list_in(header, "classes"),
-            category_ids=_list_in(header, "category_ids"),
+            classes=classes,
+            category_ids=category_ids,
             preprocessing=from_dict(Preprocessing, header["preprocessing"]),
             metrics=dict(header["metrics"]),
             provenance=printable_facts(header["provenance"]),

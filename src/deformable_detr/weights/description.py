@@ -37,7 +37,7 @@ def check_classes(classes: Sequence[object], category_ids: Sequence[object], num
         raise CheckpointError(str(error)) from error
     seen: set[object] = set()
     for position, number in enumerate(category_ids):
-        if type(number) is not int or abs(number) > _LARGEST_ID:
+        if not isinstance(number, int) or isinstance(number, bool) or abs(number) > _LARGEST_ID:
             raise CheckpointError(
                 f"its description: category id {position + 1} must be a whole number of at most 64 bits, "
                 f"not {shown(number)}"
@@ -66,7 +66,7 @@ def check_facts(metrics: object, provenance: object, licence: object) -> None:
     assert isinstance(metrics, Mapping)
     assert isinstance(provenance, Mapping)
     for name, value in metrics.items():
-        if type(value) not in (int, float) or not abs(value) < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < math.inf:
             raise CheckpointError(f"its description: the metric {shown(name)} is {shown(value)}, not a finite number")
     for name, value in provenance.items():
         if not isinstance(value, str):

@@ -7,6 +7,8 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.parsing import (
+    check_class_names,
+    class_name_text,
     class_text,
     name_text,
     read_json,
@@ -144,3 +146,21 @@ def test_class_names_may_be_whole_numbers() -> None:
     for value in ("", "  ", None, True, 1.5, ["a"], "\ud800", "a\0", 10**30):
         with pytest.raises(DataError, match="x: the class name "):
             class_text(value, "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", None, 7, "a\nb", "a\tb", "\x1b[2J", "a\x85", "a\u2028b", "a\0", "\ud800", "x" * 501]
+)
+def test_names_of_classes_that_cannot_be(name: object) -> None:
+    with pytest.raises(DataError, match=r"^here: a class name ") as caught:
+        class_name_text(name, "here", "a class name")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_names_of_classes_of_all_the_world() -> None:
+    names = ["traffic light", "größe", "信号机", "شخص", "👩‍🚀", "x" * 500, "a/b", "'quoted'"]
+    assert [class_name_text(name, "here", "a class name") for name in names] == names
+    check_class_names(names, "here")
+    with pytest.raises(DataError, match=r"^here: the class name 'a/b' appears twice"):
+        check_class_names([*names, "a/b"], "here")

@@ -123,6 +123,11 @@ class Augmentation:
 
 
 def check_sides(where: str, short_sides: tuple[int, ...], max_side: int | None) -> None:
+    """Check sides of images against each other and against the largest that there may be.
+
+    Raises:
+        ConfigError: a side is below 1, too large, or above the longest.
+    """
     if not short_sides or min(short_sides) < 1:
         raise ConfigError(f"{where}: short sides are {short_sides}; they must be at least 1 pixel")
     largest = max(*short_sides, max_side or 1)

@@ -172,8 +172,11 @@ def classes_from(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tuple[int, ...]:
-    """Category ids of the data set if this package wrote the file and its classes are unchanged; else 0, 1, 2, ..."""
+def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tuple[Any, ...]:
+    """Category ids of the data set if this package wrote the file and its classes are unchanged; else 0, 1, 2, ...
+
+    They are as they stand there, and not checked to be numbers.
+    """
     own = settings.get(OWN_ENTRY) or {}
     ids = own.get("category_ids")
     if own.get("classes") == list(classes) and isinstance(ids, list) and len(ids) == len(classes):

@@ -25,7 +25,7 @@ from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config, sketch
-from deformable_detr.weights.description import printable_fact, printable_facts
+from deformable_detr.weights.description import check_classes, printable_fact, printable_facts
 from deformable_detr.weights.hub import CARD, CONFIG, PREPROCESSING, WEIGHTS
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
@@ -69,11 +69,13 @@ def read_transformers(folder: Path) -> Checkpoint:
     path, held = _read_weights(folder)
     weights = _our_weights(path, held, model)
     try:
+        category_ids = transformers_config.category_ids_from(settings, classes)
+        check_classes(classes, category_ids, model.num_classes)
         return Checkpoint(
             weights=weights,
             model=model.portable(),
             classes=classes,
-            category_ids=transformers_config.category_ids_from(settings, classes),
+            category_ids=category_ids,
             preprocessing=preprocessing,
             provenance=printable_facts(provenance),
             licence=_read_licence(folder),
