@@ -5,13 +5,16 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.printing import printable
 from deformable_detr.core.reading import settings_value
 
 Config = TypeVar("Config")
 
+_LONGEST = 200
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -130,7 +133,7 @@ def _field_and_place(config: object, data: dict[str, Any], full: str) -> tuple[A
 
 def _decided(name: str, group: str, value: str, field: Any) -> ConfigError:
     way_out = field.metadata.get("instead", f"set {group} to a group of settings first")
-    return ConfigError(f"{name} is set, but {group} is {value!r}, which decides on it; {way_out}")
+    return ConfigError(f"{name} is set, but {group} is {_shown(value)}, which decides on it; {way_out}")
 
 
 def _class_of(holder: object) -> type:
@@ -177,7 +180,12 @@ def _setting_names(holder: object, prefix: str = "") -> list[str]:
     return names
 
 
+def _shown(value: object) -> str:
+    return printable(repr(value), _LONGEST)
+
+
 def _unknown(name: str, known: Sequence[str]) -> ConfigError:
+    name = printable(name, _LONGEST)
     near = max(known, key=lambda one: _likeness(name, one), default="")
     hint = f"did you mean {near}?" if _likeness(name, near) >= 0.6 else f"there are {', '.join(known)}"
     return ConfigError(f"unknown setting {name}; {hint}")
@@ -244,7 +252,7 @@ def _kind(field: Any, value: Any, where: str) -> Any:
     """Dataclass of the class that "name" says, or of the field's default where there is no "name"."""
     kinds: Mapping[str, type] = field.metadata["kinds"]()
     if not isinstance(value, Mapping):
-        raise ConfigError(f"setting {where} is {value!r}; it must be a group of settings")
+        raise ConfigError(f"setting {where} is {_shown(value)}; it must be a group of settings")
     settings = dict(value)
     name = settings.pop("name", None)
     if name is None:
@@ -273,7 +281,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
                 return option
         near = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"setting {where} is {value!r}; it must be {_describe(annotation)}{hint}")
+        raise ConfigError(f"setting {where} is {_shown(value)}; it must be {_describe(annotation)}{hint}")
     elif origin is tuple and isinstance(value, list | tuple):
         if len(options) == 2 and options[1] is Ellipsis:
             return tuple(_convert(one, options[0], f"{where}[{i}]") for i, one in enumerate(value))
@@ -281,10 +289,11 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
             pairs = enumerate(zip(value, options, strict=True))
             return tuple(_convert(one, option, f"{where}[{i}]") for i, (one, option) in pairs)
     elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # an integer of hundreds of digits
+            return float(value)
     elif isinstance(annotation, type) and type(value) is annotation:
         return value
-    raise ConfigError(f"setting {where} is {value!r}; it must be {_describe(annotation)}")
+    raise ConfigError(f"setting {where} is {_shown(value)}; it must be {_describe(annotation)}")
 
 
 def _describe(annotation: Any) -> str:

@@ -18,6 +18,9 @@ from deformable_detr.data.images import SizeMismatchError, is_image_file, read_i
 from deformable_detr.data.open import list_splits, open_dataset, recognise_format
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
 
+# Each has a file open, of which a process may have a few dozen in the worst case.
+_MOST_THREADS = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
@@ -139,7 +142,7 @@ def _unreadable_images(
 ) -> list[Problem]:
     samples = {(sample.path, sample.size_wh): sample for dataset in datasets for sample in dataset.samples}
     problems = []
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    pool = ThreadPoolExecutor(max_workers=min(_MOST_THREADS, os.cpu_count() or 1))
     try:
         for done, problem in enumerate(pool.map(_decode, samples.values()), start=1):
             if problem is not None:
