@@ -70,12 +70,17 @@ def test_integers_are_numbers_and_lists_are_tuples():
         ({"brand": "x", "wheel": {"pressure": [1]}}, "wheel.pressure is [1]; it must be a list of 2, each a number"),
         ({"brand": "x", "weight": "9"}, "setting weight is '9'; it must be a number or null"),
         ({"brand": "x", "gears": []}, "gears is empty"),
+        ({"brand": "x", "weight": 10**400}, "[...] 000000"),
+        ({"brand": ["\x1b[31m"] * 10**5}, "it must be a text"),
+        ({"b" * 10**5: "x"}, "bbb [...] bbb"),
     ],
 )
 def test_what_does_not_fit_is_named(data, message):
     with pytest.raises(ConfigError) as caught:
         from_dict(Bike, data)
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
 
 
 def test_overrides_are_applied_together_and_leave_the_original_alone():

@@ -23,6 +23,18 @@ def test_padding_is_zero_right_and_bottom_and_marked():
     assert batch.original_sizes_wh == [(63, 20), (35, 30), (21, 15)]
 
 
+def test_a_batch_takes_four_open_files_on_its_way_between_processes_however_many_images_it_has():
+    items = [
+        Item(torch.zeros(3, 2, 4), Target(torch.arange(n), torch.full((n, 4), n / 9)), n, (4, 2)) for n in (3, 0, 5, 1)
+    ]
+    batch = b.collate(items)
+    for item, target in zip(items, batch.targets, strict=True):
+        assert torch.equal(target.labels, item.target.labels)
+        assert torch.equal(target.boxes, item.target.boxes)
+    tensors = [batch.images, batch.padding_mask, *(tensor for target in batch.targets for tensor in target)]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 4
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_parts_are_padded_as_on_their_own(count):
     sizes = [(5, 9), (7, 4), (3, 8), (6, 6)]

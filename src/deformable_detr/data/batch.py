@@ -22,10 +22,14 @@ def collate(items: Sequence[Item]) -> Batch:
         _, item_height, item_width = item.image.shape
         images[position, :, :item_height, :item_width] = item.image
         padding_mask[position, :item_height, :item_width] = False
+    # Parts of one tensor each: between processes a tensor takes an open file, of which there may be a thousand.
+    counts = [len(item.target.labels) for item in items]
+    labels = torch.cat([item.target.labels for item in items]).split(counts)
+    boxes = torch.cat([item.target.boxes for item in items]).split(counts)
     return Batch(
         images=images,
         padding_mask=padding_mask,
-        targets=[item.target for item in items],
+        targets=[Target(*target) for target in zip(labels, boxes, strict=True)],
         sample_indices=[item.sample_index for item in items],
         original_sizes_wh=[item.original_wh for item in items],
     )

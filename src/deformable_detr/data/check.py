@@ -24,6 +24,9 @@ from deformable_detr.data.repeats import repeated_images
 from deformable_detr.data.splits import check_has_training_split, fitting_validation
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
 
+# Each has a file open, of which a process may have a few dozen in the worst case.
+_MOST_THREADS = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetReport:
@@ -195,7 +198,7 @@ def _unreadable_images(
 ) -> list[Problem]:
     samples = {(sample.path, sample.size_wh): sample for dataset in datasets for sample in dataset.samples}
     problems = []
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    pool = ThreadPoolExecutor(max_workers=min(_MOST_THREADS, os.cpu_count() or 1))
     try:
         for done, problem in enumerate(pool.map(_decode, samples.values()), start=1):
             if problem is not None:

@@ -8,6 +8,7 @@ scaled by its full range (65535 becomes 255), never by its own darkest and brigh
 comparable.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -240,6 +241,8 @@ def _explained(path: str | Path) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: refusing to decode: {error}") from error
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # that is no fault of the image, and must not count as one
         # The system's own errors would repeat the name.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = reason.strip().rstrip(".") or type(error).__name__

@@ -24,6 +24,7 @@ from deformable_detr.data.augmentation.pipeline import evaluation_transform, tra
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.batch import collate, stand_in
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.handles import check_handles
 from deformable_detr.data.open import ways_past_bad_images
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.data.torch_dataset import BadImage, Item, TransformedDataset, seed_of
@@ -202,7 +203,7 @@ def make_loader(
 
     Raises:
         ValueError: `batch_size` or `num_workers` is too small.
-        DataError: there is no image.
+        DataError: there is no image, or too few files may be open for so many processes.
     """
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size is {batch_size} and num_workers {num_workers}; they need at least 1 and 0")
@@ -222,6 +223,8 @@ def make_loader(
         transform = training_transform(augmentation)
         batches = ShuffledBatches(len(dataset), batch_size, seed=seed, drop_last=True, ranks=ranks)
     num_workers = min(num_workers, _usable_cores())
+    # While a training reads, its evaluations do, too.
+    check_handles(num_workers, num_loaders=1 if augmentation is None else 2)
     source = TransformedDataset(
         dataset,
         transform,
