@@ -14,7 +14,6 @@ from deformable_detr.core.short_text import one_line, shown
 
 Config = TypeVar("Config")
 
-_LONGEST = 200
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -133,7 +132,7 @@ def _field_and_place(config: object, data: dict[str, Any], full: str) -> tuple[A
 
 def _decided(name: str, group: str, value: str, field: Any) -> ConfigError:
     way_out = field.metadata.get("instead", f"set {group} to a group of settings first")
-    return ConfigError(f"{name} is set, but {group} is {_shown(value)}, which decides on it; {way_out}")
+    return ConfigError(f"{name} is set, but {group} is {shown(value)}, which decides on it; {way_out}")
 
 
 def _class_of(holder: object) -> type:
