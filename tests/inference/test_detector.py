@@ -8,7 +8,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import deformable_detr
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.errors import BackendError, CheckpointError, DataError
+from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError
 from deformable_detr.inference.detector import Detector
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
@@ -225,3 +225,19 @@ def test_bfloat16_where_there_are_instructions_for_it(detector, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True}, raising=False)
     with pytest.raises(BackendError, match="precision is bfloat16, but this CPU has no instructions for it"):
         make(False)
+
+
+def test_what_cannot_fit_into_memory_is_refused_before_the_work(detector, monkeypatch):
+    large = Detector(
+        detector.model,
+        detector.classes,
+        detector.category_ids,
+        replace(detector.preprocessing, short_side=9000, max_side=20_000),
+        device="cpu",
+    )
+    monkeypatch.setattr("deformable_detr.core.memory.free_memory", lambda device: 2**30)
+    with pytest.raises(ConfigError, match=r"^15975 x 9000 pixels need more than 13\.4 GiB of memory, and 1\.0 GiB are"):
+        large.predict(picture(71, 40, 0))
+    with pytest.raises(ConfigError, match=r"^3 images of .* or a smaller batch size"):
+        large.predict([picture(71, 40, 0)], batch_size=3)
+    assert len(detector.predict(picture(71, 40, 0), threshold=0.0)) == 33

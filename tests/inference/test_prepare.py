@@ -100,3 +100,34 @@ def test_another_network_keeps_its_last_layer():
     prepared = prepare(model)
     assert torch.equal(final(prepared, images).logits, final(model, images).logits)
     assert not model.training
+
+
+class Gated(torch.nn.Module):
+    """Feed-forward block of a researcher, with other layers than ours."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.gate = torch.nn.Linear(dim, dim)
+
+    def forward(self, tokens):
+        return tokens * self.gate(tokens).sigmoid()
+
+
+def test_a_network_with_a_part_of_somebody_else_computes_as_it_is(tiny_config):
+    model = network(tiny_config)
+    assert isinstance(prepare(model), PreparedDeformableDETR)
+    model.encoder.layers[0].ffn = Gated(32)
+    images = torch.randn(2, 3, 64, 96)
+    prepared = prepare(model)
+    assert not isinstance(prepared, PreparedDeformableDETR)
+    assert torch.equal(final(prepared, images).logits, final(model, images).logits)
+
+
+def test_hooks_of_a_user_are_called(tiny_config):
+    model = network(tiny_config)
+    called = []
+    handle = model.decoder.layers[0].register_forward_hook(lambda *_: called.append(True))
+    final(prepare(model), torch.randn(1, 3, 64, 96))
+    assert called == [True]
+    handle.remove()
+    assert isinstance(prepare(model), PreparedDeformableDETR)

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.core import memory
 from deformable_detr.core.errors import ConfigError, TrainingError
 from deformable_detr.data.loader import make_loader
 from deformable_detr.data.splits import open_training_data
-from deformable_detr.runs.recipes import with_augmentation
+from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training import autobatch
 from deformable_detr.training.autobatch import fitting_batch, largest, step_memory
 from deformable_detr.training.autoconfig import fit_to_data
@@ -93,15 +94,14 @@ def test_no_batch_is_larger_than_the_largest(tiny_config, train_set, preset):
             )
 
 
-def test_a_container_has_what_files_take_up(monkeypatch, tmp_path):
-    monkeypatch.setattr(autobatch, "_CGROUP", tmp_path)
-    assert autobatch._free(CPU) > 10**7  # a system without such files
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 100000\ninactive_file 700000\nactive_file 100000\n")
-    assert autobatch._free(CPU) == 800000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert autobatch._free(CPU) > 10**7
+def test_a_step_that_can_never_fit_is_refused_before_the_work(tiny_config, train_set, monkeypatch):
+    autobatch.check_step_fits(tiny_config, train_set, CPU)
+    huge = with_image_size(tiny_config, 12_000).with_settings(batch_size=64)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**9)
+    with pytest.raises(ConfigError, match=r"64 training images of \d+ x \d+ pixels need more than .* 0\.9 GiB"):
+        autobatch.check_step_fits(huge, train_set, CPU)
+    with pytest.raises(ConfigError, match=r"^\d+ training images .* --set accumulate=N"):
+        autobatch.check_step_fits(huge.with_settings(accumulate=2), train_set, CPU)
 
 
 def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
@@ -117,21 +117,21 @@ def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config
     assert fitted.run.batch_size == 6
     assert reasons[0].startswith("batches of 6 images, which take ")
     monkeypatch.setattr(autobatch, "step_memory", lambda config, train, device, images, model: 100 * images)
-    monkeypatch.setattr(autobatch, "_free", lambda device: 500)  # of which 300 may be used
+    monkeypatch.setattr(autobatch, "free_memory", lambda device: 500)  # of which 300 may be used
     assert fitting_batch(config, train_set, CPU).batch_size == 3
-    monkeypatch.setattr(autobatch, "_free", lambda device: 50)
+    monkeypatch.setattr(autobatch, "free_memory", lambda device: 50)
     with pytest.raises(TrainingError, match=r"not even one image fits.*activation_checkpointing"):
         fitting_batch(config, train_set, CPU)
 
 
 def test_a_gpu_takes_more_but_leaves_steps_in_an_epoch(tiny_config, train_set, monkeypatch):
     monkeypatch.setattr(autobatch, "step_memory", lambda config, train, device, images, model: 10 * images)
-    monkeypatch.setattr(autobatch, "_free", lambda device: 1000)
+    monkeypatch.setattr(autobatch, "free_memory", lambda device: 1000)
     cuda = torch.device("cuda")
     many = replace(train_set, samples=train_set.samples * 1000)
     assert fitting_batch(tiny_config, many, cuda).batch_size == 64
     assert fitting_batch(tiny_config, replace(train_set, samples=train_set.samples[:4] * 20), cuda).batch_size == 5
-    monkeypatch.setattr(autobatch, "_free", lambda device: 200)
+    monkeypatch.setattr(autobatch, "free_memory", lambda device: 200)
     assert fitting_batch(tiny_config, many, cuda).batch_size == 17
 
 

@@ -132,6 +132,8 @@ class _Recognised(NamedTuple):
 
 
 def _recognise(path: str | Path, wanted: FormatName | None) -> _Recognised:
+    if wanted is not None and wanted not in _FORMATS:
+        raise DataError(f"{path}: no format is called {shown(wanted)}; there are {', '.join(_FORMATS)}")
     # Absolute, so that parents exist for ".", and samples stay valid if the working directory changes.
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.exists(place):

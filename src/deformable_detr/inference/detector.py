@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.devices import choose_device, has_bfloat16
 from deformable_detr.core.errors import BackendError, CheckpointError
+from deformable_detr.core.memory import check_fits
 from deformable_detr.core.progress import Reporter
+from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.inference.prepare import InferencePrecision, prepare
@@ -20,6 +22,9 @@ from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
 
+# Even a small network needs more than this for each pixel; fewer pixels than these fit anywhere.
+_BYTES_PER_PIXEL = 100
+_MANY_PIXELS = 4_000_000
 DEFAULT_THRESHOLD = 0.5
 """Default of the lowest score that is kept, in 0..1."""
 
@@ -200,6 +205,7 @@ class Detector:
         waiting: list[_Prepared] = []
         for image in images:
             picture = picture_of(image)
+            self._check_fits(picture.size, batch_size)
             prepared = _Prepared(to_model_input(picture, self.preprocessing), picture.size)
             if waiting and (len(waiting) == batch_size or waiting[0].image.shape != prepared.image.shape):
                 yield from self._run(waiting, threshold, max_detections)
@@ -207,6 +213,13 @@ class Detector:
             waiting.append(prepared)
         if waiting:
             yield from self._run(waiting, threshold, max_detections)
+
+    def _check_fits(self, size_wh: tuple[int, int], batch_size: int) -> None:
+        width, height = resized_wh(size_wh, self.preprocessing.short_side, self.preprocessing.max_side)
+        way_out = "use weights of a smaller image size" + (", or a smaller batch size" if batch_size > 1 else "")
+        what = f"{batch_size} images of {width} x {height} pixels" if batch_size > 1 else f"{width} x {height} pixels"
+        if batch_size * width * height > _MANY_PIXELS:
+            check_fits(batch_size * width * height, _BYTES_PER_PIXEL, self.device, what, way_out)
 
     def _run(self, batch: list[_Prepared], threshold: float, max_detections: int) -> list[Detections]:
         return self.detect(

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from deformable_detr.core.types import DetectorOutput, SpatialShapes, Target
 from deformable_detr.inference.folding import folded
@@ -23,9 +24,14 @@ from deformable_detr.inference.prepared_layers import (
     linear_maker,
 )
 from deformable_detr.models.deformable import DeformableDETR
-from deformable_detr.models.layers.encoder import EncoderLayer, position_references
+from deformable_detr.models.layers.backbone import Backbone
+from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
+from deformable_detr.models.layers.deformable_attention import DeformableAttention
+from deformable_detr.models.layers.dropout import Dropout
+from deformable_detr.models.layers.encoder import Encoder, EncoderLayer, position_references
+from deformable_detr.models.layers.feedforward import MLP, FeedForward
 from deformable_detr.models.layers.position import embed_pixels
-from deformable_detr.models.layers.pyramid import Pyramid
+from deformable_detr.models.layers.pyramid import GroupNorm, Pyramid
 from deformable_detr.models.layers.queries import Anchors, LearnedQueries, ProposalQueries, anchors_of
 
 InferencePrecision = Literal["float32", "bfloat16"]
@@ -33,6 +39,20 @@ InferencePrecision = Literal["float32", "bfloat16"]
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MOST_SIZES = 4
+# A part of another class, such as one of a researcher, computes in its own way.
+_PARTS = {
+    *(DeformableDETR, Pyramid, Backbone, GroupNorm, Encoder, EncoderLayer, Decoder, DecoderLayer, DeformableAttention),
+    *(
+        FeedForward,
+        MLP,
+        Dropout,
+        LearnedQueries,
+        ProposalQueries,
+        nn.MultiheadAttention,
+        NonDynamicallyQuantizableLinear,
+    ),
+    *(nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Sequential, nn.ModuleList),
+}
 
 
 def prepare(
@@ -41,7 +61,8 @@ def prepare(
     """Network that is called like `model` and predicts the same on a CPU, faster; its output has the last layer only.
 
     Equal in float32 up to the order of sums: logits within 1e-4. When the weights of `model` change, prepare it anew.
-    Batches with padding go through `model` itself, and so does everything of networks other than `DeformableDETR`.
+    Batches with padding go through `model` itself, and so does everything of networks other than `DeformableDETR` and
+    of those in which a part has been replaced or has a hook.
 
     Args:
         model: the network on the CPU; it stays as it is, but is put into evaluation mode.
@@ -49,11 +70,19 @@ def prepare(
         choice: products that oneDNN does; measured if left out, once per process and number of threads.
     """
     model.eval()
-    if not isinstance(model, DeformableDETR):
+    if not isinstance(model, DeformableDETR) or not _is_as_published(model):
         return _LastLayer(model)
     chosen = choice or measured_choice(_TYPES[precision])
     in_float32 = choice or measured_choice()
     return PreparedDeformableDETR(model, _TYPES[precision], chosen, in_float32)
+
+
+def _is_as_published(model: DeformableDETR) -> bool:
+    """Whether all parts but those of the backbone, which is traced, are of this package and have no hooks."""
+    body = set(model.pyramid.backbone.body.modules())
+    others = [module for module in model.modules() if module not in body]
+    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return not has_hooks and all(type(module) in _PARTS for module in others)
 
 
 class _LastLayer(nn.Module):

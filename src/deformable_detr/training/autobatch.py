@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError, TrainingError
+from deformable_detr.core.memory import check_fits, free_memory, kibibytes
 from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.augmentation.settings import Augmentation
@@ -26,9 +28,8 @@ _SHARE_OF_HOST = 0.6
 _MOST_ON_GPU = 64
 _STEPS_IN_AN_EPOCH = 16
 _STATUS = Path("/proc/self/status")
-_MEMINFO = Path("/proc/meminfo")
 _PEAK = Path("/proc/self/clear_refs")
-_CGROUP = Path("/sys/fs/cgroup")
+_BYTES_PER_PIXEL = 1000
 
 
 class FittingBatch(NamedTuple):
@@ -60,9 +61,9 @@ def fitting_batch(
     """
     # The budget. On the host it is smaller, because other programs need memory, too.
     on_gpu = device.type == "cuda"
-    if not on_gpu and not (_STATUS.exists() and _MEMINFO.exists()):
+    room = free_memory(device)
+    if room is None or not (on_gpu or _STATUS.exists()):
         raise ConfigError(f"memory cannot be measured on {sys.platform}; say how many images with --batch-size")
-    room = _free(device)
     budget = int(room * (_SHARE_OF_GPU if on_gpu else _SHARE_OF_HOST))
     # The upper limit: beyond it, more images per step gain nothing, or leave too few steps to learn.
     usual = config.optimizer.base_batch_size
@@ -144,6 +145,23 @@ def _two_steps(
         gradient_step(learner, batch)
 
 
+def check_step_fits(config: TrainConfig, train: DetectionDataset, device: torch.device) -> None:
+    """Check that the largest step of a run can fit into memory, by a bound that every network exceeds.
+
+    Raises:
+        ConfigError: it cannot; the message says how much is needed and free.
+    """
+    width, height = _largest_wh(settled(config.augmentation), train)
+    num_images = math.ceil(settled(config.run.batch_size) / config.compute.accumulate)
+    check_fits(
+        num_images * width * height,
+        _BYTES_PER_PIXEL,
+        device,
+        f"{num_images} training images of {width} x {height} pixels",
+        "choose a smaller --image-size or --batch-size, or cut the step into parts with --set accumulate=N",
+    )
+
+
 def _largest_batch(config: TrainConfig, train: DetectionDataset, num_images: int) -> Batch:
     """Batch of black images as large as the largest, and with as many objects as the most, of this data set."""
     width, height = _largest_wh(settled(config.augmentation), train)
@@ -194,7 +212,7 @@ def _begin_peak(device: torch.device) -> int:
         raise ConfigError(
             f"memory cannot be measured here ({_PEAK}: {error.strerror}); say how many images with --batch-size"
         ) from error
-    return _kibibytes(_STATUS, "VmRSS")
+    return kibibytes(_STATUS, "VmRSS")
 
 
 def _give_back() -> None:
@@ -207,32 +225,7 @@ def _give_back() -> None:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _kibibytes(_STATUS, "VmHWM")
-
-
-def _free(device: torch.device) -> int:
-    """Free memory, in bytes."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
-    # A container may be allowed less than the machine has.
-    free = _kibibytes(_MEMINFO, "MemAvailable")
-    try:
-        most = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        statistics = (_CGROUP / "memory.stat").read_text(encoding="ascii").split()
-    except OSError:
-        return free
-    # Cached files count as used, but the kernel drops them as soon as memory is needed.
-    read_files = int(dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", 0))
-    return free if most == "max" else min(free, int(most) - used + read_files)
-
-
-def _kibibytes(file: Path, name: str) -> int:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"{file} does not say {name}")
+    return kibibytes(_STATUS, "VmHWM")
 
 
 def _gib(num_bytes: int) -> str:

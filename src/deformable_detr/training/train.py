@@ -25,6 +25,7 @@ from deformable_detr.runs.config import TrainConfig, from_json, to_json
 from deformable_detr.runs.folder import RunFolder, open_run_folder
 from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.progress import saved_run_progress
+from deformable_detr.training.autobatch import check_step_fits
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.finetune import Origin, Source, plan, read_source, start_from
 from deformable_detr.training.freezing import check_parts
@@ -151,6 +152,7 @@ def train(
             )
             for reason in reasons:
                 around.reporter.say(f"chosen for these data: {reason}")
+            check_step_fits(config, opened.train, around.device)
             config, found = with_products(config, around.device)
             if found is not None:
                 around.reporter.say(found)

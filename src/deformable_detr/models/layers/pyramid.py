@@ -101,7 +101,7 @@ class Pyramid(nn.Module):
         return levels, masks
 
 
-class _GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
     """Group norm that also takes a level of one pixel, where a group may hold a single value; PyTorch's refuses it."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class _GroupNorm(nn.GroupNorm):
 
 def _projection(channels: int, dim: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, dim, kernel, stride=2, padding=1) if kernel == 3 else nn.Conv2d(channels, dim, 1)
-    return nn.Sequential(convolution, _GroupNorm(_NORM_GROUPS, dim))
+    return nn.Sequential(convolution, GroupNorm(_NORM_GROUPS, dim))
 
 
 def _pad(one: Tensor, height: int, width: int, fill: float | bool) -> Tensor:
