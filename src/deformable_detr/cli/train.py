@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deformable_detr.training.train import Run
 
 # Options that are settings of a run, with their full names as in config.json and --set.
+_MOST_DIGITS = 18
 _SETTINGS = {
     "epochs": "schedule.epochs",
     "batch_size": "run.batch_size",
@@ -315,7 +316,7 @@ def _option(name: str) -> str:
 def _batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
         raise typer.BadParameter(f"--batch-size is {text!r}; it must be a number of at least 1, or auto")
     return int(text)
 
