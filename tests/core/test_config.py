@@ -70,9 +70,9 @@ def test_integers_are_numbers_and_lists_are_tuples():
         ({"brand": "x", "wheel": {"pressure": [1]}}, "wheel.pressure is [1]; it must be a list of 2, each a number"),
         ({"brand": "x", "weight": "9"}, "setting weight is '9'; it must be a number or null"),
         ({"brand": "x", "gears": []}, "gears is empty"),
-        ({"brand": "x", "weight": 10**400}, "[...] 000000"),
+        ({"brand": "x", "weight": 10**400}, "000...000"),
         ({"brand": ["\x1b[31m"] * 10**5}, "it must be a text"),
-        ({"b" * 10**5: "x"}, "bbb [...] bbb"),
+        ({"b" * 10**5: "x"}, "bbb...; there are"),
     ],
 )
 def test_what_does_not_fit_is_named(data, message):

@@ -215,7 +215,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(
 def test_a_class_name_that_the_format_cannot_hold(source: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         path = source / f"annotations/{split}.json"
-        path.write_text(path.read_text().replace('"ant"', '"ant\\n"'))
+        path.write_text(path.read_text().replace('"ant"', '" ant"'))
     with pytest.raises(DataError, match="VOC cannot hold the class name"):
         convert_dataset(source, tmp_path / "out", to="voc")
     assert not (tmp_path / "out").exists()
