@@ -218,10 +218,10 @@ def test_damage_of_every_format(name: str, drawn: DetectionDataset, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_much_damage_of_every_format(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
-    fuzz_format(name, drawn, tmp_path / name, seed=2, times=1000)
+    fuzz_format(name, drawn, tmp_path / name, seed=2, times=300)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2])
 def test_much_damage(seed: int, drawn: DetectionDataset, tmp_path: Path) -> None:
-    fuzz_all(drawn, tmp_path, seed=seed, times=4000)
+    fuzz_all(drawn, tmp_path, seed=seed, times=800)
