@@ -279,7 +279,7 @@ def test_damage_never_raises_anything_but_an_error_of_ours(tiny_config: Any, tmp
 
 @pytest.mark.slow
 def test_much_damage(tiny_config: Any, tmp_path: Path) -> None:
-    outcomes = fuzz_all(tiny_config.model, tmp_path, seed=2, times=430)
-    assert sum(sum(found.values()) for found in outcomes.values()) >= 2000
-    assert all(found["read"] > 5 for found in outcomes.values()), outcomes
-    assert all(found["refused"] > 5 or name == "card, bytes" for name, found in outcomes.items()), outcomes
+    outcomes = fuzz_all(tiny_config.model, tmp_path, seed=2, times=120)
+    assert sum(sum(found.values()) for found in outcomes.values()) >= 500
+    assert all(found["read"] > 1 for found in outcomes.values()), outcomes
+    assert all(found["refused"] > 1 or name == "card, bytes" for name, found in outcomes.items()), outcomes

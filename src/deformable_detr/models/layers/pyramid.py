@@ -104,7 +104,8 @@ class Pyramid(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """Group norm that also takes a level of one pixel, where a group may hold a single value; PyTorch's refuses it."""
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels _ _"]:
+        """Normalised features."""
         return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
 
 
