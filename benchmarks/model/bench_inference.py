@@ -153,7 +153,7 @@ def compare(case: Case, sides: dict[str, Look]) -> dict[str, dict[str, float]]:
 
 def operations(case: Case) -> int:
     """Multiplications and additions in the convolutions, linear layers and self-attention of one pass."""
-    model = our_model(config_of(case))
+    model = our_model(config_of(case)).requires_grad_(False)  # the counter hooks into what learns
     images = torch.zeros(case.batch, 3, *case.size_hw)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images, torch.zeros(case.batch, *case.size_hw, dtype=torch.bool))
