@@ -21,13 +21,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import peak_extra, peak_resident
+from benchmarks.model.bench_vs_transformers import our_model
 from benchmarks.model.peer import peer
 from benchmarks.report import ROOT, Spread, aligned, machine, say
 from benchmarks.timing import Wall, interleaved
 from deformable_detr.core.types import Predictions
 from deformable_detr.inference.onednn import Linear, measured_choice, why_unpacked
 from deformable_detr.inference.prepare import prepare
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.ops.adapters import accelerate
 from deformable_detr.runs.recipes import RECIPES
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
@@ -70,23 +71,12 @@ def config_of(case: Case) -> DeformableDETRConfig:
     return config
 
 
-def our_model(config: DeformableDETRConfig) -> nn.Module:
-    """Model with random weights, always the same, away from the regular ones that a model starts from."""
-    torch.manual_seed(0)
-    model = build(config, load_backbone_weights=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "sampling_offsets" in name or "attention_weights" in name or "head" in name:
-                parameter.add_(0.02 * torch.randn_like(parameter))
-    return model.eval()
-
-
 def sides_of(case: Case, wanted: tuple[str, ...]) -> dict[str, Look]:
     """Calls that return the predictions of a pass, by side."""
     config = config_of(case)
     images = torch.randn(case.batch, 3, *case.size_hw, generator=torch.Generator().manual_seed(1))
     no_padding = torch.zeros(case.batch, *case.size_hw, dtype=torch.bool)
-    model = our_model(config)
+    model = our_model(config).eval()
     found: dict[str, Look] = {}
 
     def add(side: str, network: nn.Module) -> None:
@@ -153,7 +143,7 @@ def compare(case: Case, sides: dict[str, Look]) -> dict[str, dict[str, float]]:
 
 def operations(case: Case) -> int:
     """Multiplications and additions in the convolutions, linear layers and self-attention of one pass."""
-    model = our_model(config_of(case)).requires_grad_(False)  # the counter hooks into what learns
+    model = our_model(config_of(case)).eval().requires_grad_(False)  # the counter hooks into what learns
     images = torch.zeros(case.batch, 3, *case.size_hw)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images, torch.zeros(case.batch, *case.size_hw, dtype=torch.bool))

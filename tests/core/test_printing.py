@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from deformable_detr.core.printing import LONGEST_LINE, one_line, printable, shortened
+from deformable_detr.core.printing import LONGEST_LINE, printable, printable_line, shortened
 
 # Spaces of other scripts, and joiners within words and emoji, are text.
 NOT_LATIN = "a\u00a0b\u3000c \u0645\u06cc\u200c\u062e \U0001f469\u200d\U0001f680"
@@ -39,7 +39,7 @@ def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
 
 def test_a_line_is_one_line_of_limited_length_at_once() -> None:
     began = time.process_time()
-    line = one_line("a\n b\t\x1b" + " y\n" * 10**7)
+    line = printable_line("a\n b\t\x1b" + " y\n" * 10**7)
     assert time.process_time() - began < 5
     assert line.startswith("a b \\x1b y y")
     assert len(line) <= LONGEST_LINE

@@ -23,7 +23,7 @@ from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
 from deformable_detr.core.errors import DeformableDetrError
-from deformable_detr.core.printing import LONGEST_LINE, one_line, printable
+from deformable_detr.core.printing import LONGEST_LINE, printable, printable_line
 from deformable_detr.core.version import __version__
 
 _FIRST_SPEAKS_S = 5.0
@@ -129,8 +129,8 @@ def _fail(message: str, code: int = 1) -> None:
     if rank != "0":
         # What is wrong for all of them the first one says, too, and torchrun then stops this one.
         time.sleep(_FIRST_SPEAKS_S)
-    origin = f" (process {one_line(rank)})" if rank != "0" else ""
-    tell(f"Error{origin}: {one_line(message)}")
+    origin = f" (process {printable_line(rank)})" if rank != "0" else ""
+    tell(f"Error{origin}: {printable_line(message)}")
     sys.exit(code)
 
 

@@ -38,7 +38,7 @@ def shortened(text: str, most: int) -> str:
     return text[: most - len(_GAP) - end] + _GAP + text[len(text) - end :]
 
 
-def one_line(text: str) -> str:
+def printable_line(text: str) -> str:
     """Text with any space and line breaks between its words as one space, printable, and not longer than a line is."""
     return printable(" ".join(shortened(text, 4 * LONGEST_LINE).split()), LONGEST_LINE)
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from deformable_detr.core.cache import cache_folder
+from deformable_detr.core.cache import cache_folder, writing_to_cache
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.reading import open_file, read_file, settings_value
@@ -111,11 +111,11 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
     # The name stays, because it may be that of the only split.
     name = re.sub(r"[^\w.-]+", "_", place.stem).strip(".")[:100] or "archive"
     home = cache_folder() / "archives" / key
-    with _writing(home.parent):
+    with writing_to_cache(home.parent, "what is unpacked"):
         home.parent.mkdir(parents=True, exist_ok=True)
     from filelock import FileLock
 
-    with _writing(home.parent):
+    with writing_to_cache(home.parent, "what is unpacked"):
         lock = FileLock(home.with_name(f"{key}.lock"))
         lock.acquire()
     try:
@@ -172,10 +172,10 @@ def _unpack_into(
             with zipfile.ZipFile(stream) as archive:
                 plan = _plan_of(archive, os.fstat(stream.fileno()).st_size, path)
                 _check_space(plan, home.parent, path)
-                with _writing(partial):
+                with writing_to_cache(partial, "what is unpacked"):
                     (partial / name).mkdir(parents=True)
                 _extract(archive, plan, partial / name, path, on_progress)
-        with _writing(home):
+        with writing_to_cache(home, "what is unpacked"):
             write_json(partial / _NOTE, {"archive": str(path), "files": len(plan.members), "left": plan.num_left})
             os.replace(partial, home)
     finally:
@@ -192,18 +192,6 @@ def _damage_explained(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise DataError(f"{path}: this zip archive cannot be read: {shown(reason)[1:-1]}") from error
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Context in which an error of the disk becomes one line with a way out."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {place}: {error.strerror or error}; DEFORMABLE_DETR_CACHE names another folder for what "
-            "is unpacked"
-        ) from error
 
 
 def _check_directory(stream: BinaryIO, path: str | Path) -> None:
@@ -301,7 +289,7 @@ def _is_wanted(parts: tuple[str, ...]) -> bool:
 
 def _check_space(plan: _Plan, folder: Path, path: str | Path) -> None:
     total = sum(member.info.file_size for member in plan.members)
-    with _writing(folder):
+    with writing_to_cache(folder, "what is unpacked"):
         free = shutil.disk_usage(folder).free
     if total > free:
         raise OutputError(
@@ -336,5 +324,5 @@ def _extract(
             if error.errno in _BAD_NAMES:
                 text = f"cannot be written under this name: {error.strerror}"
                 raise DataError(f"{path}: {shown('/'.join(parts))} in this zip archive {text}") from error
-            with _writing(target):
+            with writing_to_cache(target, "what is unpacked"):
                 raise

@@ -79,8 +79,7 @@ def evaluate(
     reporter = reporter or Silence()
     started = time.monotonic()
     dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
-    # Detect in this process' share of the images. The network may come from the middle of a training.
-    detector.model.eval()
+    # Detect in this process' share of the images.
     loader = make_loader(
         dataset,
         detector.preprocessing,
@@ -90,17 +89,14 @@ def evaluate(
         ranks=ranks,
     )
     found: dict[int, Detections] = {}
-    # The network as it is: a prepared one may differ in the last bits from one process to another.
-    as_it_was, detector.as_it_is = detector.as_it_is, True
-    try:
-        with explained_worker_deaths():
-            for batch in loader:
-                detections = detector.detect(batch.images, batch.original_sizes_wh, max_detections=max_detections)
-                found.update(zip(batch.sample_indices, detections, strict=True))
-                done = min(len(found) * ranks.size, len(dataset))
-                reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
-    finally:
-        detector.as_it_is = as_it_was
+    # With the network as it is: a prepared one may differ in the last bits from one process to another.
+    exact = detector.around(detector.model, as_it_is=True)
+    with explained_worker_deaths():
+        for batch in loader:
+            detections = exact.detect(batch.images, batch.original_sizes_wh, max_detections=max_detections)
+            found.update(zip(batch.sample_indices, detections, strict=True))
+            done = min(len(found) * ranks.size, len(dataset))
+            reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
     # Put together what all processes found, in the order of the images: the report must not depend on their number.
     found = {index: one for part in ranks.gathered(found) for index, one in part.items()}
     unreadable = {index: why for part in ranks.gathered(loader.skipped) for index, why in part.items()}

@@ -80,8 +80,13 @@ class Detector:
         self.preprocessing = preprocessing
         self._prepared: tuple[int, nn.Module] | None = None
 
-    def around(self, model: nn.Module) -> "Detector":
-        """Detector with another network, for instance one with averaged weights, and everything else of this one."""
+    def around(self, model: nn.Module, *, as_it_is: bool | None = None) -> "Detector":
+        """Detector with another network, for instance one with averaged weights, and everything else of this one.
+
+        Args:
+            model: the network.
+            as_it_is: whether to compute with it itself; as this detector does if left out.
+        """
         return Detector(
             model,
             self.classes,
@@ -89,7 +94,7 @@ class Detector:
             self.preprocessing,
             device=self.device,
             precision=self.precision,
-            as_it_is=self.as_it_is,
+            as_it_is=self.as_it_is if as_it_is is None else as_it_is,
         )
 
     @classmethod

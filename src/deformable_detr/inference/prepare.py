@@ -139,7 +139,7 @@ class PreparedDeformableDETR(nn.Module):
             self.query_source = PreparedProposalQueries(source, make)
         else:
             assert isinstance(source, LearnedQueries)
-            self.query_source = PreparedLearnedQueries(source, make)
+            self.query_source = PreparedLearnedQueries(source)
         self.decoder = PreparedDecoder(model.decoder, make, len(pyramid.level_embed))
         self._constants: OrderedDict[SpatialShapes, _Constants] = OrderedDict()
 

@@ -196,7 +196,7 @@ class PreparedDecoder(nn.Module):
 class PreparedLearnedQueries(nn.Module):
     """Learned queries, which are the same for every image."""
 
-    def __init__(self, source: LearnedQueries, make: MakeLinear) -> None:
+    def __init__(self, source: LearnedQueries) -> None:
         super().__init__()
         position, content = source.embedding.weight.detach().chunk(2, dim=-1)
         self.position, self.content = position[None].contiguous(), content[None].contiguous()

@@ -6,6 +6,7 @@ bfloat16; elsewhere its products are as exact as any in float32. So both are mea
 name.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -48,9 +49,15 @@ class Trial(NamedTuple):
 
 
 def try_products() -> Trial | None:
-    """Trial on this processor with the present number of threads, in some 200 ms; None if there is no such switch."""
-    if _settings() is None:
-        return None
+    """Trial on this processor with the present number of threads, in some 200 ms; None if there is no such switch.
+
+    It is made once for each number of threads.
+    """
+    return None if _settings() is None else _trial(torch.get_num_threads())
+
+
+@functools.cache
+def _trial(num_threads: int) -> Trial:
     generator = torch.Generator().manual_seed(0)  # of our own: a trial must not change the random numbers of a run
     inputs, weight, grad = (
         torch.randn(shape, generator=generator)

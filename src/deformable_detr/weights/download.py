@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from deformable_detr.core.addresses import SafeRedirects, check_address, without_secrets
-from deformable_detr.core.cache import cache_folder
+from deformable_detr.core.cache import cache_folder, writing_to_cache
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.progress import Reporter, Silence
@@ -98,7 +98,7 @@ def download(address: str, *, sha256: str | None = None, reporter: Reporter | No
     """
     check_address(address, sha256)
     entry, reporter = _Entry(address, sha256), reporter or Silence()
-    with _writing(entry.folder):
+    with writing_to_cache(entry.folder, "downloads"):
         entry.folder.mkdir(parents=True, exist_ok=True)
     # One process downloads; others wait for the lock and then find the file.
     with _locked(entry, reporter):
@@ -144,7 +144,7 @@ def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(entry.lock)
-    with _writing(entry.folder):
+    with writing_to_cache(entry.folder, "downloads"):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -154,16 +154,6 @@ def _locked(entry: _Entry, reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {place}: {error.strerror or error}; DEFORMABLE_DETR_CACHE names another folder for downloads"
-        ) from error
 
 
 def _conditions(entry: _Entry) -> dict[str, str]:
@@ -227,12 +217,12 @@ def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
     # The version is noted before the first byte, so that an interrupted download can be resumed.
     write_json(_note(entry.part), asdict(_version_in(response)))
     stage = f"fetching {entry.file.name}, MB"
-    with _writing(entry.part):
+    with writing_to_cache(entry.part, "downloads"):
         stream = entry.part.open("ab" if resumed else "wb")
     with stream:
         looked_at = have
         for chunk in _chunks(entry, response):
-            with _writing(entry.part):
+            with writing_to_cache(entry.part, "downloads"):
                 stream.write(chunk)
                 stream.flush()
             have += len(chunk)
@@ -243,7 +233,7 @@ def _receive(entry: _Entry, response: HTTPResponse, reporter: Reporter) -> None:
                 looked_at = have
                 _check_room(entry, 0)
             reporter.update(stage, have // _MEGABYTE, max(have, total) // _MEGABYTE)
-        with _writing(entry.part):
+        with writing_to_cache(entry.part, "downloads"):
             os.fsync(stream.fileno())
     if total and have < total:
         raise CheckpointError(_broken(entry, f"after {have} of {total} bytes"))
@@ -271,7 +261,7 @@ def _announced(entry: _Entry, response: HTTPResponse, have: int) -> int:
 
 
 def _check_room(entry: _Entry, size: int) -> None:
-    with _writing(entry.folder):
+    with writing_to_cache(entry.folder, "downloads"):
         free = shutil.disk_usage(entry.folder).free
     if free < size + _RESERVE:
         raise OutputError(
@@ -321,7 +311,7 @@ def _accept(entry: _Entry, reporter: Reporter) -> None:
             f"{without_secrets(entry.address)} is not the file that was meant: its SHA-256 is {found}, "
             f"not {entry.sha256}; it was not kept"
         )
-    with _writing(entry.file):
+    with writing_to_cache(entry.file, "downloads"):
         os.replace(entry.part, entry.file)
         os.replace(_note(entry.part), _note(entry.file))
     if entry.sha256 is None:

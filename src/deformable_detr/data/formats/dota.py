@@ -7,13 +7,13 @@ The lines `imagesource:` and `gsd:` above them are passed over. Classes are thos
 from functools import partial
 from pathlib import Path
 
+from deformable_detr.data.formats.image_names import subfolders
 from deformable_detr.data.formats.pairs import (
     PairedFormat,
     begins_with,
     find_pairs,
     load_paired,
     read_lines,
-    subfolders,
 )
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ObjectRecord

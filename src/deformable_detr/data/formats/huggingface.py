@@ -20,8 +20,8 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.image_names import parts_of
-from deformable_detr.data.formats.pairs import distinct_splits, split_in, start_of, subfolders
+from deformable_detr.data.formats.image_names import parts_of, subfolders
+from deformable_detr.data.formats.pairs import distinct_splits, split_in, start_of
 from deformable_detr.data.formats.parsing import name_text, read_text, real_number, shown, whole_number
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits

@@ -44,17 +44,18 @@ def usual_folders(annotations: Path, split: str) -> list[Path]:
     return [base / name for base in (annotations.parent, annotations.parent.parent) for name in inner]
 
 
+def subfolders(path: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones; none if it cannot be listed."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith((".", "__")) and entry.is_dir())
+    except OSError:
+        return []
+
+
 def folders_within(folders: Sequence[Path]) -> list[Path]:
     """Folders that lie directly in some folders, each folder's in alphabetical order, hidden ones left out."""
-    found: dict[Path, None] = {}
-    for folder in folders:
-        try:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
-        except OSError:
-            continue
-        found.update((folder / name, None) for name in sorted(names))
-    return list(found)
+    return list(dict.fromkeys(folder / name for folder in folders for name in subfolders(folder)))
 
 
 def folders_like(annotations: Path, split: str) -> list[Path]:
@@ -69,11 +70,7 @@ def folders_like(annotations: Path, split: str) -> list[Path]:
     for holder in (bases[0], bases[0] / "images", bases[1], bases[1] / "images"):
         if main is None:
             break
-        try:
-            with os.scandir(holder) as entries:
-                names = sorted(entry.name for entry in entries if main_split(entry.name) == main and entry.is_dir())
-        except OSError:
-            continue
+        names = [name for name in subfolders(holder) if main_split(name) == main]
         named = [holder / name for name in names if not _NOT_IMAGES.search(name.lower())]
         found += [folder / inner for folder in named for inner in ("", "images", "data")]
     return found

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.image_names import composed
-from deformable_detr.data.formats.pairs import distinct_splits, split_in, subfolders
+from deformable_detr.data.formats.image_names import composed, subfolders
+from deformable_detr.data.formats.pairs import distinct_splits, split_in
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, canonical_split, name_splits

@@ -13,7 +13,7 @@ from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of, unannotated
-from deformable_detr.data.formats.image_names import composed
+from deformable_detr.data.formats.image_names import composed, subfolders
 from deformable_detr.data.formats.parsing import read_text, shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
@@ -116,15 +116,6 @@ def _pair_of(
     if not holding:
         return None
     return PairedFolders(split, images[0], holding[0], tuple(folder.name for folder in holding[1:]))
-
-
-def subfolders(path: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones; none if it cannot be listed."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith((".", "__")) and entry.is_dir())
-    except OSError:
-        return []
 
 
 def split_in(name: str) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deformable_detr.data.formats.image_names import folders_within, usual_folders
+from deformable_detr.data.formats.image_names import folders_within, subfolders, usual_folders
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split, split_in_name
 
 _INNER_FOLDERS = ("annotations", "Annotations", "labels", "Labels", "images", "Images", "data", "csv", "json", "xml")
@@ -100,9 +100,7 @@ def _names_in(folder: Path, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _split_folders(base: Path) -> list[Path]:
-    with os.scandir(base) as entries:
-        names = [entry.name for entry in entries if entry.is_dir()]
-    return [base / name for name in sorted(names) if canonical_split(name) in MAIN_SPLITS]
+    return [base / name for name in subfolders(base) if canonical_split(name) in MAIN_SPLITS]
 
 
 def _files_in_or_below(folder: Path, endings: tuple[str, ...], is_ours: Callable[[Path], bool]) -> list[Path]:

@@ -43,13 +43,6 @@ def canonical_split(name: str) -> str:
     return name
 
 
-def split_in_name(stem: str) -> str:
-    """Main split that is a word of a file's stem (`train_labels`, `my-val-boxes`), else the whole stem."""
-    whole = canonical_split(stem)
-    words = {canonical_split(word) for word in re.split(r"[^A-Za-z0-9]+", stem)} & set(MAIN_SPLITS)
-    return words.pop() if whole not in MAIN_SPLITS and len(words) == 1 else whole
-
-
 def main_split(name: str) -> str | None:
     """Main split that a name speaks of, also as one of several words: `custom_train`, `val_annotations`, `TestSet2`.
 
@@ -60,6 +53,11 @@ def main_split(name: str) -> str | None:
     words = (word.lower() for word in _BETWEEN_WORDS.split(name))
     found = {_WORDS[word] for word in words if word in _WORDS}
     return found.pop() if len(found) == 1 else None
+
+
+def split_in_name(stem: str) -> str:
+    """Main split that the stem of a file speaks of (`train_labels`, `my-val-boxes`), else the canonical whole stem."""
+    return main_split(stem) or canonical_split(stem)
 
 
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:

@@ -16,6 +16,7 @@ from typing import Any
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE
+from deformable_detr.data.formats.image_names import subfolders
 from deformable_detr.data.formats.pairs import (
     FileContent,
     PairedFolders,
@@ -24,7 +25,6 @@ from deformable_detr.data.formats.pairs import (
     paired_records,
     split_in,
     start_of,
-    subfolders,
 )
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of

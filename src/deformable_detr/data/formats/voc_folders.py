@@ -104,8 +104,8 @@ def pairs_in(folder: Path, contents: dict[Path, FolderContents]) -> list[FolderP
             }
         others = [other for other, number in num_common.items() if number]
         if others:
-            own_split = split_in(place, folder)
-            same_split = [other for other in others if own_split and split_in(other, folder) == own_split]
+            own_split = innermost_split(place, folder)
+            same_split = [other for other in others if own_split and innermost_split(other, folder) == own_split]
             best = _best_of(place, same_split or others, num_common, folder)
             # Xml files of all splits may lie together, and images in a folder for each split.
             divided = own_split is None and canonical_split(best.name) in MAIN_SPLITS
@@ -125,7 +125,7 @@ def pairs_in(folder: Path, contents: dict[Path, FolderContents]) -> list[FolderP
     return pairs
 
 
-def split_in(place: Path, folder: Path) -> str | None:
+def innermost_split(place: Path, folder: Path) -> str | None:
     """Name of the innermost folder, on the way from the data set's, that is named after a split; None without one."""
     parts = reversed(place.relative_to(folder).parts)
     return next((part for part in parts if canonical_split(part) in MAIN_SPLITS), None)
@@ -168,7 +168,7 @@ def _best_of(place: Path, others: Sequence[Path], num_common: dict[Path, int], f
     nearest = [other for other in best if depths[other] == max(depths.values())]
     by_name = {other.name: other for other in reversed(nearest)}
     first = next((by_name[name] for name in IMAGE_FOLDERS if name in by_name), nearest[0])
-    splits = {split_in(other, folder) for other in nearest}
+    splits = {innermost_split(other, folder) for other in nearest}
     if len(nearest) > 1 and first.name not in IMAGE_FOLDERS and len(splits) < len(nearest):
         names = listed([str(other) for other in nearest])
         raise DataError(f"{place}: its xml files fit the images in {names}; move away what is not meant")

@@ -17,8 +17,8 @@ from deformable_detr.data.formats.voc_folders import (
     FolderContents,
     FolderPair,
     contents_of,
+    innermost_split,
     pairs_in,
-    split_in,
     stem_of,
     xml_files,
 )
@@ -139,7 +139,9 @@ def find_parts(folder: Path) -> list[VocPart]:
         return []
     pairs = pairs_in(folder, contents)
     lists = folder / "ImageSets" / "Main"
-    splits = {pair: split_in(pair.image_folder, folder) or split_in(pair.xml_folder, folder) for pair in pairs}
+    splits = {
+        pair: innermost_split(pair.image_folder, folder) or innermost_split(pair.xml_folder, folder) for pair in pairs
+    }
     whole = [pair for pair, split in splits.items() if split is None]
     if whole and lists.is_dir():
         files = sorted(lists.glob("*.txt"))
