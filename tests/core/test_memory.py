@@ -3,7 +3,7 @@ import torch
 
 from deformable_detr.core import memory
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.memory import check_fits, free_memory, kibibytes
+from deformable_detr.core.memory import check_fits, free_memory, kernel_bytes
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
     assert free_memory(CPU) is None
     check_fits(10**15, 1, CPU, "images", "")
     (tmp_path / "nothing").write_text("VmRSS: 12 kB\n")
-    assert kibibytes(tmp_path / "nothing", "VmRSS") == 12 * 1024
+    assert kernel_bytes(tmp_path / "nothing", "VmRSS") == 12 * 1024
     assert free_memory(CPU) is None
 
 

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import deformable_detr
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError
-from deformable_detr.inference.detector import Detector
+from deformable_detr.inference.detector import Detector, _state_of
+from deformable_detr.inference.onednn import EVERYTHING
+from deformable_detr.inference.prepare import prepare
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
 
@@ -241,3 +245,24 @@ def test_what_cannot_fit_into_memory_is_refused_before_the_work(detector, monkey
     with pytest.raises(ConfigError, match=r"^3 images of .* or a smaller batch size"):
         large.predict([picture(71, 40, 0)], batch_size=3)
     assert len(detector.predict(picture(71, 40, 0), threshold=0.0)) == 33
+
+
+def test_a_detector_that_has_predicted_can_be_copied_and_pickled(detector):
+    exact = detector.predict(picture(71, 40, 0), threshold=0.0)
+    detector._prepared = (_state_of(detector.model), prepare(detector.model, choice=EVERYTHING))
+    for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        assert same(other.predict(picture(71, 40, 0), threshold=0.0), exact)
+
+
+def test_a_hook_of_later_is_called(detector):
+    detector.predict(picture(71, 40, 0))
+    called = []
+    detector.model.decoder.layers[0].register_forward_hook(lambda *_: called.append(True))
+    detector.predict(picture(71, 40, 0))
+    assert called == [True]
+
+
+def test_weights_that_do_not_tell_of_changes_are_used_as_they_are(detector):
+    with torch.inference_mode():
+        detector.model.decoder.class_heads[-1].bias = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+    assert detector._network() is detector.model

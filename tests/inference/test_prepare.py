@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -131,3 +132,30 @@ def test_hooks_of_a_user_are_called(tiny_config):
     assert called == [True]
     handle.remove()
     assert isinstance(prepare(model), PreparedDeformableDETR)
+
+
+def test_a_method_of_one_object_is_a_part_of_somebody_else(tiny_config):
+    model = network(tiny_config)
+    decoder = model.decoder
+    decoder.forward = lambda queries, memory: type(decoder).forward(decoder, queries, memory)
+    assert not isinstance(prepare(model), PreparedDeformableDETR)
+
+
+def test_what_is_not_prepared_heeds_the_precision(tiny_config):
+    model = network(tiny_config, variant="refine")
+    images = torch.randn(2, 3, 64, 96)
+    rough = prepare(model, precision="bfloat16", choice=EVERYTHING)
+    assert not torch.equal(final(rough, images, padding=17).logits, final(model, images, padding=17).logits)
+    model.encoder.layers[0].ffn = Gated(32)
+    found, exact = final(prepare(model, precision="bfloat16"), images), final(model, images)
+    assert found.boxes.dtype == torch.float32
+    assert not torch.equal(found.logits, exact.logits)
+    torch.testing.assert_close(found.boxes, exact.boxes, rtol=0, atol=0.05)
+
+
+def test_sizes_of_many_threads_at_once(tiny_config):
+    prepared = prepare(network(tiny_config))
+    shapes = [((4, width), (2, width // 2)) for width in range(6, 30, 2)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(prepared._constants_of, shapes * 40))
+    assert [one.position.shape[1] for one in found] == [4 * a[1] + 2 * b[1] for a, b in shapes] * 40

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.weights.description import check_classes, check_facts, printable_fact, printable_facts
+from deformable_detr.weights.description import check_classes, check_facts, short_fact, short_facts
 
 ODD_CLASSES = [
     (["", "dog"], "class name 1 must be text, not ''"),
@@ -84,5 +84,5 @@ def test_what_is_usual_passes():
 
 
 def test_texts_of_strangers_can_be_printed():
-    assert printable_fact("MIT\x1b[31m\nand more") == "MIT?[31m and more"
-    assert printable_facts({"da\nta": "\ud800" + "x" * 9999}) == {"da ta": "?" + "x" * 1999 + "..."}
+    assert short_fact("MIT\x1b[31m\nand more") == "MIT?[31m and more"
+    assert short_facts({"da\nta": "\ud800" + "x" * 9999}) == {"da ta": "?" + "x" * 1999 + "..."}

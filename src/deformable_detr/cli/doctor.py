@@ -92,7 +92,7 @@ def _products(diagnosis: "Diagnosis") -> list[Sequence[str]]:
     if reason is not None:
         return [
             ("CPU products", f"by PyTorch: {reason}"),
-            ("", "Inference takes up to twice as long, and is as exact."),
+            ("", "Inference is as exact, and slower on some processors."),
         ]
     if not diagnosis.timings:
         return [("CPU products", "by oneDNN with packed weights where that is faster; not measured without timing")]

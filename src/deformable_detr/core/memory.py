@@ -16,7 +16,7 @@ def free_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     try:
-        free = kibibytes(_MEMINFO, "MemAvailable")
+        free = kernel_bytes(_MEMINFO, "MemAvailable")
     except (OSError, LookupError):
         return None
     # A container may be allowed less than the machine has.
@@ -31,7 +31,7 @@ def free_memory(device: torch.device) -> int | None:
     return free if most == "max" else min(free, int(most) - used + read_files)
 
 
-def kibibytes(file: Path, name: str) -> int:
+def kernel_bytes(file: Path, name: str) -> int:
     """Value of a line such as "VmRSS: 12 kB" of a file of the kernel, in bytes.
 
     Raises:

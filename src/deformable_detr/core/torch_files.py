@@ -126,6 +126,12 @@ def check_memory(tensors: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+def of_unusual_type(name: str, tensor: Tensor) -> str:
+    """Sentence on a tensor whose numbers are of no type that weights have."""
+    usual = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
+    return f"{one_line(name)} holds numbers of type {type_name(tensor)}; weights are of {usual}"
+
+
 def check_numbers(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Check that all weights are numbers that can be computed with: of a usual format, and finite.
 
@@ -138,10 +144,7 @@ def check_numbers(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """
     for name, tensor in tensors.items():
         if (tensor.is_floating_point() and tensor.dtype not in FLOATS) or tensor.is_complex() or tensor.is_quantized:
-            raise CheckpointError(
-                f"{source}: {one_line(name)} holds numbers of type {type_name(tensor)}; weights are of "
-                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
-            )
+            raise CheckpointError(f"{source}: {of_unusual_type(name, tensor)}")
     first = first_not_finite(tensors)
     if first is not None:
         raise CheckpointError(

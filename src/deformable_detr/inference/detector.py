@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -47,9 +47,11 @@ class Detector:
         preprocessing: preprocessing that the network was trained with.
         device: "cpu", "cuda", "cuda:1" and so on; "auto" is a CUDA device if there is one, else the CPU.
         precision: "float32", or "bfloat16" for the backbone and the encoder of Deformable DETR: faster where the
-            device has instructions for it, and boxes stay in float32.
+            device has instructions for it. Heads and coordinates stay in float32. On a GPU, and of other networks, all
+            layers before the heads are in bfloat16.
         as_it_is: compute with `model` itself. Else, on a CPU, a faster form of it does the work (see `prepare`), equal
-            to it up to the order of sums; it is made when it is first needed, and again when the weights have changed.
+            to it up to the order of sums; it is made when it is first needed, and again when the weights have changed,
+            unless that went through `.data`.
 
     Raises:
         BackendError: this machine does not have the device, or no instructions for this precision.
@@ -79,6 +81,10 @@ class Detector:
         self.category_ids = tuple(category_ids)
         self.preprocessing = preprocessing
         self._prepared: tuple[int, nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies and pickles: without the prepared network, whose packed weights can be neither."""
+        return {**self.__dict__, "_prepared": None}
 
     def around(self, model: nn.Module, *, as_it_is: bool | None = None) -> "Detector":
         """Detector with another network, for instance one with averaged weights, and everything else of this one.
@@ -274,9 +280,9 @@ class Detector:
 
     def _network(self) -> nn.Module:
         """Network that computes: on a CPU the prepared form of the model, as long as its weights are those of then."""
-        if self.as_it_is or self.device.type != "cpu":
+        state = None if self.as_it_is or self.device.type != "cpu" else _state_of(self.model)
+        if state is None:
             return self.model
-        state = _state_of(self.model)
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = state, prepare(self.model, precision=self.precision)
         return self._prepared[1]
@@ -287,7 +293,13 @@ class Detector:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
 
-def _state_of(model: nn.Module) -> int:
-    """Number that changes when a weight of the network is written to or replaced."""
+def _state_of(model: nn.Module) -> int | None:
+    """Number that changes when a weight or a hook of the network does; None for weights that do not tell.
+
+    Those are weights made in PyTorch's inference mode. A write through `.data` is not seen, either.
+    """
     tensors = (*model.parameters(), *model.buffers())
-    return hash(tuple((one.data_ptr(), 0 if one.is_inference() else one._version) for one in tensors))
+    if any(one.is_inference() for one in tensors):
+        return None
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return hash((hooks, *((one.data_ptr(), one._version) for one in tensors)))

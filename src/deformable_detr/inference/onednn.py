@@ -1,8 +1,8 @@
 """Matrix products and convolutions by oneDNN, with weights packed once; all of PyTorch's private names for it are here.
 
-PyTorch hands float32 products to MKL, which on some processors reaches less than half of what they can do, and packs
-the weights of a convolution anew in every call. The operators below are those that PyTorch's own compiler uses for
-frozen weights. Where they are missing, or a measurement says that they do not pay, the public functions do the work.
+PyTorch hands float32 products to MKL, which is slower on some processors, and packs the weights of a convolution anew
+in each call. The operators below are those that PyTorch's own compiler uses for frozen weights. Where they are missing,
+or a measurement says that they do not pay, the public functions do the work.
 """
 
 import functools
@@ -132,7 +132,7 @@ class Linear(nn.Module):
         self.activation = activation
         self.attribute, self.scalars = _ACTIVATIONS[activation]
         # Plain attributes: packed tensors have no strides, and cannot be copied or saved like parameters.
-        self.bias = None if bias is None else bias.detach()
+        self.bias = None if bias is None else bias.detach().clone()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if packed else weight
 
     def forward(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -181,7 +181,7 @@ class Convolution(nn.Module):
         self.packed, self.activation = packed, activation
         self.attribute, self.scalars = _ACTIVATIONS[activation]
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.bias = None if bias is None else bias.detach()
+        self.bias = None if bias is None else bias.detach().clone()
         # A pointwise convolution is a product of all pixels, which lie one after another in channels_last.
         self.is_product = weight.shape[2:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1
         if not packed:

@@ -5,7 +5,6 @@ masks where nothing is padded, heads of all layers but the last, proposals beyon
 depends on the size of the images alone is computed once per size.
 """
 
-from collections import OrderedDict
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ from deformable_detr.models.layers.pyramid import GroupNorm, Pyramid
 from deformable_detr.models.layers.queries import Anchors, LearnedQueries, ProposalQueries, anchors_of
 
 InferencePrecision = Literal["float32", "bfloat16"]
-"""Precision of backbone and encoder; the decoder, the heads and all coordinates are always in float32."""
+"""Precision of backbone and encoder; heads and coordinates are always in float32, and on a CPU the decoder is, too."""
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MOST_SIZES = 4
@@ -60,8 +59,8 @@ def prepare(
 ) -> nn.Module:
     """Network that is called like `model` and predicts the same on a CPU, faster; its output has the last layer only.
 
-    Equal in float32 up to the order of sums: logits within 1e-4. When the weights of `model` change, prepare it anew.
-    Batches with padding go through `model` itself, and so does everything of networks other than `DeformableDETR` and
+    Equal in float32 up to the order of sums: logits within 1e-4. When weights or hooks of `model` change, prepare anew.
+    Batches with padding go through `model` itself, and so does everything of networks other than `DeformableDETR`, and
     of those in which a part has been replaced or has a hook.
 
     Args:
@@ -71,7 +70,7 @@ def prepare(
     """
     model.eval()
     if not isinstance(model, DeformableDETR) or not _is_as_published(model):
-        return _LastLayer(model)
+        return _LastLayer(model, _TYPES[precision])
     chosen = choice or measured_choice(_TYPES[precision])
     in_float32 = choice or measured_choice()
     return PreparedDeformableDETR(model, _TYPES[precision], chosen, in_float32)
@@ -79,22 +78,31 @@ def prepare(
 
 def _is_as_published(model: DeformableDETR) -> bool:
     """Whether all parts but those of the backbone, which is traced, are of this package and have no hooks."""
+    # A method of one object alone is such a part, too.
+    own = any("forward" in vars(module) for module in model.modules())
     body = set(model.pyramid.backbone.body.modules())
     others = [module for module in model.modules() if module not in body]
     has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return not has_hooks and all(type(module) in _PARTS for module in others)
+    return not own and not has_hooks and all(type(module) in _PARTS for module in others)
 
 
 class _LastLayer(nn.Module):
     """Network that gives the predictions of its last layer alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
+        self.dtype = dtype
 
     def forward(self, images: Tensor, padding_mask: Tensor, targets: list[Target] | None = None) -> DetectorOutput:
-        output: DetectorOutput = self.model(images, padding_mask)
-        return DetectorOutput([output.final], None)
+        return _last_layer(self.model, images, padding_mask, self.dtype)
+
+
+def _last_layer(model: nn.Module, images: Tensor, padding_mask: Tensor, dtype: torch.dtype) -> DetectorOutput:
+    """Output of a network as it is, without all layers but the last; all of it but the heads in this type."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output: DetectorOutput = model(images, padding_mask)
+    return DetectorOutput([output.final], None)
 
 
 class _Constants(NamedTuple):
@@ -141,7 +149,7 @@ class PreparedDeformableDETR(nn.Module):
             assert isinstance(source, LearnedQueries)
             self.query_source = PreparedLearnedQueries(source)
         self.decoder = PreparedDecoder(model.decoder, make, len(pyramid.level_embed))
-        self._constants: OrderedDict[SpatialShapes, _Constants] = OrderedDict()
+        self._constants: dict[SpatialShapes, _Constants] = {}
 
     @torch.no_grad()
     def forward(
@@ -158,8 +166,7 @@ class PreparedDeformableDETR(nn.Module):
             targets: not used.
         """
         if bool(padding_mask.any()):
-            output: DetectorOutput = self.plain(images, padding_mask)
-            return DetectorOutput([output.final], None)
+            return _last_layer(self.plain, images, padding_mask, self.dtype)
         levels = self._levels(images.to(self.body_dtype).contiguous(memory_format=torch.channels_last))
         spatial_shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
         constants = self._constants_of(spatial_shapes)
@@ -185,9 +192,9 @@ class PreparedDeformableDETR(nn.Module):
         if found is None:
             found = _computed(self.plain.pyramid, spatial_shapes, self.dtype)
             self._constants[spatial_shapes] = found
-            if len(self._constants) > _MOST_SIZES:
-                self._constants.popitem(last=False)
-        self._constants.move_to_end(spatial_shapes)
+            # Other threads may do the same: what is gone already is no error.
+            for oldest in list(self._constants)[:-_MOST_SIZES]:
+                self._constants.pop(oldest, None)
         return found
 
 

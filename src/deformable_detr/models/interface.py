@@ -19,7 +19,7 @@ from deformable_detr.models.losses import CriterionConfig, Losses
 
 GIVEN = "given"
 """Model name in checkpoints and in config.json for a network that was passed to `train` as a module."""
-_LONGEST_NAME = 1000
+_LONGEST_CLASS_NAME = 1000
 
 
 @runtime_checkable
@@ -180,7 +180,7 @@ class GivenModelConfig:
         Raises:
             ConfigError: `class_name` is no name, or `num_classes` is below 1.
         """
-        if len(self.class_name) > _LONGEST_NAME or not self.class_name.isprintable():
+        if len(self.class_name) > _LONGEST_CLASS_NAME or not self.class_name.isprintable():
             raise ConfigError(f"class_name is {shown(self.class_name)}, which cannot be the name of a class")
         if self.num_classes < 1:
             raise ConfigError(f"num_classes is {shown(self.num_classes)}; it must be at least 1")

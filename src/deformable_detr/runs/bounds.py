@@ -1,8 +1,8 @@
 """Bounds of the whole numbers among the settings of a run."""
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.runs.records import MOST_EPOCHS
 
+_MOST = 1_000_000
 LARGEST_SEED = 2**63 - 1
 """Largest seed; the random generators of PyTorch take no more than 64 bits."""
 
@@ -20,7 +20,7 @@ def check_counts(group: object, title: str, least: int, *names: str) -> None:
         ConfigError: a value lies outside; the message has it and the bound.
     """
     for name in names:
-        value, most = getattr(group, name), LARGEST_SEED if name == "seed" else MOST_EPOCHS
+        value, most = getattr(group, name), LARGEST_SEED if name == "seed" else _MOST
         if value != "auto" and not least <= value <= most:
             bound = f"at least {least}" if value < least else f"at most {most}"
             raise ConfigError(f"{title}.{name} is {value}; it must be {bound}")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError, TrainingError
-from deformable_detr.core.memory import check_fits, free_memory, kibibytes
+from deformable_detr.core.memory import check_fits, free_memory, kernel_bytes
 from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.augmentation.settings import Augmentation
@@ -212,7 +212,7 @@ def _begin_peak(device: torch.device) -> int:
         raise ConfigError(
             f"memory cannot be measured here ({_PEAK}: {error.strerror}); say how many images with --batch-size"
         ) from error
-    return kibibytes(_STATUS, "VmRSS")
+    return kernel_bytes(_STATUS, "VmRSS")
 
 
 def _give_back() -> None:
@@ -225,7 +225,7 @@ def _give_back() -> None:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return kibibytes(_STATUS, "VmHWM")
+    return kernel_bytes(_STATUS, "VmHWM")
 
 
 def _gib(num_bytes: int) -> str:

@@ -1,9 +1,8 @@
 """Matrix products of a training on a CPU: by oneDNN where a trial finds that faster, and as exact as PyTorch's choice.
 
-PyTorch hands float32 products to MKL, which on some processors reaches less than half of what they can do. The switch
-that hands them to oneDNN allows it to round to bfloat16. oneDNN does so only on processors with matrix units for
-bfloat16; elsewhere its products are as exact as any in float32. So both are measured, and no processor is asked its
-name.
+PyTorch hands float32 products to MKL, which is slower than oneDNN on some processors. The switch that hands them to
+oneDNN allows it to round to bfloat16. oneDNN does so only on processors with matrix units for bfloat16; elsewhere its
+products are as exact as any in float32. So both are measured, and no processor is asked its name.
 """
 
 import functools

@@ -27,7 +27,7 @@ from deformable_detr.core.version import __version__
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.interface import GivenModelConfig, class_name_of
-from deformable_detr.weights.description import check_classes, check_facts, printable_fact, printable_facts
+from deformable_detr.weights.description import check_classes, check_facts, short_fact, short_facts
 
 SCHEMA_VERSION = 1
 """Version of the header's structure that is written; newer versions are refused."""
@@ -202,7 +202,6 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
             raise CheckpointError(f"it is of a model {shown(name)}; this version knows {', '.join(MODELS)}")
         model: ModelConfig = from_dict(kinds[name], header["model"]["config"])
         classes, category_ids = _list_in(header, "classes"), _list_in(header, "category_ids")
-        check_classes(classes, category_ids, model.num_classes)
         check_facts(header["metrics"], header["provenance"], header["licence"])
         return Checkpoint(
             weights=weights,
@@ -211,8 +210,8 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
             category_ids=category_ids,
             preprocessing=from_dict(Preprocessing, header["preprocessing"]),
             metrics=dict(header["metrics"]),
-            provenance=printable_facts(header["provenance"]),
-            licence=printable_fact(header["licence"]),
+            provenance=short_facts(header["provenance"]),
+            licence=short_fact(header["licence"]),
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: its description is incomplete: {error}") from error

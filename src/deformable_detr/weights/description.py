@@ -75,11 +75,11 @@ def check_facts(metrics: object, provenance: object, licence: object) -> None:
         raise CheckpointError(f"its description: the licence is {shown(licence)}, not a text")
 
 
-def printable_facts(facts: Mapping[str, str]) -> dict[str, str]:
+def short_facts(facts: Mapping[str, str]) -> dict[str, str]:
     """Names and texts of strangers, each in one line that can be printed and is not too long."""
-    return {one_line(name): printable_fact(text) for name, text in facts.items()}
+    return {one_line(name): short_fact(text) for name, text in facts.items()}
 
 
-def printable_fact(text: str) -> str:
+def short_fact(text: str) -> str:
     """Text of a stranger in one line that can be printed and is not too long."""
     return one_line(text, _LONGEST_TEXT)

@@ -19,13 +19,13 @@ from deformable_detr.core.errors import CheckpointError, ConfigError, OutputErro
 from deformable_detr.core.files import write_json
 from deformable_detr.core.reading import read_file, read_json
 from deformable_detr.core.short_text import one_line
-from deformable_detr.core.torch_files import FLOATS, check_numbers, read_tensors, type_name, write_tensors
+from deformable_detr.core.torch_files import FLOATS, check_numbers, of_unusual_type, read_tensors, write_tensors
 from deformable_detr.core.version import __version__
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.checkpoint import Checkpoint, check_fit, deformable_config, sketch
-from deformable_detr.weights.description import check_classes, printable_fact, printable_facts
+from deformable_detr.weights.description import short_fact, short_facts
 from deformable_detr.weights.hub import CARD, CONFIG, PREPROCESSING, WEIGHTS
 from deformable_detr.weights.huggingface import model_config as transformers_config
 from deformable_detr.weights.huggingface import preprocessing as transformers_preprocessing
@@ -70,14 +70,13 @@ def read_transformers(folder: Path) -> Checkpoint:
     weights = _our_weights(path, held, model)
     try:
         category_ids = transformers_config.category_ids_from(settings, classes)
-        check_classes(classes, category_ids, model.num_classes)
         return Checkpoint(
             weights=weights,
             model=model.portable(),
             classes=classes,
             category_ids=category_ids,
             preprocessing=preprocessing,
-            provenance=printable_facts(provenance),
+            provenance=short_facts(provenance),
             licence=_read_licence(folder),
         )
     except (CheckpointError, ConfigError) as error:
@@ -189,10 +188,7 @@ def _our_weights(path: Path, held: Mapping[str, Tensor], model: DeformableDETRCo
     check_numbers(held, path)
     wrong = [name for name, tensor in held.items() if tensor.dtype not in FLOATS and not name.endswith(COUNTERS)]
     if wrong:
-        raise CheckpointError(
-            f"{path}: {one_line(wrong[0])} holds numbers of type {type_name(held[wrong[0]])}; weights are of "
-            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in FLOATS)}"
-        )
+        raise CheckpointError(f"{path}: {of_unusual_type(wrong[0], held[wrong[0]])}")
     if not any(is_class_head(name) for name in held):
         raise CheckpointError(f"{path}: {CLASS_HEADS_REMOVED}")
     try:
@@ -223,7 +219,7 @@ def _read_licence(folder: Path) -> str:
     licence = facts.get("license") if isinstance(facts, dict) else None
     if licence == "other":
         licence = facts.get("license_name", licence)
-    return printable_fact(licence) if isinstance(licence, str) else ""
+    return short_fact(licence) if isinstance(licence, str) else ""
 
 
 def _card(checkpoint: Checkpoint) -> str:
