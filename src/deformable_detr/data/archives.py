@@ -27,8 +27,11 @@ from deformable_detr.core.reading import open_file, read_file, settings_value
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.images import IMAGE_SUFFIXES
 
-ANNOTATION_SUFFIXES = frozenset({".json", ".jsonl", ".txt", ".xml", ".csv", ".yaml", ".yml", ".names", ".data", ".md"})
+ANNOTATION_SUFFIXES = frozenset(
+    {".json", ".jsonl", ".txt", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".names", ".data", ".md"}
+)
 """Endings, in lower case, of files beside images that a data set may need: annotations, class lists, its card."""
+_WANTED = IMAGE_SUFFIXES | ANNOTATION_SUFFIXES
 
 _MOST_FILES = 1_000_000
 _MOST_BYTES = 1 << 40
@@ -75,11 +78,10 @@ class _Member(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Files of an archive to unpack, and the number of those that stay in it, archives among them."""
+    """Files of an archive to unpack, and the number of those that stay in it."""
 
     members: list[_Member]
     num_left: int
-    num_nested: int
 
 
 def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None = None) -> UnpackedArchive | None:
@@ -124,15 +126,6 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
         return UnpackedArchive(home / name, _remark(home / _NOTE, path))
     finally:
         lock.release()
-
-
-def is_zip(path: str | Path) -> bool:
-    """Whether a path is a zip archive, by its first bytes."""
-    try:
-        with open_file(os.path.expanduser(path)) as stream:
-            return stream.read(4).startswith(_ZIP)
-    except (OSError, ValueError):
-        return False
 
 
 def _refuse_other_archives(start: bytes, path: str | Path) -> None:
@@ -261,7 +254,7 @@ def _plan_of(archive: zipfile.ZipFile, size: int, path: str | Path) -> _Plan:
             f"{path}: {size:,} bytes would be unpacked to {total:,}, which no data set does; limits are "
             f"{_MOST_RATIO} times its size and {_MOST_BYTES:,} bytes. If that is right, unpack it and give the folder"
         )
-    return _Plan(members, num_left, num_nested)
+    return _Plan(members, num_left)
 
 
 def _name_of(info: zipfile.ZipInfo) -> str:
@@ -284,7 +277,7 @@ def _is_wanted(parts: tuple[str, ...]) -> bool:
     # macOS adds a shadow of each file, with the ending of the file.
     if parts[0] == "__MACOSX" or parts[-1].startswith("."):
         return False
-    return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES | ANNOTATION_SUFFIXES
+    return os.path.splitext(parts[-1])[1].lower() in _WANTED
 
 
 def _check_space(plan: _Plan, folder: Path, path: str | Path) -> None:

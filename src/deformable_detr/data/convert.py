@@ -170,7 +170,7 @@ def _for_yolo(
         )
     not_kept = []
     taken = {sample.path for dataset in kept.values() for sample in dataset.samples}
-    for split in datasets.keys() - kept.keys():
+    for split in [split for split in datasets if split not in kept]:
         lost = sum(sample.path not in taken for sample in datasets[split].samples)
         text = f"YOLO has no such split: left out, and {lost} of its {len(datasets[split])} images are in no other"
         not_kept.append(Problem("not_kept", f"split {split}", text, False))

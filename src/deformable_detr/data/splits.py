@@ -11,7 +11,7 @@ from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
 from deformable_detr.data.open import list_splits, open_dataset, refuse_fatal
 
-_MANY_SPLITS = (".yaml", ".yml", ".zip")
+_MANY_SPLITS = (".yaml", ".yml", ".data", ".zip")
 """Endings of files that describe or hold a whole data set; any other file holds one split."""
 
 

@@ -1,3 +1,4 @@
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +228,37 @@ def test_layouts(tables: tuple[str, str], images: tuple[str, str], tmp_path: Pat
     assert list_splits(tmp_path) == ("train", "val")
     for split, folder in zip(("train", "val"), images, strict=True):
         assert open_dataset(tmp_path, split=split).samples[0].path == tmp_path / folder / "a.png"
+
+
+def test_a_column_of_one_split_in_two_files_loses_neither(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for split in ("train", "val"):
+        photo(tmp_path / split / f"{split}.png")
+        (tmp_path / split / "boxes.csv").write_text(
+            f"image,class,xmin,ymin,xmax,ymax,split\n{split}.png,cat,1,2,3,4,train\n"
+        )
+    assert len(list_splits(tmp_path)) == 2
+
+
+def test_masks_beside_the_images_are_not_taken_for_them(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for shade, folder in enumerate(("train_images", "train_masks")):
+        photo(tmp_path / folder / "a.png", shade=shade)
+    (tmp_path / "train_labels.csv").write_text("image,class,xmin,ymin,xmax,ymax\na.png,cat,1,2,3,4\n")
+    assert open_dataset(tmp_path).samples[0].path == tmp_path / "train_images/a.png"
+
+
+def test_shares_without_confidence_are_those_of_open_images(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "train/a.jpg")
+    header = "ImageID,LabelName,XMin,XMax,YMin,YMax"
+    (tmp_path / "train-annotations-bbox.csv").write_text(f"{header}\na,/m/01,0.1,0.2,0.3,0.4\n")
+    assert recognise_format(tmp_path) == "openimages"
+
+
+def test_a_table_with_tabs_in_a_zip(
+    tmp_path: Path, photo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFORMABLE_DETR_CACHE", str(tmp_path / "cache"))
+    text = "image\tclass\txmin\tymin\txmax\tymax\na.png\tcat\t1\t2\t3\t4\n"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(photo(tmp_path / "a.png"), "a.png")
+        file.writestr("boxes.tsv", text)
+    assert open_dataset(tmp_path / "x.zip").num_objects == 1

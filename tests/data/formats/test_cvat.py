@@ -13,6 +13,8 @@ META = (
     "<label><name>paw</name><type>points</type><parent>dog</parent></label></labels></task></meta>"
 )
 
+BOX = '<box label="cat" xtl="1" ytl="2" xbr="11" ybr="9"></box>'
+
 
 def write(path: Path, images: str, meta: str = META) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,3 +137,21 @@ def test_other_xml_is_no_data_set(text: str, tmp_path: Path) -> None:
     (tmp_path / "annotations.xml").write_text(text)
     with pytest.raises(DataError, match="no data set recognised"):
         open_dataset(tmp_path)
+
+
+def test_beside_a_folder_of_images_it_is_no_voc(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    photo(tmp_path / "images/a.png", (50, 30))
+    write(tmp_path / "annotations/annotations.xml", image("a.png", BOX))
+    assert recognise_format(tmp_path) == "cvat"
+    assert open_dataset(tmp_path).num_objects == 1
+
+
+def test_subsets_of_one_name_in_two_files_are_both_there(tmp_path: Path, photo: Callable[..., Path]) -> None:
+    for split in ("train", "val"):
+        photo(tmp_path / split / f"{split}.png", (50, 30))
+        write(tmp_path / split / "annotations.xml", image(f"{split}.png", BOX, 'subset="default"'))
+    assert len(list_splits(tmp_path)) == 2
+    assert {open_dataset(tmp_path, split=name).samples[0].path.stem for name in list_splits(tmp_path)} == {
+        "train",
+        "val",
+    }

@@ -11,13 +11,14 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value
+from deformable_detr.data.formats.masks import box_around_mask, run_lengths
 from deformable_detr.data.formats.parsing import real_number, shown, whole_number
 
-_Box = tuple[float, float, float, float]
+_LeftTopSize = tuple[float, float, float, float]
 _FEWEST_NUMBERS = 6  # of a polygon, which has three corners
 _LARGEST_RUN = 2**48
 
@@ -78,7 +79,7 @@ def _plain_boxes(items: Sequence[dict[str, Any]]) -> Float[np.ndarray, "objects 
         return None
 
 
-def _box_of(item: dict[str, Any], size_wh: tuple[int, int] | None, where: str) -> tuple[_Box, bool]:
+def _box_of(item: dict[str, Any], size_wh: tuple[int, int] | None, where: str) -> tuple[_LeftTopSize, bool]:
     """Left, top, width and height of an annotation, and whether they are those around its segmentation.
 
     Raises:
@@ -101,7 +102,7 @@ def _box_of(item: dict[str, Any], size_wh: tuple[int, int] | None, where: str) -
     return box, False  # as it is; boxes without extent are dropped and reported for all formats
 
 
-def _given_box(value: object, where: str) -> _Box | None:
+def _given_box(value: object, where: str) -> _LeftTopSize | None:
     """Left, top, width and height of a bbox; None if there is none."""
     if isinstance(value, str) and value.strip():
         with suppress(ValueError):  # said below
@@ -116,7 +117,7 @@ def _given_box(value: object, where: str) -> _Box | None:
     return left, top, width, height
 
 
-def _box_around(segmentation: object, size_wh: tuple[int, int] | None, where: str) -> _Box | None:
+def _box_around(segmentation: object, size_wh: tuple[int, int] | None, where: str) -> _LeftTopSize | None:
     """Left, top, width and height of the box around a segmentation; None if the segmentation is empty."""
     if isinstance(segmentation, dict):
         return _box_around_mask(segmentation, size_wh, where)
@@ -138,7 +139,7 @@ def _box_around(segmentation: object, size_wh: tuple[int, int] | None, where: st
     return left, top, max(numbers[::2]) - left, max(numbers[1::2]) - top
 
 
-def _box_around_mask(mask: dict[Any, Any], size_wh: tuple[int, int] | None, where: str) -> _Box | None:
+def _box_around_mask(mask: dict[Any, Any], size_wh: tuple[int, int] | None, where: str) -> _LeftTopSize | None:
     size, counts = mask.get("size"), mask.get("counts")
     if not isinstance(size, list) or len(size) != 2:
         raise DataError(f"{where}: a mask must have its size, [height, width], not {shown(size)}")
@@ -148,7 +149,10 @@ def _box_around_mask(mask: dict[Any, Any], size_wh: tuple[int, int] | None, wher
             f"{where}: its mask has {width} x {height} pixels, and its image has {size_wh[0]} x {size_wh[1]}"
         )
     if isinstance(counts, str):
-        runs = _unpacked(counts, where)
+        try:
+            runs = run_lengths(counts)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}: {shown(counts)}") from error
     elif isinstance(counts, list):
         runs = [whole_number(one, where, "each run length of a mask") for one in counts]
     else:
@@ -156,41 +160,5 @@ def _box_around_mask(mask: dict[Any, Any], size_wh: tuple[int, int] | None, wher
     if height < 1 or width < 1 or any(not 0 <= run <= _LARGEST_RUN for run in runs) or sum(runs) != height * width:
         total = sum(runs)
         raise DataError(f"{where}: the run lengths of its mask add up to {total}, and it has {width} x {height} pixels")
-    return _box_around_runs(np.array(runs, dtype=np.int64), height)
-
-
-def _box_around_runs(runs: Int[np.ndarray, "runs"], height: int) -> _Box | None:
-    """Left, top, width and height of the box around the pixels of every second run, which go down the columns."""
-    ends = np.cumsum(runs)
-    inside = np.arange(len(runs)) % 2 == 1
-    inside &= runs > 0
-    if not inside.any():
-        return None
-    first, last = (ends - runs)[inside], ends[inside] - 1
-    left, right = int(first.min() // height), int(last.max() // height)
-    # A run that goes on in the next column has the bottom of one and the top of the other.
-    within_one = first // height == last // height
-    top = int(np.where(within_one, first % height, 0).min())
-    bottom = int(np.where(within_one, last % height, height - 1).max())
-    return float(left), float(top), float(right + 1 - left), float(bottom + 1 - top)
-
-
-def _unpacked(text: str, where: str) -> list[int]:
-    """Run lengths of packed text: groups of five bits, the lowest first, as differences to the run but one before."""
-    runs: list[int] = []
-    value, shift = 0, 0
-    for letter in text:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise DataError(f"{where}: the run lengths of its mask cannot be unpacked: {shown(text)}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
-    if shift:
-        raise DataError(f"{where}: the run lengths of its mask are cut off: {shown(text)}")
-    return runs
+    box = box_around_mask(runs, height)
+    return None if box is None else (box[0], box[1], box[2] - box[0], box[3] - box[1])

@@ -35,7 +35,7 @@ from deformable_detr.data.formats.records import (
     size_of,
 )
 from deformable_detr.data.formats.shapes import Box
-from deformable_detr.data.formats.split_files import image_folders, split_files
+from deformable_detr.data.formats.split_files import image_folders, names_of_parts, split_files
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, canonical_split, name_splits
 from deformable_detr.data.images import image_size, is_image_file
 
@@ -73,10 +73,10 @@ class _Table(NamedTuple):
 def find_splits(path: Path) -> SplitLoaders:
     """Splits of the tables in a folder, or of one table; empty if there are none."""
     files = split_files(path, (".csv", ".tsv"), lambda file: _columns_in(file) is not None)
-    tables = [part for split, file in files for part in _by_split_column(split, file)]
-    if len({table.split for table in tables}) < len(tables):  # Several files have a column for the split.
-        tables = [table._replace(split=f"{table.split}/{table.file.stem}") for table in tables]
-    return name_splits((table.split, partial(_load_table, table, tables)) for table in tables)
+    found = [(part, split) for split, file in files for part in _by_split_column(split, file)]
+    tables = [table for table, _ in found]
+    names = names_of_parts([(table.split, split) for table, split in found])
+    return name_splits((name, partial(_load_table, table, tables)) for name, table in zip(names, tables, strict=True))
 
 
 def _columns_in(file: Path) -> tuple[Columns, bool] | None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from deformable_detr.data.formats.openimages import is_openimages_header
+
 BoxMeaning = Literal["corners", "size", "center", "size or center", "size or corners"]
 """Meaning of the four numbers of a box.
 
@@ -87,7 +89,7 @@ def columns_of(header: Sequence[str]) -> Columns | None:
     """Columns of a table of boxes; None if the names are not those of an image and a box, or one appears twice."""
     names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     at = {name: position for position, name in enumerate(names) if name}
-    if len(at) < sum(map(bool, names)) or _is_open_images(at):
+    if len(at) < sum(map(bool, names)) or is_openimages_header(header):
         return None
     found = _box_in_columns(at) or _box_in_one_column(at)
     used = set(found[1]) if found else set()
@@ -104,11 +106,6 @@ def columns_of(header: Sequence[str]) -> Columns | None:
     unknown = tuple(position for position, name in enumerate(names) if position not in used and name not in _NO_CLASSES)
     whole = (size_wh[0], size_wh[1]) if size_wh[0] is not None and size_wh[1] is not None else None
     return Columns(image, box, meaning, classes, whole, split, crowd, unknown)
-
-
-def _is_open_images(at: Mapping[str, int]) -> bool:
-    """Whether these are the columns of Open Images, which has shares and ids of classes."""
-    return {"imageid", "labelname", "confidence", "xmin"} <= at.keys()
 
 
 def _box_in_columns(at: Mapping[str, int]) -> tuple[BoxMeaning, tuple[int, ...]] | None:

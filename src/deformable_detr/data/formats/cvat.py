@@ -36,7 +36,7 @@ from deformable_detr.data.formats.shapes import (
     ignored_shapes,
     read_points,
 )
-from deformable_detr.data.formats.split_files import image_folders, split_files
+from deformable_detr.data.formats.split_files import image_folders, names_of_parts, split_files
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 
 LOOKED_FOR = (
@@ -72,15 +72,18 @@ class _File(NamedTuple):
 
 def find_splits(path: Path) -> SplitLoaders:
     """CVAT splits of a folder or of one xml; empty if there are none."""
-    files = [
-        part for split, file in split_files(path, (".xml",), _starts_like_cvat) for part in _by_subset(split, file)
+    found = [
+        (part, split)
+        for split, file in split_files(path, (".xml",), starts_like_cvat)
+        for part in _by_subset(split, file)
     ]
-    if len({one.split for one in files}) < len(files):  # Several files have subsets of one name.
-        files = [one._replace(split=f"{one.split}/{one.file.stem}") for one in files]
-    return name_splits((one.split, partial(_load_xml, one, files)) for one in files)
+    files = [part for part, _ in found]
+    names = names_of_parts([(part.split, split) for part, split in found])
+    return name_splits((name, partial(_load_xml, one, files)) for name, one in zip(names, files, strict=True))
 
 
-def _starts_like_cvat(file: Path) -> bool:
+def starts_like_cvat(file: Path) -> bool:
+    """Whether an xml file begins as this format does, which other formats of xml files leave to it."""
     try:
         with open_file(file) as stream:
             head = stream.read(_SNIFFED_BYTES)

@@ -40,7 +40,7 @@ def find_splits(path: Path) -> SplitLoaders:
     else:
         files = sorted((path / "annotations").glob("*.json"))[:_MOST_FILES]
     files = [file for file in files if is_datumaro(file)]
-    return name_splits((file.stem, partial(load_file, file, files)) for file in files)
+    return name_splits((file.stem, partial(_load_file, file, files)) for file in files)
 
 
 def is_datumaro(file: Path) -> bool:
@@ -53,7 +53,7 @@ def is_datumaro(file: Path) -> bool:
     return _CATEGORIES.search(start) is not None
 
 
-def load_file(file: Path, files: Sequence[Path] = ()) -> DetectionDataset:
+def _load_file(file: Path, files: Sequence[Path]) -> DetectionDataset:
     """Data set of one json; `files` are those of all splits.
 
     Raises:

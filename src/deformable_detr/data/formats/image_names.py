@@ -33,7 +33,7 @@ _FOLDERS_OF_SPLIT = {
 
 
 def usual_folders(annotations: Path, split: str) -> list[Path]:
-    """Folders that the names in an annotation file may be relative to, the most likely first.
+    """Usual folders of the images around an annotation file, the most likely first.
 
     For the folder of the file and then for its parent: the folder itself, `images`, `JPEGImages`, folders named after
     the split (`val`, `valid`, `val2017`), those within `images`, and `images` within those.
@@ -54,8 +54,12 @@ def subfolders(path: Path) -> list[str]:
 
 
 def folders_within(folders: Sequence[Path]) -> list[Path]:
-    """Folders that lie directly in some folders, each folder's in alphabetical order, hidden ones left out."""
-    return list(dict.fromkeys(folder / name for folder in folders for name in subfolders(folder)))
+    """Folders that lie directly in some folders and may hold their images, each folder's in alphabetical order.
+
+    Hidden folders, and those of masks and labels, are left out.
+    """
+    names = ((folder, name) for folder in folders for name in subfolders(folder))
+    return list(dict.fromkeys(folder / name for folder, name in names if not _NOT_IMAGES.search(name.lower())))
 
 
 def folders_like(annotations: Path, split: str) -> list[Path]:

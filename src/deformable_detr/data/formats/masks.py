@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from deformable_detr.data.formats.shapes import Box
 
 
@@ -31,7 +33,7 @@ def _from_text(text: str) -> list[int]:
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("the runs of the mask are not in COCO's letters")
+            raise ValueError("the runs of its mask cannot be unpacked")
         number |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -41,7 +43,7 @@ def _from_text(text: str) -> list[int]:
         lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
         number = shift = 0
     if shift:
-        raise ValueError("the runs of the mask break off")
+        raise ValueError("the runs of its mask are cut off")
     return lengths
 
 
@@ -52,18 +54,14 @@ def box_around_mask(lengths: Sequence[int], height: int) -> Box | None:
         lengths: lengths of the runs, unset and set in turn, column by column.
         height: number of rows, at least 1.
     """
-    lefts, rights, tops, bottoms = [], [], [], []
-    start = 0
-    for position, length in enumerate(lengths):
-        if position % 2 and length:
-            first, last = start, start + length - 1
-            lefts.append(first // height)
-            rights.append(last // height + 1)
-            # A run that goes on in the next column touches the upper and the lower edge.
-            within = first // height == last // height
-            tops.append(first % height if within else 0)
-            bottoms.append(last % height + 1 if within else height)
-        start += length
-    if not lefts:
+    runs = np.array(lengths, dtype=np.int64)
+    inside = (np.arange(len(runs)) % 2 == 1) & (runs > 0)
+    if not inside.any():
         return None
-    return float(min(lefts)), float(min(tops)), float(max(rights)), float(max(bottoms))
+    ends = np.cumsum(runs)
+    first, last = (ends - runs)[inside], ends[inside] - 1
+    # A run that goes on in the next column has the bottom of one and the top of the other.
+    within_one = first // height == last // height
+    top = np.where(within_one, first % height, 0).min()
+    bottom = np.where(within_one, last % height + 1, height).max()
+    return float(first.min() // height), float(top), float(last.max() // height + 1), float(bottom)

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def _csv_files(folder: Path) -> list[Path]:
 
 
 def is_openimages(file: Path) -> bool:
-    """Whether a csv file has the columns of this format, which other formats of csv files leave to it."""
+    """Whether a csv file has the columns of this format."""
     if file.suffix.lower() != ".csv":
         return False
     try:
@@ -72,7 +72,12 @@ def is_openimages(file: Path) -> bool:
     except (OSError, ValueError):
         return False
     header = start.decode("utf-8-sig", "replace").strip().replace('"', "").split(",")
-    return _COLUMNS.issubset(name.strip() for name in header)
+    return is_openimages_header(header)
+
+
+def is_openimages_header(names: Iterable[str]) -> bool:
+    """Whether the names of columns are those of this format, which other formats of csv files leave to it."""
+    return _COLUMNS.issubset(name.strip() for name in names)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:

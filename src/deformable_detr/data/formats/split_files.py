@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deformable_detr.data.formats.image_names import folders_within, subfolders, usual_folders
@@ -66,9 +66,9 @@ def split_folders(path: Path, holds_ours: Callable[[Path], bool]) -> list[tuple[
 
 
 def image_folders(annotations: Path, split: str) -> list[Path]:
-    """Folders that the names in an annotation file may be relative to, the most likely first.
+    """Usual folders of the images of an annotation file, and those named after its split, the most likely first.
 
-    They are the usual ones, and folders that have the split as a word of their name (`train_images`). A file in
+    Named after it are folders that have the split as a word of their name (`train_images`). A file in
     `labels/train` has its images in `images/train`, beside `labels`.
     """
     folders = usual_folders(annotations, split)
@@ -80,6 +80,17 @@ def image_folders(annotations: Path, split: str) -> list[Path]:
         beside = (child for base in (inner, inner.parent) for child in folders_within([base]))
         folders += [child for child in beside if split_in_name(child.name) == main]
     return list(dict.fromkeys(folders))
+
+
+def names_of_parts(parts: Sequence[tuple[str, str]]) -> list[str]:
+    """Split names of parts of files, such as the subsets that a file names; no two are alike.
+
+    Args:
+        parts: name of each part within its file, where no other part has it, and the name of the file's split, which
+            no other file has.
+    """
+    counts = Counter(name for name, _ in parts)
+    return [name if counts[name] == 1 else f"{split}/{name}" for name, split in parts]
 
 
 def _with_names_of_their_own(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

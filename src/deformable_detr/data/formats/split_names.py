@@ -78,6 +78,9 @@ def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> 
             for short, main in zip(canonical, spoken, strict=True)
         ]
     names = [short if canonical.count(short) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
+    # Of two splits of one name, none is lost.
+    earlier = [names[:place].count(name) for place, name in enumerate(names)]
+    names = [f"{name} ({number + 1})" if number else name for name, number in zip(names, earlier, strict=True)]
     loaders = {name: loader for name, (_, loader) in zip(names, parts, strict=True)}
     rank = {name: position for position, name in enumerate(_SPELLINGS)}
     return {name: loaders[name] for name in sorted(loaders, key=lambda name: (rank.get(name, len(rank)), name))}

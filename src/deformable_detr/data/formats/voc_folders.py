@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError, listed
+from deformable_detr.data.formats.cvat import starts_like_cvat
 from deformable_detr.data.formats.image_names import composed
 from deformable_detr.data.formats.parsing import read_xml
 from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
@@ -120,7 +121,8 @@ def pairs_in(folder: Path, contents: dict[Path, FolderContents]) -> list[FolderP
             # Names of files may differ as long as each xml says which image it is about.
             usual = [place.parent / name for name in IMAGE_FOLDERS]
             usual = [other for other in usual if other in contents and contents[other].images]
-            if usual and place.name in XML_FOLDERS and _is_of(folder, place.parent):
+            theirs = all(map(starts_like_cvat, xml_files(place)[:_PROBED_FILES]))
+            if usual and place.name in XML_FOLDERS and _is_of(folder, place.parent) and not theirs:
                 pairs.append(FolderPair(place, usual[0]))
     return pairs
 
