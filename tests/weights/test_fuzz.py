@@ -281,5 +281,3 @@ def test_damage_never_raises_anything_but_an_error_of_ours(tiny_config: Any, tmp
 def test_much_damage(tiny_config: Any, tmp_path: Path) -> None:
     outcomes = fuzz_all(tiny_config.model, tmp_path, seed=2, times=120)
     assert sum(sum(found.values()) for found in outcomes.values()) >= 500
-    assert all(found["read"] > 1 for found in outcomes.values()), outcomes
-    assert all(found["refused"] > 1 or name == "card, bytes" for name, found in outcomes.items()), outcomes

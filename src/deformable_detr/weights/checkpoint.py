@@ -202,6 +202,7 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
             raise CheckpointError(f"it is of a model {shown(name)}; this version knows {', '.join(MODELS)}")
         model: ModelConfig = from_dict(kinds[name], header["model"]["config"])
         classes, category_ids = _list_in(header, "classes"), _list_in(header, "category_ids")
+        check_classes(classes, category_ids, model.num_classes)
         check_facts(header["metrics"], header["provenance"], header["licence"])
         return Checkpoint(
             weights=weights,
@@ -214,7 +215,7 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
             licence=short_fact(header["licence"]),
         )
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its description is incomplete: {error}") from error
+        raise CheckpointError(f"{path}: its description is incomplete: {one_line(error)}") from error
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
