@@ -5,10 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Tracer
-from torch.fx.proxy import TraceError
+from torch.fx import Graph, GraphModule, Node
 
 from deformable_detr.inference.onednn import Activation, Convolution, PackedProducts
+from deformable_detr.models.layers.frozen_norm import (
+    FoldedConvolution,
+    called,
+    has_statistics,
+    is_matrix_product,
+    only_user,
+    traced,
+)
 
 _ACTIVATION_OF: dict[type[Any], Activation] = {
     nn.ReLU: "relu",
@@ -17,12 +24,9 @@ _ACTIVATION_OF: dict[type[Any], Activation] = {
     nn.Hardswish: "hardswish",
 }
 _SUMS = ("add", "iadd")
-_STATISTICS = ("running_mean", "running_var", "eps", "weight", "bias")
 # Largest difference to the network as it was, of a map's largest value; sums in another order differ by less.
 _TOLERANCE = 1e-4
 _ROUGH_TOLERANCE = 0.2
-# Errors of a network whose Python code depends on the numbers in its input.
-_UNTRACEABLE = (TraceError, TypeError, AttributeError, RuntimeError, ValueError, LookupError)
 
 
 def folded(network: nn.Module, choice: PackedProducts, dtype: torch.dtype = torch.float32) -> nn.Module | None:
@@ -36,18 +40,17 @@ def folded(network: nn.Module, choice: PackedProducts, dtype: torch.dtype = torc
         choice: which convolutions oneDNN does.
         dtype: type of weights and features; only in float32 the comparison is close.
     """
-    try:
-        graph = _Tracer(network).trace(network)
-    except _UNTRACEABLE:
+    graph = traced(network)
+    if graph is None:
         return None
     parts = dict(network.named_modules())
     _drop_identities(graph, parts)
     fused: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
-        if isinstance(_module_of(node, parts), nn.Conv2d):
+        if isinstance(called(node, parts), nn.Conv2d):
             _fuse(graph, node, parts, fused, choice, dtype)
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    kept = {name: _in_type(parts[name], dtype) for name in called if name in parts}
+    used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    kept = {name: _in_type(parts[name], dtype) for name in used if name in parts}
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     constants = {name: _attribute(network, name).detach().to(dtype) for name in read}
     graph.lint()
@@ -55,30 +58,9 @@ def folded(network: nn.Module, choice: PackedProducts, dtype: torch.dtype = torc
     return result if _is_equal(network, result, dtype) else None
 
 
-class _Tracer(Tracer):
-    """Tracer that keeps each layer as it is, also timm's norms with an activation in them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        # Looked at before tracing begins, which records every look at a parameter.
-        self._norms = {name for name, module in network.named_modules() if _has_statistics(module)}
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return qualified_name in self._norms or super().is_leaf_module(module, qualified_name)
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    """Whether a layer is batch norm of fixed statistics, perhaps with an activation behind it."""
-    return all(hasattr(module, name) for name in _STATISTICS) and isinstance(module.running_mean, Tensor)
-
-
-def _module_of(node: Node, parts: dict[str, nn.Module]) -> nn.Module | None:
-    return parts.get(str(node.target)) if node.op == "call_module" else None
-
-
 def _drop_identities(graph: Graph, parts: dict[str, nn.Module]) -> None:
     for node in list(graph.nodes):
-        if isinstance(_module_of(node, parts), nn.Identity | nn.Dropout | nn.Dropout2d):
+        if isinstance(called(node, parts), nn.Identity | nn.Dropout | nn.Dropout2d):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -96,7 +78,7 @@ def _fuse(
     assert isinstance(convolution, nn.Conv2d)
     # A subclass may pad or compute in its own way.
     if (
-        type(convolution) is not nn.Conv2d
+        type(convolution) not in (nn.Conv2d, FoldedConvolution)
         or convolution.padding_mode != "zeros"
         or isinstance(convolution.padding, str)
     ):
@@ -105,27 +87,29 @@ def _fuse(
     bias = None if convolution.bias is None else convolution.bias.detach()
     last: Node = node
     activation: Activation | None = None
-    norm = _only_user(last)
-    layer = _module_of(norm, parts) if norm is not None else None
-    if norm is not None and layer is not None and _has_statistics(layer):
+    norm = only_user(last)
+    layer = called(norm, parts) if norm is not None else None
+    if norm is not None and layer is not None and has_statistics(layer):
         within = getattr(layer, "act", None)
-        if within is None or isinstance(within, nn.Identity) or type(within) in _ACTIVATION_OF:
+        usual = within is None or isinstance(within, nn.Identity) or type(within) in _ACTIVATION_OF
+        if usual or isinstance(convolution, FoldedConvolution):
             weight, bias = _with_norm(weight, bias, layer)
+        if usual:
             last, activation = norm, _ACTIVATION_OF.get(type(within))
         else:
             activation = "none"  # the norm stays as it is, with its unusual activation
     residual: Node | None = None
     if activation is None:
         activation = "none"
-        sum_node = _only_user(last)
+        sum_node = only_user(last)
         if sum_node is not None and _is_sum_of_two(sum_node):
             first, second = sum_node.args[:2]
             other = second if first is last else first
             # Both operands must be there; the result takes the place of the sum.
             if isinstance(other, Node) and other is not last:
                 last, residual = sum_node, other
-        after = _only_user(last)
-        module = _module_of(after, parts) if after is not None else None
+        after = only_user(last)
+        module = called(after, parts) if after is not None else None
         if after is not None and type(module) in _ACTIVATION_OF:
             last, activation = after, _ACTIVATION_OF[type(module)]
     name = f"convolution_{len(fused)}"
@@ -156,10 +140,6 @@ def _not(sum_node: Node, residual: Node) -> Any:
     return second if first is residual else first
 
 
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
 def _is_sum_of_two(node: Node) -> bool:
     name = getattr(node.target, "__name__", node.target)
     return node.op in ("call_function", "call_method") and name in _SUMS and len(node.args) == 2 and not node.kwargs
@@ -187,8 +167,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def _is_packed(convolution: nn.Conv2d, choice: PackedProducts) -> bool:
     if convolution.groups > 1:
         return choice.depthwise if convolution.groups == convolution.in_channels else False
-    one = convolution.kernel_size == (1, 1) and convolution.stride == (1, 1)
-    return choice.pointwise if one else choice.convolution
+    return choice.pointwise if is_matrix_product(convolution) else choice.convolution
 
 
 def _attribute(network: nn.Module, target: str) -> Any:

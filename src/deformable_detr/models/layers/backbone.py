@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deformable_detr.core.errors import CheckpointError, ConfigError, first_line, listed
 from deformable_detr.core.short_text import shown
 from deformable_detr.core.torch_files import check_numbers, read_tensors, type_name
+from deformable_detr.models.layers.frozen_norm import fold_frozen_norms
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         _try_out(body, name, self.num_channels)
         self._name = name
         self.body = freeze_batch_norm_2d(body) if frozen_batch_norm else body
+        fold_frozen_norms(self.body)
         stages = [info["module"] for info in full.feature_info.info]
         _freeze_up_to(self.body, stages, frozen_stages, name)
 

@@ -65,23 +65,29 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, tokens: Tensor, kept: Tensor, probability: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = 1 / (1 - probability)
-        return (tokens * kept).mul_(ctx.scale)
+        return _scaled(kept, ctx.scale, tokens)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return (grads[0] * kept).mul_(ctx.scale), None, None
+        return _scaled(kept, ctx.scale, grads[0]), None, None
 
 
 class _RectifiedAndDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, kept: Tensor, probability: float) -> Tensor:
         ctx.scale = 1 / (1 - probability)
-        result = tokens.relu().mul_(kept).mul_(ctx.scale)
+        result = _scaled(kept, ctx.scale, tokens).clamp_min_(0)
         ctx.save_for_backward(result)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (result,) = ctx.saved_tensors
-        return (grads[0] * (result > 0)).mul_(ctx.scale), None, None
+        # The gradient is that of ReLU: the result is above 0 where a number was, and was kept.
+        return torch.ops.aten.threshold_backward(grads[0], result, 0).mul_(ctx.scale), None, None
+
+
+def _scaled(kept: Tensor, scale: float, tokens: Tensor) -> Tensor:
+    """Numbers that are kept, scaled, and 0 for the others; a product with truth values would convert them each time."""
+    return kept.to(tokens.dtype).mul_(tokens).mul_(scale)
