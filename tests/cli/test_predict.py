@@ -65,3 +65,9 @@ def test_bad_images_stop_it_or_are_counted(ddetr, weights, scenes, tmp_path):
 def test_nothing_found_is_a_line_too(ddetr, weights, scenes):
     result = ddetr("predict", weights, scenes / "val" / "scene_00000.jpg", "--threshold", 1, "--device", "cpu")
     assert json.loads(result.out)["detections"] == []
+
+
+def test_number_of_processes_is_checked_before_the_work(ddetr, tmp_path):
+    for number in ("0", "-1", "two", "1000", "٣"):
+        result = ddetr("predict", tmp_path / "nope", tmp_path / "nope.jpg", "--processes", number)
+        assert (result.code, "--processes is" in result.err) == (2, True), number

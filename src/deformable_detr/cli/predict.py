@@ -30,6 +30,10 @@ def predict(
         Literal["float32", "bfloat16"],
         typer.Option(help="Of backbone and encoder; bfloat16 is faster where the processor has instructions for it."),
     ] = "float32",
+    processes: Annotated[
+        str,
+        typer.Option(help="Processes on a CPU, or auto: one for each core where many images are done sooner that way."),
+    ] = "auto",
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
@@ -43,6 +47,7 @@ def predict(
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.files import find_images, passed_over, predict_files
 
+    number = _number_of(processes)
     paths = find_images(images)
     with TerminalReporter() as reporter:
         if remark := passed_over(images):
@@ -58,6 +63,8 @@ def predict(
                 max_detections=max_detections,
                 batch_size=batch_size,
                 skip_bad_images=skip_bad_images,
+                processes=number,
+                reporter=reporter,
             ),
             start=1,
         ):
@@ -69,3 +76,11 @@ def predict(
                 typer.echo(json.dumps(result.record()))
     found = f"{len(paths) - skipped} images done" + (f", {skipped} skipped" if skipped else "")
     tell(found + (f"; pictures and detections.json in {output}" if output else ""))
+
+
+def _number_of(processes: str) -> int | Literal["auto"]:
+    if processes == "auto":
+        return "auto"
+    if not processes.isascii() or not processes.isdecimal() or not 1 <= len(processes) <= 3 or int(processes) < 1:
+        raise typer.BadParameter(f"--processes is {processes!r}; it must be a number in 1..256, or auto")
+    return int(processes)

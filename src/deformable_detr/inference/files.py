@@ -2,59 +2,25 @@
 
 import glob
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError, OutputError, listed
 from deformable_detr.core.files import write_atomically, write_json
 from deformable_detr.core.printing import printable
+from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.image_results import ImageResult, PredictionSettings
+from deformable_detr.inference.processes import NumProcesses, check_processes, results_of
 
 # Pixels of the longest side that a JPEG file can have.
 _LONGEST_JPEG = 65_500
 _LONGEST_STEM = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageResult:
-    """Result for one image file: its detections, or the reason why it could not be read."""
-
-    path: Path
-    """Path of the image file."""
-    size_wh: tuple[int, int] | None = None
-    """Width and height in pixels of the image as displayed; None if it could not be read."""
-    detections: Detections | None = None
-    """Objects that were found, best score first; None if the image could not be read."""
-    error: str | None = None
-    """Reason why the image could not be read; None if it was."""
-
-    def record(self) -> dict[str, Any]:
-        """Record as plain data, for JSON: boxes are x1, y1, x2, y2 in pixels of the image as displayed."""
-        assert self.size_wh is not None
-        assert self.detections is not None
-        return {
-            "image": str(self.path),
-            "width": self.size_wh[0],
-            "height": self.size_wh[1],
-            "detections": [
-                {
-                    "class": one.class_name,
-                    "class_id": one.class_id,
-                    "category_id": self.detections.category_ids[one.class_id],
-                    "score": round(one.score, 4),
-                    "box_xyxy": [round(side, 2) for side in one.box_xyxy],
-                }
-                for one in self.detections
-            ],
-        }
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -110,6 +76,8 @@ def predict_files(
     max_detections: int = 100,
     batch_size: int = 1,
     skip_bad_images: bool = False,
+    processes: NumProcesses = 1,
+    reporter: Reporter | None = None,
 ) -> Iterator[ImageResult]:
     """Results of image files, one at a time, in the order of `paths`; files that cannot be read come last.
 
@@ -122,38 +90,25 @@ def predict_files(
         max_detections: largest number of detections per image.
         batch_size: largest number of consecutive images of equal size that go through the network together.
         skip_bad_images: report a file that cannot be read as a result with an `error`, instead of raising.
+        processes: number of processes, on a CPU only. Each has one thread and a copy of the detector. "auto" measures
+            on the first images whether one process for each core is faster than one with many threads. A program that
+            asks for several must start under `if __name__ == "__main__"`.
+        reporter: is told what "auto" has chosen.
 
     Raises:
         DataError: a file cannot be read, and `skip_bad_images` is False.
         OutputError: the folder cannot be written, or it holds the images themselves.
+        ConfigError: the number of processes is out of range, or there are several on another device than the CPU.
     """
     if output is not None and os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")
+    check_processes(processes, detector.device)
     pictures = None if output is None else _PictureFolder(output, detector, threshold)
-    # The detector reads ahead by one batch: `waiting` holds the images whose detections have not come yet.
-    waiting: deque[tuple[Path, Image.Image]] = deque()
-    bad: list[ImageResult] = []
-
-    def read() -> Iterator[Image.Image]:
-        for path in paths:
-            try:
-                image = load_image(path)
-            except DataError as error:
-                if not skip_bad_images:
-                    raise
-                bad.append(ImageResult(path=path, error=str(error)))
-                continue
-            waiting.append((path, image))
-            yield image
-
-    found = detector.predict_each(read(), threshold=threshold, batch_size=batch_size, max_detections=max_detections)
-    for detections in found:
-        path, image = waiting.popleft()
-        result = ImageResult(path=path, size_wh=image.size, detections=detections)
-        if pictures is not None:
-            pictures.add(result, image)
+    settings = PredictionSettings(threshold, max_detections, batch_size, skip_bad_images)
+    for result, image in results_of(detector, paths, settings, processes, reporter or Silence()):
+        if pictures is not None and result.error is None:
+            pictures.add(result, load_image(result.path) if image is None else image)
         yield result
-    yield from bad
     if pictures is not None:
         pictures.finish()
 
