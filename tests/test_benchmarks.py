@@ -11,7 +11,7 @@ from benchmarks import __main__ as bench
 from benchmarks import clock, memory, timing
 from benchmarks.cases import MODEL_CASES, OPERATOR_CASES, STEP_CASES, OperatorCase
 from benchmarks.data import bench_loading
-from benchmarks.model import bench_training, bench_vs_transformers
+from benchmarks.model import bench_training, bench_vs_transformers, profile_training
 from benchmarks.ops import bench_msda, contenders, peak_memory
 from benchmarks.ops.check import Expected, check
 from benchmarks.ops.problem import FORMS, LOCATIONS, make, pixel_coordinates
@@ -360,6 +360,18 @@ def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
     assert all(speed > 0 for speed in content["images_per_second"].values())
     bench_training.main([*common, "--memory-of", "float32"])
     assert int(capsys.readouterr().out) >= 0  # this process is not a fresh one
+
+
+@pytest.mark.slow
+def test_profile_of_a_training_step(scenes, capsys, monkeypatch, tiny_config):
+    monkeypatch.setattr(bench_training, "RECIPES", {"small": lambda: tiny_config})
+    profile_training.main([str(scenes), "--threads", "1", "--batch-size", "2", "--batches", "2"])
+    content = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(content["shares"].values()) == pytest.approx(1.0)
+    assert content["shares"]["products"] > 0.02
+    assert content["calls"]["deformable attention"] > 0
+    assert profile_training.kind_of("aten::native_group_norm_backward") == "norms"
+    assert profile_training.kind_of("MulBackward0") == profile_training.OTHERS
 
 
 def test_every_way_takes_the_same_step(scenes, tiny_config):

@@ -2,7 +2,7 @@
 
 Half precision, the operator written as one `grid_sample` for each level, torch.compile, activations computed twice, and
 images one after the other. Every way learns from the same batches of the data set D, made as a training of the recipe
-makes them, from random weights, and they take turns, so that a machine that slows down slows all of them. Batches lie
+makes them, from equal weights, and they take turns, so that a machine that slows down slows all of them. Batches lie
 on the device before the clock starts: what reading costs is in `benchmarks.data.bench_loading`. Before that, each way's
 loss of a batch is compared with the first one's. "memory" is the most that two steps hold beyond the model, in a
 process of its own for each way. The table goes to standard error; one line of JSON goes to standard output, last.
@@ -78,7 +78,7 @@ _SAME = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 class Step:
-    """A model from random weights, always the same ones, that takes training steps one way."""
+    """A model, always the same one, that takes training steps one way."""
 
     def __init__(self, way: Way, config: TrainConfig, device: str) -> None:
         torch.manual_seed(0)
@@ -155,8 +155,8 @@ def _grid_sample(
 
 
 def settings(given: argparse.Namespace) -> tuple[TrainConfig, DetectionDataset]:
-    """The recipe as the command line would run it on this data, from random weights, and the images to learn from."""
-    config = with_backbone(RECIPES[given.recipe](), name=None, weights="none")
+    """The recipe as the command line would run it on this data, and the images to learn from."""
+    config = with_backbone(RECIPES[given.recipe](), name=None, weights=given.backbone_weights)
     if given.image_size:
         config = with_image_size(config, given.image_size)
     if given.batch_size:
@@ -287,18 +287,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(json.dumps(content) + "\n")
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.model.bench_training", description=(__doc__ or "").splitlines()[0]
-    )
+def add_options_of_step(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model learns from which images."""
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipe", choices=list(RECIPES), default="small")
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--backbone-weights", default="none", help="a file; with none, no batch norm is frozen")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves its own choice")
     parser.add_argument("--batch-size", type=int, default=0, help="0 is the recipe's")
     parser.add_argument("--image-size", type=int, default=0, help="0 is what the recipe or the data say")
     parser.add_argument("--batches", type=int, default=5, help="that differ, to go through")
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.model.bench_training", description=(__doc__ or "").splitlines()[0]
+    )
+    add_options_of_step(parser)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--seconds", type=float, default=30.0, help="of timing for each way, roughly")
     parser.add_argument("--memory", action="store_true", help="measure memory, too")
     parser.add_argument("--memory-of", choices=list(WAYS), help=argparse.SUPPRESS)
