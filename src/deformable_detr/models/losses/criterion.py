@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformable_detr.core.boxes import cxcywh_to_xyxy, overlap_ratio
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Predictions, Target
-from deformable_detr.models.losses.losses import focal_loss, giou_loss, l1_loss, one_hot
+from deformable_detr.models.losses.classification import ClassLossName, class_loss
+from deformable_detr.models.losses.losses import giou_loss, l1_loss
 from deformable_detr.models.losses.matching import Assignment, Costs, match
 
 
@@ -25,8 +27,13 @@ class CriterionConfig:
         ConfigError: a weight, a cost or `focal_gamma` is negative, `focal_alpha` is outside 0..1, or all costs are 0.
     """
 
+    class_loss: ClassLossName = "focal"
+    """Loss of the class scores: "focal", the paper's; or one that draws the score of a matched prediction to the
+    quality of its box: "ia_bce" (Align-DETR), "varifocal" (VarifocalNet), "mal" (DEIM), or "position" (Stable-DINO),
+    with which the class cost heeds the boxes, too. See `models/losses/classification.py`."""
     class_weight: float = 2.0
-    """Weight of the focal loss of the class scores; at least 0."""
+    """Weight of the loss of the class scores; at least 0. The papers have 1 with "ia_bce", "varifocal" and "mal", and 6
+    with "position"."""
     l1_weight: float = 5.0
     """Weight of the L1 loss of the boxes, cxcywh in 0..1; at least 0."""
     giou_weight: float = 2.0
@@ -38,11 +45,11 @@ class CriterionConfig:
     giou_cost: float = 2.0
     """Weight of -GIoU of the boxes in the matching cost; at least 0."""
     focal_alpha: float = 0.25
-    """Weight of the objects in the focal loss, in 0..1; the background weighs 1 - `focal_alpha`. The class cost uses
-    it, too."""
+    """Weight of the objects in the losses "focal" and "position", in 0..1; the background weighs 1 - `focal_alpha`.
+    The class cost uses it with every loss."""
     focal_gamma: float = 2.0
-    """Exponent of the focal loss, at least 0: the higher, the less the easy predictions count. The class cost uses
-    it, too."""
+    """Exponent of the losses "focal" and "position", at least 0: the higher, the less the easy predictions count. The
+    class cost uses it with every loss."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and costs that are all 0."""
@@ -83,7 +90,14 @@ class Criterion(nn.Module):
         super().__init__()
         self.config = config
         self.weights = {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
-        self.costs = Costs(config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma)
+        self.costs = Costs(
+            config.class_cost,
+            config.l1_cost,
+            config.giou_cost,
+            config.focal_alpha,
+            config.focal_gamma,
+            by_position=config.class_loss == "position",
+        )
 
     def forward(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
         """Losses of one batch, over all stages: the decoder layers and the proposals.
@@ -144,11 +158,20 @@ class Criterion(nn.Module):
         """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         assigned, labels, wanted = _pairs(targets, assignments)
-        scores = one_hot(labels, assigned, logits.shape)
         matched = boxes[assigned[0], assigned[1]]
+        overlaps = overlap_ratio(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         config = self.config
+        by_class = class_loss(
+            config.class_loss,
+            logits,
+            assigned,
+            labels,
+            overlaps,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
+        )
         return {
-            "class": focal_loss(logits, scores, alpha=config.focal_alpha, gamma=config.focal_gamma).sum(),
+            "class": by_class.sum(),
             "l1": l1_loss(matched, wanted).sum(),
             "giou": giou_loss(matched, wanted).sum(),
         }
