@@ -9,6 +9,7 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.fx.proxy import TraceError
 
 from deformable_detr.inference.onednn import Activation, Convolution, PackedProducts
+from deformable_detr.models.layers.deformable_convolution import DeformableConvolution
 
 _ACTIVATION_OF: dict[type[Any], Activation] = {
     nn.ReLU: "relu",
@@ -56,7 +57,7 @@ def folded(network: nn.Module, choice: PackedProducts, dtype: torch.dtype = torc
 
 
 class _Tracer(Tracer):
-    """Tracer that keeps each layer as it is, also timm's norms with an activation in them."""
+    """Tracer that keeps each layer as it is, also deformable convolutions and timm's norms with an activation."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -64,7 +65,8 @@ class _Tracer(Tracer):
         self._norms = {name for name, module in network.named_modules() if _has_statistics(module)}
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return qualified_name in self._norms or super().is_leaf_module(module, qualified_name)
+        whole = qualified_name in self._norms or isinstance(module, DeformableConvolution)
+        return whole or super().is_leaf_module(module, qualified_name)
 
 
 def _has_statistics(module: nn.Module) -> bool:

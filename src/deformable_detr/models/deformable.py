@@ -38,9 +38,10 @@ _LARGEST = {
     "ffn_dim": 16_384,
     "num_queries": 20_000,
     "frozen_stages": 48,
+    "deformable_stages": 48,
 }
 _LONGEST_PATH = 4096
-_MAY_BE_ZERO = ("encoder_layers", "frozen_stages")
+_MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages")
 # timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
 _BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
@@ -74,6 +75,9 @@ class DeformableDETRConfig:
     weights needs False."""
     dilation: bool = False
     """Dilated last stage of the backbone, at stride 16 instead of 32 (DC5)."""
+    deformable_stages: int = 0
+    """Number of backbone stages, counted from the coarsest, with modulated deformable convolutions instead of the plain
+    ones of 3 x 3; 0..48. For ResNet and ResNeXt only; the paper's "DCN" (Table 3)."""
     num_levels: int = 4
     """Number of levels of the feature pyramid, 1..8. With 1 to 3 they are the coarsest maps of the backbone. A
     fourth level is a strided convolution of the coarsest map, and each further one of the level before (A.2)."""
@@ -153,7 +157,8 @@ class DeformableDETRConfig:
 
     def describe(self) -> str:
         """Description in words: variant and backbone."""
-        return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights})"
+        deformable = f", {self.deformable_stages} deformable stages" if self.deformable_stages else ""
+        return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights}){deformable}"
 
     def with_classes(self, num_classes: int) -> "DeformableDETRConfig":
         """Settings for another number of classes."""
@@ -278,6 +283,7 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         dilation=config.dilation,
         frozen_stages=config.frozen_stages,
         frozen_batch_norm=config.frozen_batch_norm,
+        deformable_stages=config.deformable_stages,
     )
     if load_backbone_weights and config.backbone_weights != "none":
         backbone.load_weights(config.backbone_weights)

@@ -159,6 +159,7 @@ def test_backbones_are_torchvisions(name):
         ({"features": "per_image"}, "has no features='per_image', and would find something else"),
         ({"variant": "two_stage", "proposals": "valid"}, "has no proposals='valid'"),
         ({"num_levels": 2}, "has no num_levels=2"),
+        ({"deformable_stages": 3}, "has no deformable convolutions, and deformable_stages is 3"),
         ({"variant": "two_stage", "hidden_dim": 288}, "no two-stage model of hidden_dim=288; it has 256 only"),
     ],
 )
