@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
+    from deformable_detr.inference.tta import TTA
     from deformable_detr.models import DeformableDETR, DeformableDETRConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
+    from deformable_detr.models.losses.classification import ClassLossName
     from deformable_detr.models.losses.matching import Assignment
     from deformable_detr.report.write import write_report
     from deformable_detr.runs import recipes
@@ -58,12 +60,14 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "TTA": "inference.tta",
     "Assignment": "models.losses.matching",
     "Augmentation": "data.augmentation.settings",
     "BackendError": "core.errors",
     "Checkpoint": "weights.checkpoint",
     "CheckpointConfig": "runs.config",
     "CheckpointError": "core.errors",
+    "ClassLossName": "models.losses.classification",
     "ClassMetrics": "evaluation.coco_metrics",
     "ClassRows": "models.interface",
     "ComputeConfig": "runs.config",
@@ -119,12 +123,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "TTA",
     "Assignment",
     "Augmentation",
     "BackendError",
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointError",
+    "ClassLossName",
     "ClassMetrics",
     "ClassRows",
     "ComputeConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from deformable_detr.cli.lines import tell
+from deformable_detr.cli.views import TTA_HELP, TTA_SET_HELP, tta_of
 
 
 def predict(
@@ -30,6 +31,8 @@ def predict(
         Literal["float32", "bfloat16"],
         typer.Option(help="Of backbone and encoder; bfloat16 is faster where the processor has instructions for it."),
     ] = "float32",
+    tta: Annotated[bool, typer.Option("--tta", help=TTA_HELP)] = False,
+    tta_set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=TTA_SET_HELP)] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
@@ -43,6 +46,7 @@ def predict(
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.files import find_images, passed_over, predict_files
 
+    views = tta_of(tta, tta_set)
     paths = find_images(images)
     with TerminalReporter() as reporter:
         if remark := passed_over(images):
@@ -58,6 +62,7 @@ def predict(
                 max_detections=max_detections,
                 batch_size=batch_size,
                 skip_bad_images=skip_bad_images,
+                tta=views or False,
             ),
             start=1,
         ):

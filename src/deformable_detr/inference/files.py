@@ -17,6 +17,7 @@ from deformable_detr.core.printing import printable
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.tta import TTA
 
 # Pixels of the longest side that a JPEG file can have.
 _LONGEST_JPEG = 65_500
@@ -110,6 +111,7 @@ def predict_files(
     max_detections: int = 100,
     batch_size: int = 1,
     skip_bad_images: bool = False,
+    tta: TTA | bool = False,
 ) -> Iterator[ImageResult]:
     """Results of image files, one at a time, in the order of `paths`; files that cannot be read come last.
 
@@ -122,9 +124,11 @@ def predict_files(
         max_detections: largest number of detections per image.
         batch_size: largest number of consecutive images of equal size that go through the network together.
         skip_bad_images: report a file that cannot be read as a result with an `error`, instead of raising.
+        tta: test-time augmentation, as for `Detector.predict`.
 
     Raises:
         DataError: a file cannot be read, and `skip_bad_images` is False.
+        ConfigError: a view of test-time augmentation would be larger than any image may be.
         OutputError: the folder cannot be written, or it holds the images themselves.
     """
     if output is not None and os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
@@ -146,7 +150,9 @@ def predict_files(
             waiting.append((path, image))
             yield image
 
-    found = detector.predict_each(read(), threshold=threshold, batch_size=batch_size, max_detections=max_detections)
+    found = detector.predict_each(
+        read(), threshold=threshold, batch_size=batch_size, max_detections=max_detections, tta=tta
+    )
     for detections in found:
         path, image = waiting.popleft()
         result = ImageResult(path=path, size_wh=image.size, detections=detections)
