@@ -19,6 +19,8 @@ from deformable_detr.core import errors
 PUBLIC_NAMES = {
     "TTA",
     "ClassLossName",
+    "GroupPredictions",
+    "OneToManyPredictions",
     "ClassRows",
     "CriterionLike",
     "DetectorOutput",

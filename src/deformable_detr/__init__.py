@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from deformable_detr.core.format_names import FormatName
     from deformable_detr.core.progress import Reporter
-    from deformable_detr.core.types import DetectorOutput, Predictions, Target
+    from deformable_detr.core.types import DetectorOutput, GroupPredictions, OneToManyPredictions, Predictions, Target
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import open_dataset
@@ -87,11 +87,13 @@ _HOMES = {
     "DetectorOutput": "core.types",
     "EvaluationReport": "evaluation.evaluate",
     "FormatName": "data.open",
+    "GroupPredictions": "core.types",
     "ImageLike": "inference.pictures",
     "InferencePrecision": "inference.prepare",
     "Losses": "models.losses",
     "Metrics": "evaluation.coco_metrics",
     "ModelConfig": "models.interface",
+    "OneToManyPredictions": "core.types",
     "OptimizerConfig": "runs.config",
     "OutputError": "core.errors",
     "PrecisionName": "runs.config",
@@ -150,11 +152,13 @@ __all__ = [
     "DetectorOutput",
     "EvaluationReport",
     "FormatName",
+    "GroupPredictions",
     "ImageLike",
     "InferencePrecision",
     "Losses",
     "Metrics",
     "ModelConfig",
+    "OneToManyPredictions",
     "OptimizerConfig",
     "OutputError",
     "PrecisionName",

@@ -201,7 +201,13 @@ def test_every_setting_of_ours_comes_back():
 
 @pytest.mark.parametrize(
     "change",
-    [{"features": "per_image"}, {"proposals": "valid"}, {"proposals": "distinct"}, {"deformable_stages": 1}],
+    [
+        {"features": "per_image"},
+        {"proposals": "valid"},
+        {"proposals": "distinct"},
+        {"deformable_stages": 1},
+        {"query_groups": 2},
+    ],
 )
 def test_what_they_cannot_do_is_refused(change):
     with pytest.raises(CheckpointError, match=next(iter(change))):

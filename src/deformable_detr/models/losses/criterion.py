@@ -80,7 +80,8 @@ class Losses(NamedTuple):
     class_error: Float[Tensor, ""]
     """Share of the last layer's matched predictions whose best class is wrong, in percent 0..100; 0 without objects."""
     assignments: dict[str, list[Assignment]]
-    """Matched pairs of predictions and objects: for each stage, one `Assignment` per image."""
+    """Matched pairs of predictions and objects: for each stage, one `Assignment` per image. Stages of further groups
+    of queries end in "/group 1" and so on; those of one-to-many queries are "one_to_many/0" and so on, by layer."""
 
 
 class Criterion(nn.Module):
@@ -103,7 +104,9 @@ class Criterion(nn.Module):
         """Losses of one batch, over all stages: the decoder layers and the proposals.
 
         The proposals are compared with the same boxes, but every label is class 0: their score only says whether
-        there is an object (A.4, two-stage).
+        there is an object (A.4, two-stage). With groups of queries, each stage is the average over the groups, every
+        one of which is matched for itself (Group DETR). The stage "one_to_many" is the sum over all layers of the
+        queries that are matched several to one, divided by that number of times (H-DETR).
 
         Args:
             output: predictions of the network.
@@ -117,19 +120,30 @@ class Criterion(nn.Module):
         _check(output.final, targets)
         # The targets of each stage: the labels tell classes apart in the decoder, and objects from background in the
         # proposals.
-        stages = {f"decoder.{index}": (layer, targets) for index, layer in enumerate(output.layers)}
-        if output.proposals is not None:
-            anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
-            stages["proposals"] = (output.proposals, anything)
+        anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+        stages: dict[str, tuple[Predictions, list[Target]]] = {}
+        if output.one_to_many is not None:
+            repeats = output.one_to_many.repeats
+            repeated = [Target(one.labels.repeat(repeats), one.boxes.repeat(repeats, 1)) for one in targets]
+            stages |= {
+                f"one_to_many/{index}": (layer, repeated) for index, layer in enumerate(output.one_to_many.layers)
+            }
+        for suffix, layers, proposals in _groups_of(output):
+            stages |= {f"decoder.{index}{suffix}": (layer, targets) for index, layer in enumerate(layers)}
+            if proposals is not None:
+                stages[f"proposals{suffix}"] = (proposals, anything)
         if num_boxes is None:
             num_boxes = sum(len(target.labels) for target in targets)
         # All stages are matched together, so that the costs reach the CPU in one copy.
         assignments = match(stages, self.costs)
-        terms = {
-            f"{stage}/{term}": loss / max(num_boxes, 1)
-            for stage, (predictions, wanted) in stages.items()
-            for term, loss in self._terms(predictions, wanted, assignments[stage]).items()
-        }
+        # Groups of queries are averaged. Of the one-to-many queries, all layers make one stage.
+        terms: dict[str, Tensor] = {}
+        for stage, (predictions, wanted) in stages.items():
+            name, _, _ = stage.partition("/")
+            times = repeats if name == "one_to_many" else 1 + len(output.groups)
+            for term, loss in self._terms(predictions, wanted, assignments[stage]).items():
+                share = loss / (max(num_boxes, 1) * times)
+                terms[f"{name}/{term}"] = terms[f"{name}/{term}"] + share if f"{name}/{term}" in terms else share
         last = f"decoder.{len(output.layers) - 1}"
         return Losses(
             self.weighted_sum(terms),
@@ -175,6 +189,12 @@ class Criterion(nn.Module):
             "l1": l1_loss(matched, wanted).sum(),
             "giou": giou_loss(matched, wanted).sum(),
         }
+
+
+def _groups_of(output: DetectorOutput) -> list[tuple[str, list[Predictions], Predictions | None]]:
+    """Suffix of the stages, layers and proposals of each group of queries, that which answers first."""
+    further = [(f"/group {number}", *group) for number, group in enumerate(output.groups, start=1)]
+    return [("", output.layers, output.proposals), *further]
 
 
 def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor, Tensor, Tensor]:
