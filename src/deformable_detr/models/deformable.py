@@ -42,7 +42,7 @@ _LARGEST = {
     "deformable_stages": 48,
     "hybrid_queries": 20_000,
     "hybrid_repeats": 100,
-    "query_groups": 100,
+    "query_groups": 50,
 }
 _LONGEST_PATH = 4096
 _MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries")
@@ -112,12 +112,12 @@ class DeformableDETRConfig:
     box (1, 1, 1, 1), as the official code does. "valid" takes those only if there are no others. "distinct" does so,
     too, and prefers the best of several proposals with nearly the same box."""
     hybrid_queries: int = 0
-    """Number of additional queries in training that are matched several to one (H-DETR), 0..20,000; its authors have
-    1500. Prediction is not changed."""
+    """Number of additional queries in training that are matched several to one (H-DETR), 0..20,000, all queries
+    together; its authors have 1500. Prediction is not changed."""
     hybrid_repeats: int = 6
     """Number of hybrid queries that each object is matched to, 2..100."""
     query_groups: int = 1
-    """Number of groups of `num_queries` queries in training (Group DETR), 1..100; its authors have 11. Prediction uses
+    """Number of groups of `num_queries` queries in training (Group DETR), 1..50; its authors have 11. Prediction uses
     the first group and is not changed."""
 
     def __post_init__(self) -> None:
@@ -157,6 +157,12 @@ class DeformableDETRConfig:
             raise ConfigError(
                 f"hybrid_queries is {self.hybrid_queries} and query_groups {self.query_groups}: only one of them can "
                 "add queries in training; set hybrid_queries=0 or query_groups=1"
+            )
+        total, most = self.num_queries * self.query_groups + self.hybrid_queries, _LARGEST["num_queries"]
+        if total > most:
+            raise ConfigError(
+                f"with query_groups={self.query_groups} and hybrid_queries={self.hybrid_queries}, training has {total} "
+                f"queries; it can have at most {most}"
             )
         if self.hybrid_repeats < 2:
             raise ConfigError(f"hybrid_repeats is {self.hybrid_repeats}; it must be at least 2")
