@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from deformable_detr.core.format_names import FormatName
     from deformable_detr.core.progress import Reporter
-    from deformable_detr.core.types import DetectorOutput, Predictions, Target
+    from deformable_detr.core.types import DetectorOutput, GroupPredictions, OneToManyPredictions, Predictions, Target
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import open_dataset
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
+    from deformable_detr.inference.tta import TTA
     from deformable_detr.models import DeformableDETR, DeformableDETRConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
+    from deformable_detr.models.losses.classification import ClassLossName
     from deformable_detr.models.losses.matching import Assignment
     from deformable_detr.report.write import write_report
     from deformable_detr.runs import recipes
@@ -58,12 +60,14 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "TTA": "inference.tta",
     "Assignment": "models.losses.matching",
     "Augmentation": "data.augmentation.settings",
     "BackendError": "core.errors",
     "Checkpoint": "weights.checkpoint",
     "CheckpointConfig": "runs.config",
     "CheckpointError": "core.errors",
+    "ClassLossName": "models.losses.classification",
     "ClassMetrics": "evaluation.coco_metrics",
     "ClassRows": "models.interface",
     "ComputeConfig": "runs.config",
@@ -83,11 +87,13 @@ _HOMES = {
     "DetectorOutput": "core.types",
     "EvaluationReport": "evaluation.evaluate",
     "FormatName": "data.open",
+    "GroupPredictions": "core.types",
     "ImageLike": "inference.pictures",
     "InferencePrecision": "inference.prepare",
     "Losses": "models.losses",
     "Metrics": "evaluation.coco_metrics",
     "ModelConfig": "models.interface",
+    "OneToManyPredictions": "core.types",
     "OptimizerConfig": "runs.config",
     "OutputError": "core.errors",
     "PrecisionName": "runs.config",
@@ -119,12 +125,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "TTA",
     "Assignment",
     "Augmentation",
     "BackendError",
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointError",
+    "ClassLossName",
     "ClassMetrics",
     "ClassRows",
     "ComputeConfig",
@@ -144,11 +152,13 @@ __all__ = [
     "DetectorOutput",
     "EvaluationReport",
     "FormatName",
+    "GroupPredictions",
     "ImageLike",
     "InferencePrecision",
     "Losses",
     "Metrics",
     "ModelConfig",
+    "OneToManyPredictions",
     "OptimizerConfig",
     "OutputError",
     "PrecisionName",

@@ -2,7 +2,7 @@
 
 import torch
 
-from deformable_detr.core.boxes import area, cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from deformable_detr.core.boxes import area, cxcywh_to_xyxy, inverse_sigmoid, overlap_ratio, xyxy_to_cxcywh
 
 
 def test_conversions_by_hand_and_back():
@@ -23,3 +23,12 @@ def test_inverse_sigmoid_is_the_inverse_and_finite_at_the_ends():
     ends = inverse_sigmoid(torch.tensor([0.0, 1.0, -0.5, 1.5]))
     assert ends.isfinite().all()
     assert ends[0] == ends[2] == -ends[1]
+
+
+def test_overlap_by_hand():
+    # Two boxes of 4 x 2 and 2 x 6 with 2 x 1 in common.
+    one, other = torch.tensor([[0.0, 0.0, 4.0, 2.0]]), torch.tensor([[1.0, 1.0, 3.0, 7.0], [5.0, 5.0, 6.0, 8.0]])
+    torch.testing.assert_close(overlap_ratio(one[:, None], other[None]), torch.tensor([[2 / 18, 0.0]]))
+    assert overlap_ratio(one, one).tolist() == [1.0]
+    point = torch.tensor([[0.5, 0.25, 0.5, 0.25]])
+    assert overlap_ratio(point, point).tolist() == [0.0]

@@ -13,6 +13,7 @@ from deformable_detr.data.open import open_dataset
 from deformable_detr.evaluation.coco_metrics import coco_metrics
 from deformable_detr.evaluation.evaluate import evaluate, limits
 from deformable_detr.inference.detector import Detector
+from deformable_detr.inference.tta import TTA, Flip, flipped_back
 
 
 @pytest.fixture
@@ -154,3 +155,40 @@ def test_a_network_from_the_middle_of_a_training_is_judged_as_it_will_be_used(de
     detector.model.train()  # where dropout drops
     judged = evaluate(detector, dataset).detections
     assert all(torch.equal(one.scores, other.scores) for one, other in zip(expected, judged, strict=True))
+
+
+def test_views_are_merged_as_in_prediction(detector, dataset):
+    """Three sizes, each mirrored: as `predict` sees every picture alone, whatever the batch."""
+    tta = TTA(scales=(0.8, 1.0, 1.2), iou=0.6)
+    reports = [evaluate(detector, dataset, tta=tta, batch_size=size) for size in (1, 4)]
+    assert reports[0].metrics == reports[1].metrics
+    exact = detector.around(detector.model, as_it_is=True)
+    for sample, one in zip(dataset.samples, reports[0].detections, strict=True):
+        alone = exact.predict(sample.path, threshold=0.0, tta=tta)
+        torch.testing.assert_close(one.scores, alone.scores, rtol=0, atol=1e-5)
+        assert len(one) <= 100
+
+
+def test_views_of_a_detector_that_knows_are_merged_to_what_is_there(knowing, dataset, monkeypatch):
+    know = Detector.detect
+
+    def detect(self, images, sizes_wh, **rest):
+        """What it knows; of the mirrored pictures, which have the odd turns, mirrored."""
+        turns.append(len(images))
+        found = know(self, images, sizes_wh, **rest)
+        if len(turns) % 2:
+            return found
+        return [flipped_back(one, size, Flip(True, False)) for one, size in zip(found, sizes_wh, strict=True)]
+
+    turns = []
+    monkeypatch.setattr(Detector, "detect", detect)
+    assert evaluate(knowing, dataset, tta=True).metrics.ap == pytest.approx(1)
+    assert sum(turns) == 6 * len(dataset)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_of_all_views(detector, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    bad = tmp_path / "data" / "val" / "scene_00001.jpg"
+    bad.write_bytes(bad.read_bytes()[:700])
+    report = evaluate(detector, tmp_path / "data", tta=TTA(hflip=False), skip_bad_images=True)
+    assert (len(report.dataset), report.num_skipped) == (2, 1)

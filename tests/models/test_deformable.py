@@ -79,6 +79,53 @@ def test_every_parameter_learns(variant, num_levels):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+BRANCHES = [{"hybrid_queries": 30, "hybrid_repeats": 3}, {"query_groups": 3}]
+
+
+@pytest.mark.parametrize("branches", BRANCHES, ids=["hybrid", "groups"])
+@pytest.mark.parametrize("variant", ["base", "refine", "two_stage"])
+def test_queries_of_training_change_no_answer_and_learn(variant, branches):
+    """The same weights with and without them, in training and in prediction; and every weight has a gradient."""
+    torch.manual_seed(3)
+    plain = build(replace(TINY, variant=variant))
+    model = build(replace(TINY, variant=variant, **branches))
+    missing = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    assert {name.split(".")[1] for name in missing.missing_keys} <= {
+        *("training_embedding", "group_projs", "group_norms", "group_class_heads", "group_box_heads")
+    }
+    for name, parameter in model.named_parameters():
+        if "box_head" in name and parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict({name: one for name, one in model.state_dict().items() if name in plain.state_dict()})
+    images, mask = make_batch((64, 96), (80, 50))
+    targets = make_targets(2, 1)
+    # Batch norm has the statistics of the batch in training, and learns from it: both models see the same.
+    output, expected = model.train()(images, mask), plain.train()(images, mask)
+    for one, other in zip(output.layers, expected.layers, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
+    assert len(output.groups) == branches.get("query_groups", 1) - 1
+    assert (output.one_to_many is not None) == ("hybrid_queries" in branches)
+    Criterion(CriterionConfig())(output, targets).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    with torch.no_grad():
+        output, expected = model.eval()(images, mask), plain.eval()(images, mask)
+    assert torch.equal(output.final.boxes, expected.final.boxes)
+    assert (output.groups, output.one_to_many) == ((), None)
+
+
+def test_class_heads_of_groups_are_known_as_such():
+    model = build(replace(TINY, variant="two_stage", query_groups=3))
+    rows = [name for name, one in model.named_parameters() if name.startswith(model.class_rows.by_channel)]
+    assert len(rows) == 2 * 3
+    heads = [name for name, _ in model.named_parameters() if name.startswith(model.parts["heads"])]
+    assert sum("group_box_heads" in name for name in heads) == 2 * 6
+    assert all(
+        torch.equal(model.query_source.class_head.bias, one.bias) for one in model.query_source.group_class_heads
+    )
+
+
 @pytest.mark.parametrize("variant", ["base", "two_stage"])
 def test_steps_lower_the_loss(variant):
     model = build(replace(TINY, variant=variant)).train()
@@ -138,6 +185,11 @@ def test_per_image_a_padded_batch_gives_each_images_own_result(variant):
         ({"num_heads": 65}, "num_heads is 65; it can be at most 64"),
         ({"num_classes": 100_001}, "num_classes is 100001; it can be at most 100000"),
         ({"dropout": float("nan")}, "dropout is nan"),
+        ({"hybrid_queries": 5, "query_groups": 2}, "set hybrid_queries=0 or query_groups=1"),
+        ({"hybrid_queries": 5, "hybrid_repeats": 1}, "hybrid_repeats is 1; it must be at least 2"),
+        ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no meaning without hybrid queries"),
+        ({"query_groups": 51}, "query_groups is 51; it can be at most 50"),
+        ({"query_groups": 50, "num_queries": 401}, "training has 20050 queries; it can have at most 20000"),
         ({"backbone": "hf-hub:timm/resnet50"}, "a name that timm itself knows"),
         ({"backbone_weights": "a\nb"}, "backbone_weights is .*, which cannot be the name of a file"),
     ],

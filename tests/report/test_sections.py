@@ -80,6 +80,11 @@ def test_the_course_of_a_training():
     for title in (*titles, "proposals", "Learning rate"):
         assert title in content
     assert sections.training(history_of([])).content == ""
+    with_more = rows()
+    for row in with_more:
+        if "train" in row:
+            row["train"] |= {"one_to_many/class": 3.0}
+    assert "one-to-many queries, all layers" in sections.training(history_of(with_more)).content
 
 
 def test_mistakes_that_cannot_be_shown_are_said():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ def test_the_papers_recipes_are_the_papers_models_and_settings(name, trainable, 
     assert sum(p.numel() for p in model.parameters()) == total
     assert (config.schedule.epochs, config.run.batch_size, learning_rate(config.optimizer, 32)) == (50, 32, 2e-4)
     assert (config.preprocessing.short_side, config.preprocessing.max_side) == (800, 1333)
+
+
+def test_the_largest_model_is_the_two_stage_one_on_another_backbone():
+    config = RECIPES["paper_x101_dcn_two_stage"]()
+    with torch.device("meta"):
+        model = build(config.model, load_backbone_weights=False)
+    # Blocks of layer2, layer3 and layer4: 4, 23 and 3.
+    assert sum(name.endswith("offsets_and_mask.weight") for name, _ in model.named_parameters()) == 4 + 23 + 3
+    plain = replace(config.model, backbone="resnet50.tv_in1k", deformable_stages=0)
+    assert replace(config, name="paper_r50_two_stage", model=plain) == RECIPES["paper_r50_two_stage"]()
 
 
 def test_small_starts_from_trained_weights_and_fits_its_epochs():

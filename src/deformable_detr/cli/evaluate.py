@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from deformable_detr.cli.lines import tell
+from deformable_detr.cli.views import TTA_HELP, TTA_SET_HELP, tta_of
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.printing import LONGEST_NAME, printable
 
@@ -31,6 +32,8 @@ def evaluate(
         Literal["float32", "bfloat16"],
         typer.Option(help="Of backbone and encoder; bfloat16 is faster where the processor has instructions for it."),
     ] = "float32",
+    tta: Annotated[bool, typer.Option("--tta", help=TTA_HELP)] = False,
+    tta_set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=TTA_SET_HELP)] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 2,
     format: Annotated[
@@ -49,12 +52,14 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a checkpoint on a data set: AP and the rest of COCO's twelve numbers, and the AP of each class."""
+    from deformable_detr.core.config import to_dict
     from deformable_detr.core.progress import TerminalReporter
     from deformable_detr.data.archives import unpack
     from deformable_detr.data.crowding import MOST_EVALUATED
     from deformable_detr.evaluation import evaluate as evaluation
     from deformable_detr.inference.detector import Detector
 
+    views = tta_of(tta, tta_set)
     counted = max_detections or MOST_EVALUATED
     with TerminalReporter() as reporter:
         # Before the network, which takes seconds to build.
@@ -70,12 +75,14 @@ def evaluate(
             num_workers=workers,
             max_detections=counted,
             skip_bad_images=skip_bad_images,
+            tta=views or False,
             reporter=reporter,
         )
     for why in report.skipped.values():  # each names its file
         tell(f"skipped: {why}")
     if as_json:
-        typer.echo(json.dumps(_record(report, weights) | {"max_detections": counted}))
+        more = {"max_detections": counted, "tta": None if views is None else to_dict(views)}
+        typer.echo(json.dumps(_record(report, weights) | more))
         return
     from rich.console import Console
 

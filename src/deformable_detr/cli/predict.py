@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from deformable_detr.cli.lines import tell
+from deformable_detr.cli.views import TTA_HELP, TTA_SET_HELP, tta_of
 
 
 def predict(
@@ -34,6 +35,8 @@ def predict(
         str,
         typer.Option(help="Processes on a CPU, or auto: one for each core where many images are done sooner that way."),
     ] = "auto",
+    tta: Annotated[bool, typer.Option("--tta", help=TTA_HELP)] = False,
+    tta_set: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=TTA_SET_HELP)] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the weights file.")] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
@@ -48,6 +51,7 @@ def predict(
     from deformable_detr.inference.files import find_images, passed_over, predict_files
 
     number = _number_of(processes)
+    views = tta_of(tta, tta_set)
     paths = find_images(images)
     with TerminalReporter() as reporter:
         if remark := passed_over(images):
@@ -65,6 +69,7 @@ def predict(
                 skip_bad_images=skip_bad_images,
                 processes=number,
                 reporter=reporter,
+                tta=views or False,
             ),
             start=1,
         ):

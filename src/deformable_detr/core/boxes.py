@@ -28,13 +28,27 @@ def generalized_iou(a_xyxy: Float[Tensor, "*a 4"], b_xyxy: Float[Tensor, "*b 4"]
 
     All pairs are `generalized_iou(a[:, None], b[None])`. Two boxes without any extent have GIoU -1, not NaN.
     """
-    overlap_size = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    overlap = overlap_size.clamp(min=0).prod(-1)
+    overlap, union = _overlap_and_union(a_xyxy, b_xyxy)
     hull_size = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     tiny = torch.finfo(a_xyxy.dtype).tiny
     hull = hull_size.prod(-1).clamp(min=tiny)
-    union = area(a_xyxy) + area(b_xyxy) - overlap
     return overlap / union.clamp(min=tiny) - (hull - union) / hull
+
+
+def overlap_ratio(a_xyxy: Float[Tensor, "*a 4"], b_xyxy: Float[Tensor, "*b 4"]) -> Float[Tensor, "..."]:
+    """IoU in 0..1, box by box, with ordinary broadcasting; two boxes without any extent have IoU 0.
+
+    All pairs are `overlap_ratio(a[:, None], b[None])`.
+    """
+    overlap, union = _overlap_and_union(a_xyxy, b_xyxy)
+    return (overlap / union.clamp(min=torch.finfo(a_xyxy.dtype).tiny)).clamp(max=1)
+
+
+def _overlap_and_union(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of the overlap and of the union of each pair of boxes."""
+    overlap_size = torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    overlap = overlap_size.clamp(min=0).prod(-1)
+    return overlap, area(a_xyxy) + area(b_xyxy) - overlap
 
 
 def inverse_sigmoid(probability: Float[Tensor, "*axes"], eps: float = 1e-5) -> Float[Tensor, "*axes"]:

@@ -24,6 +24,16 @@ class Memory(NamedTuple):
     """(height, width) of each level, finest first."""
 
 
+class Branches(NamedTuple):
+    """Branches of queries in training, of which only the first answers; see `models.layers.branches`."""
+
+    sizes: tuple[int, ...]
+    """Number of queries in each branch, in the order of the queries."""
+    repeats: int
+    """Number of queries of the second branch that each object is matched to, above 1 (H-DETR); 1 means that all
+    branches are groups, each matched once (Group DETR)."""
+
+
 class Queries(NamedTuple):
     """Decoder queries: content, position embedding, and the reference that each one looks from first."""
 
@@ -33,6 +43,8 @@ class Queries(NamedTuple):
     """Position embedding of each query, added in every attention."""
     reference: Float[Tensor, "batch queries 2"] | Float[Tensor, "batch queries 4"]
     """Reference point (x, y) or reference box cxcywh, in 0..1 of the image without its padding."""
+    branches: Branches | None = None
+    """Branches that the queries fall into; None if all of them answer."""
 
 
 class Predictions(NamedTuple):
@@ -44,6 +56,24 @@ class Predictions(NamedTuple):
     """Boxes cxcywh in 0..1 of the image without its padding."""
 
 
+class GroupPredictions(NamedTuple):
+    """Predictions of a further group of queries, which is matched for itself (Group DETR)."""
+
+    layers: list[Predictions]
+    """Predictions of each decoder layer, first layer first."""
+    proposals: Predictions | None
+    """Predictions of the first stage for this group; None if the model has one stage only."""
+
+
+class OneToManyPredictions(NamedTuple):
+    """Predictions of queries of which several are matched to every object (H-DETR)."""
+
+    layers: list[Predictions]
+    """Predictions of each decoder layer, first layer first."""
+    repeats: int
+    """Number of queries that each object is matched to, above 1."""
+
+
 class DetectorOutput(NamedTuple):
     """Predictions of every decoder layer, and the proposals if there is a first stage."""
 
@@ -51,6 +81,10 @@ class DetectorOutput(NamedTuple):
     """Predictions of each decoder layer, first layer first; the last ones are the answer."""
     proposals: Predictions | None
     """Predictions of the first stage, one for each position; None if the model has one stage only."""
+    groups: tuple[GroupPredictions, ...] = ()
+    """Predictions of further groups of queries, in training only."""
+    one_to_many: OneToManyPredictions | None = None
+    """Predictions of queries that are matched several to one, in training only; None if there are none."""
 
     @property
     def final(self) -> Predictions:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from deformable_detr.core.detections import Detections
@@ -15,6 +16,7 @@ from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images, open_for_evaluation
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector
+from deformable_detr.inference.tta import TTA, chosen, detect_views, flips_of, merged, sizes_of
 from deformable_detr.models.interface import num_queries_of
 
 
@@ -46,6 +48,7 @@ def evaluate(
     num_workers: int = 0,
     max_detections: int = MOST_EVALUATED,
     skip_bad_images: bool = False,
+    tta: TTA | bool = False,
     reporter: Reporter | None = None,
     ranks: Ranks = ALONE,
 ) -> EvaluationReport:
@@ -64,6 +67,8 @@ def evaluate(
         max_detections: most detections of an image that count. With more than COCO's 100, the metrics that are defined
             for 100 detections, which are all but `ar_1` and `ar_10`, are those for this number.
         skip_bad_images: leave out and list images that are missing or cannot be read, instead of raising.
+        tta: test-time augmentation: whether, or with which settings, mirrored and resized views of each image are
+            looked at, too, and their detections merged. Images are read anew for each size.
         reporter: receives messages and the progress.
         ranks: the processes that share the work.
 
@@ -72,39 +77,55 @@ def evaluate(
 
     Raises:
         CheckpointError: the data set has objects of classes the detector does not know.
-        ConfigError: `split` or `format` is given for a data set that is already open.
+        ConfigError: `split` or `format` is given for a data set that is already open, or a view of test-time
+            augmentation would be larger than any image may be.
         DataError: the data set cannot be used or has no such split, an image cannot be read, or none is left.
     """
     # Open the data, in the detector's class ids.
     reporter = reporter or Silence()
     started = time.monotonic()
     dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
-    # Detect in this process' share of the images.
-    loader = make_loader(
-        dataset,
-        detector.preprocessing,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        skip_bad_images=skip_bad_images,
-        ranks=ranks,
-    )
-    found: dict[int, Detections] = {}
+    views = chosen(tta)
+    sizes, flips = sizes_of(views, detector.preprocessing), flips_of(views)
     # With the network as it is: a prepared one may differ in the last bits from one process to another. In bfloat16
     # nothing is exact, and what counts is that predictions are made in the same way.
     exact = detector.around(detector.model, as_it_is=detector.as_it_is or detector.precision == "float32")
-    with explained_worker_deaths():
-        for batch in loader:
-            detections = exact.detect(batch.images, batch.original_sizes_wh, max_detections=max_detections)
-            found.update(zip(batch.sample_indices, detections, strict=True))
-            done = min(len(found) * ranks.size, len(dataset))
-            reporter.update("evaluating", done, len(dataset), f"{done / (time.monotonic() - started):.1f} images/s")
+    # Detect in this process' share of the images, once in each size; which images it has may differ between sizes.
+    in_each_size: list[dict[int, list[Detections]]] = []
+    unread: dict[int, str] = {}
+    for number, size in enumerate(sizes):
+        loader = make_loader(
+            dataset,
+            size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            skip_bad_images=skip_bad_images,
+            ranks=ranks,
+        )
+        here: dict[int, list[Detections]] = {}
+        with explained_worker_deaths():
+            for batch in loader:
+                detect = partial(exact.detect, sizes_wh=batch.original_sizes_wh, max_detections=max_detections)
+                detections = detect_views(detect, batch.images, batch.original_sizes_wh, flips)
+                here.update(zip(batch.sample_indices, detections, strict=True))
+                done = min(len(here) * ranks.size, len(dataset))
+                pace = f"{(done + number * len(dataset)) / len(sizes) / (time.monotonic() - started):.1f} images/s"
+                reporter.update(_task(number, len(sizes)), done, len(dataset), pace)
+        in_each_size.append(here)
+        unread |= loader.skipped
     # Put together what all processes found, in the order of the images: the report must not depend on their number.
-    found = {index: one for part in ranks.gathered(found) for index, one in part.items()}
-    unreadable = {index: why for part in ranks.gathered(loader.skipped) for index, why in part.items()}
+    gathered = [{index: one for part in ranks.gathered(here) for index, one in part.items()} for here in in_each_size]
+    complete = sorted(set.intersection(*map(set, gathered)))
+    seen_in = {index: [view for of_size in gathered for view in of_size[index]] for index in complete}
+    found = {
+        index: of_one[0] if views is None else merged(of_one, views, max_detections=max_detections)
+        for index, of_one in seen_in.items()
+    }
+    unreadable = {index: why for part in ranks.gathered(unread) for index, why in part.items()}
     if not found:
         raise DataError(f"{dataset.source}: none of the {len(dataset)} images could be read")
-    seen = dataset.subset(sorted(found))
-    in_order = [found[index] for index in sorted(found)]
+    seen = dataset.subset(list(found))
+    in_order = list(found.values())
     skipped = {str(dataset.samples[index].path): why for index, why in sorted(unreadable.items())}
     return EvaluationReport(
         metrics=coco_metrics(in_order, seen, max_detections=max_detections),
@@ -114,6 +135,10 @@ def evaluate(
         num_skipped=len(skipped) + num_bad_images(dataset),
         seconds=time.monotonic() - started,
     )
+
+
+def _task(number: int, count: int) -> str:
+    return "evaluating" if count == 1 else f"evaluating, size {number + 1} of {count}"
 
 
 def opened(

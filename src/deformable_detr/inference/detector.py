@@ -18,6 +18,7 @@ from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.inference.prepare import InferencePrecision, prepare
+from deformable_detr.inference.tta import TTA, chosen, detect_views, flips_of, merged, sizes_of
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
@@ -32,9 +33,13 @@ DEFAULT_THRESHOLD = 0.5
 class _Prepared(NamedTuple):
     """Preprocessed image, ready for a batch."""
 
-    image: Tensor
+    images: tuple[Tensor, ...]
+    """The image in each size it is looked at."""
     size_wh: tuple[int, int]
     """Width and height of the original image, in pixels."""
+
+    def fits(self, other: "_Prepared") -> bool:
+        return all(one.shape == two.shape for one, two in zip(self.images, other.images, strict=True))
 
 
 class Detector:
@@ -144,7 +149,13 @@ class Detector:
 
     @overload  # a str is also a sequence of str, but means one path
     def predict(  # type: ignore[overload-overlap]
-        self, images: ImageLike, *, threshold: float = ..., batch_size: int = ..., max_detections: int = ...
+        self,
+        images: ImageLike,
+        *,
+        threshold: float = ...,
+        batch_size: int = ...,
+        max_detections: int = ...,
+        tta: TTA | bool = ...,
     ) -> Detections: ...
     @overload  # not Iterable: an array is one, too, and type checkers could not tell the overloads apart
     def predict(
@@ -154,6 +165,7 @@ class Detector:
         threshold: float = ...,
         batch_size: int = ...,
         max_detections: int = ...,
+        tta: TTA | bool = ...,
     ) -> list[Detections]: ...
     def predict(
         self,
@@ -162,6 +174,7 @@ class Detector:
         threshold: float = DEFAULT_THRESHOLD,
         batch_size: int = 1,
         max_detections: int = 100,
+        tta: TTA | bool = False,
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list with the detections of several images.
 
@@ -171,6 +184,8 @@ class Detector:
             threshold: lowest score that is kept, in 0..1; 0 keeps everything.
             batch_size: largest number of consecutive images of equal size that go through the network together.
             max_detections: largest number of detections per image.
+            tta: test-time augmentation: whether, or with which settings, mirrored and resized views of each image are
+                looked at, too, and their detections merged. Their `query_ids` are then -1.
 
         Returns:
             `Detections` for one image, else a list of them in the order of the images. They are on the CPU, best score
@@ -178,11 +193,12 @@ class Detector:
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: a view would be larger than any image may be.
             ValueError: an array or a tensor is not one image, for instance a batch; or something is no image at all.
         """
         if isinstance(images, ImageLike):
-            return next(self._each([images], threshold, batch_size, max_detections))
-        return list(self._each(images, threshold, batch_size, max_detections))
+            return next(self._each([images], threshold, batch_size, max_detections, tta))
+        return list(self._each(images, threshold, batch_size, max_detections, tta))
 
     def predict_each(
         self,
@@ -191,6 +207,7 @@ class Detector:
         threshold: float = DEFAULT_THRESHOLD,
         batch_size: int = 1,
         max_detections: int = 100,
+        tta: TTA | bool = False,
     ) -> Iterator[Detections]:
         """Detections of several images, one image at a time, also for more images than fit into memory.
 
@@ -199,46 +216,60 @@ class Detector:
             threshold: as for `predict`.
             batch_size: as for `predict`.
             max_detections: as for `predict`.
+            tta: as for `predict`.
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: a view would be larger than any image may be.
             ValueError: `images` is a single image, or something in it is no image.
         """
         if isinstance(images, ImageLike):
             raise ValueError(f"predict_each takes several images, not a {type(images).__name__}; predict takes one")
-        return self._each(images, threshold, batch_size, max_detections)
+        return self._each(images, threshold, batch_size, max_detections, tta)
 
     def _each(
-        self, images: Iterable[ImageLike], threshold: float, batch_size: int, max_detections: int
+        self, images: Iterable[ImageLike], threshold: float, batch_size: int, max_detections: int, tta: TTA | bool
     ) -> Iterator[Detections]:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        views = chosen(tta)
+        sizes = sizes_of(views, self.preprocessing)
+        largest = max(sizes, key=lambda size: size.short_side)
         waiting: list[_Prepared] = []
         for image in images:
             picture = picture_of(image)
-            self._check_fits(picture.size, batch_size)
-            prepared = _Prepared(to_model_input(picture, self.preprocessing), picture.size)
-            if waiting and (len(waiting) == batch_size or waiting[0].image.shape != prepared.image.shape):
-                yield from self._run(waiting, threshold, max_detections)
+            self._check_fits(picture.size, batch_size, largest)
+            prepared = _Prepared(tuple(to_model_input(picture, size) for size in sizes), picture.size)
+            if waiting and (len(waiting) == batch_size or not waiting[0].fits(prepared)):
+                yield from self._run(waiting, threshold, max_detections, views)
                 waiting = []
             waiting.append(prepared)
         if waiting:
-            yield from self._run(waiting, threshold, max_detections)
+            yield from self._run(waiting, threshold, max_detections, views)
 
-    def _check_fits(self, size_wh: tuple[int, int], batch_size: int) -> None:
-        width, height = resized_wh(size_wh, self.preprocessing.short_side, self.preprocessing.max_side)
+    def _check_fits(self, size_wh: tuple[int, int], batch_size: int, preprocessing: Preprocessing) -> None:
+        width, height = resized_wh(size_wh, preprocessing.short_side, preprocessing.max_side)
         way_out = "use weights of a smaller image size" + (", or a smaller batch size" if batch_size > 1 else "")
         what = f"{batch_size} images of {width} x {height} pixels" if batch_size > 1 else f"{width} x {height} pixels"
         if batch_size * width * height > _MANY_PIXELS:
             check_fits(batch_size * width * height, _BYTES_PER_PIXEL, self.device, what, way_out)
 
-    def _run(self, batch: list[_Prepared], threshold: float, max_detections: int) -> list[Detections]:
-        return self.detect(
-            torch.stack([one.image for one in batch]),
-            [one.size_wh for one in batch],
-            threshold=threshold,
-            max_detections=max_detections,
-        )
+    def _run(self, batch: list[_Prepared], threshold: float, max_detections: int, tta: TTA | None) -> list[Detections]:
+        sizes_wh = [one.size_wh for one in batch]
+        # What views find is merged before the threshold: a score is then that of all of them.
+        least = threshold if tta is None else 0.0
+
+        def detect(images: Tensor) -> list[Detections]:
+            return self.detect(images, sizes_wh, threshold=least, max_detections=max_detections)
+
+        in_each_size = [
+            detect_views(detect, torch.stack(images), sizes_wh, flips_of(tta))
+            for images in zip(*(one.images for one in batch), strict=True)
+        ]
+        of_each_image = [[one for views in sizes for one in views] for sizes in zip(*in_each_size, strict=True)]
+        if tta is None:
+            return [only for (only,) in of_each_image]
+        return [merged(views, tta, max_detections=max_detections, threshold=threshold) for views in of_each_image]
 
     @torch.no_grad()
     def detect(

@@ -17,6 +17,7 @@ from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
 from deformable_detr.inference.image_results import ImageResult, PredictionSettings
 from deformable_detr.inference.processes import NumProcesses, check_processes, results_of
+from deformable_detr.inference.tta import TTA
 
 # Pixels of the longest side that a JPEG file can have.
 _LONGEST_JPEG = 65_500
@@ -78,6 +79,7 @@ def predict_files(
     skip_bad_images: bool = False,
     processes: NumProcesses = 1,
     reporter: Reporter | None = None,
+    tta: TTA | bool = False,
 ) -> Iterator[ImageResult]:
     """Results of image files, one at a time, in the order of `paths`; files that cannot be read come last.
 
@@ -94,9 +96,11 @@ def predict_files(
             on the first images whether one process for each core is faster than one with many threads. A program that
             asks for several must start under `if __name__ == "__main__"`.
         reporter: is told what "auto" has chosen.
+        tta: test-time augmentation, as for `Detector.predict`.
 
     Raises:
         DataError: a file cannot be read, and `skip_bad_images` is False.
+        ConfigError: a view of test-time augmentation would be larger than any image may be.
         OutputError: the folder cannot be written, or it holds the images themselves.
         ConfigError: the number of processes is out of range, or there are several on another device than the CPU.
     """
@@ -104,7 +108,7 @@ def predict_files(
         raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")
     check_processes(processes, detector.device)
     pictures = None if output is None else _PictureFolder(output, detector, threshold)
-    settings = PredictionSettings(threshold, max_detections, batch_size, skip_bad_images)
+    settings = PredictionSettings(threshold, max_detections, batch_size, skip_bad_images, tta)
     for result, image in results_of(detector, paths, settings, processes, reporter or Silence()):
         if pictures is not None and result.error is None:
             pictures.add(result, load_image(result.path) if image is None else image)

@@ -12,6 +12,7 @@ from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.images import load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.tta import TTA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class PredictionSettings(NamedTuple):
     """Largest number of consecutive images of equal size that go through the network together."""
     skip_bad_images: bool = False
     """Whether a file that cannot be read becomes a result with an `error`, instead of an exception."""
+    tta: TTA | bool = False
+    """Test-time augmentation, as for `Detector.predict`."""
 
 
 def results_here(
@@ -95,6 +98,7 @@ def results_here(
         threshold=settings.threshold,
         batch_size=settings.batch_size,
         max_detections=settings.max_detections,
+        tta=settings.tta,
     )
     for detections in found:
         path, image = waiting.popleft()

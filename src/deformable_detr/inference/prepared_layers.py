@@ -206,7 +206,10 @@ class PreparedLearnedQueries(nn.Module):
     def forward(self, tokens: Float[Tensor, "batch positions dim"], anchors: Anchors) -> Queries:
         """Queries with reference points (x, y) in 0..1; anchors are not needed."""
         batch = len(tokens)
-        return Queries(*(one.expand(batch, -1, -1) for one in (self.content, self.position, self.reference)))
+        content, position, reference = (
+            one.expand(batch, -1, -1) for one in (self.content, self.position, self.reference)
+        )
+        return Queries(content, position, reference)
 
 
 class PreparedProposalQueries(nn.Module):

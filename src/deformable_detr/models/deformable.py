@@ -14,12 +14,13 @@ from deformable_detr.core.short_text import shown
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
+from deformable_detr.models.layers.branches import isolation_mask, output_of_branches
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise
 from deformable_detr.models.layers.pyramid import Pyramid
-from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource
+from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource, TrainingBranches
 from deformable_detr.models.losses import Criterion, CriterionConfig
 
 # The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
@@ -38,9 +39,13 @@ _LARGEST = {
     "ffn_dim": 16_384,
     "num_queries": 20_000,
     "frozen_stages": 48,
+    "deformable_stages": 48,
+    "hybrid_queries": 20_000,
+    "hybrid_repeats": 100,
+    "query_groups": 50,
 }
 _LONGEST_PATH = 4096
-_MAY_BE_ZERO = ("encoder_layers", "frozen_stages")
+_MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries")
 # timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
 _BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
@@ -74,6 +79,9 @@ class DeformableDETRConfig:
     weights needs False."""
     dilation: bool = False
     """Dilated last stage of the backbone, at stride 16 instead of 32 (DC5)."""
+    deformable_stages: int = 0
+    """Number of backbone stages, counted from the coarsest, with modulated deformable convolutions instead of the plain
+    ones of 3 x 3; 0..48. For ResNet and ResNeXt only; the paper's "DCN" (Table 3)."""
     num_levels: int = 4
     """Number of levels of the feature pyramid, 1..8. With 1 to 3 they are the coarsest maps of the backbone. A
     fourth level is a strided convolution of the coarsest map, and each further one of the level before (A.2)."""
@@ -103,6 +111,14 @@ class DeformableDETRConfig:
     """Choice of proposals, for two-stage only. "paper" also ranks proposals in the padding and at the border, with the
     box (1, 1, 1, 1), as the official code does. "valid" takes those only if there are no others. "distinct" does so,
     too, and prefers the best of several proposals with nearly the same box."""
+    hybrid_queries: int = 0
+    """Number of additional queries in training that are matched several to one (H-DETR), 0..20,000, all queries
+    together; its authors have 1500. Prediction is not changed."""
+    hybrid_repeats: int = 6
+    """Number of hybrid queries that each object is matched to, 2..100."""
+    query_groups: int = 1
+    """Number of groups of `num_queries` queries in training (Group DETR), 1..50; its authors have 11. Prediction uses
+    the first group and is not changed."""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
@@ -124,6 +140,7 @@ class DeformableDETRConfig:
                 f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
                 "or set proposals=paper"
             )
+        self._check_branches()
         if self.backbone_weights == "none" and self.frozen_stages:
             raise ConfigError(
                 f"frozen_stages is {self.frozen_stages}, but backbone_weights is 'none': stages that start from "
@@ -135,6 +152,26 @@ class DeformableDETRConfig:
                 "stay frozen; set frozen_batch_norm=false or give weights"
             )
 
+    def _check_branches(self) -> None:
+        if self.hybrid_queries and self.query_groups > 1:
+            raise ConfigError(
+                f"hybrid_queries is {self.hybrid_queries} and query_groups {self.query_groups}: only one of them can "
+                "add queries in training; set hybrid_queries=0 or query_groups=1"
+            )
+        total, most = self.num_queries * self.query_groups + self.hybrid_queries, _LARGEST["num_queries"]
+        if total > most:
+            raise ConfigError(
+                f"with query_groups={self.query_groups} and hybrid_queries={self.hybrid_queries}, training has {total} "
+                f"queries; it can have at most {most}"
+            )
+        if self.hybrid_repeats < 2:
+            raise ConfigError(f"hybrid_repeats is {self.hybrid_repeats}; it must be at least 2")
+        if not self.hybrid_queries and self.hybrid_repeats != type(self).hybrid_repeats:
+            raise ConfigError(
+                f"hybrid_repeats={self.hybrid_repeats} has no meaning without hybrid queries; set hybrid_queries=1500 "
+                "or another number, too"
+            )
+
     @property
     def pretrained_parts(self) -> tuple[str, ...]:
         """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
@@ -142,9 +179,17 @@ class DeformableDETRConfig:
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """Settings on which no weight tensor depends; in two-stage, the number of queries is among them."""
-        more = ("num_queries",) if self.variant == "two_stage" else ()
-        return frozenset(("dropout", "frozen_stages", "features", "proposals", *more))
+        """Settings on which no weight tensor depends; in two-stage, numbers of queries are among them."""
+        more = ("num_queries", "hybrid_queries") if self.variant == "two_stage" else ()
+        return frozenset(("dropout", "frozen_stages", "features", "proposals", "hybrid_repeats", *more))
+
+    @property
+    def training_tensors(self) -> str:
+        """Setting that gives the model weights which prediction does not use, as "name is value"; empty if none."""
+        if self.query_groups > 1:
+            return f"query_groups is {self.query_groups}"
+        has_own = self.hybrid_queries > 0 and self.variant != "two_stage"
+        return f"hybrid_queries is {self.hybrid_queries}" if has_own else ""
 
     @property
     def downloads(self) -> str:
@@ -153,7 +198,8 @@ class DeformableDETRConfig:
 
     def describe(self) -> str:
         """Description in words: variant and backbone."""
-        return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights})"
+        deformable = f", {self.deformable_stages} deformable stages" if self.deformable_stages else ""
+        return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights}){deformable}"
 
     def with_classes(self, num_classes: int) -> "DeformableDETRConfig":
         """Settings for another number of classes."""
@@ -189,7 +235,10 @@ class DeformableDETR(nn.Module):
     """
 
     parts: Mapping[str, tuple[str, ...]] = {
-        "heads": ("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
+        "heads": (
+            *("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
+            *("query_source.group_class_heads.", "query_source.group_box_heads."),
+        ),
         "backbone": ("pyramid.backbone.",),
         "projections": ("pyramid.projections.", "pyramid.level_embed"),
         "encoder": ("encoder.",),
@@ -200,7 +249,9 @@ class DeformableDETR(nn.Module):
     offsets = ("sampling_offsets", "reference_points")
     """Words in names of parameters with the learning rate of sampling offsets (section 5)."""
     # The class head of the proposals uses channel 0 alone, as "there is an object", whatever the classes are.
-    class_rows = ClassRows(by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.",))
+    class_rows = ClassRows(
+        by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.", "query_source.group_class_heads.")
+    )
     """Weight tensors with one row per class, for fine-tuning."""
 
     def __init__(
@@ -243,7 +294,11 @@ class DeformableDETR(nn.Module):
         """
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
-        return DetectorOutput(self.decoder(queries, memory), proposals)
+        if queries.branches is None:
+            return DetectorOutput(self.decoder(queries, memory), proposals)
+        # Training only: further queries, which the answering ones must not see.
+        mask = isolation_mask(queries.branches.sizes, queries.content.device)
+        return output_of_branches(self.decoder(queries, memory, mask), proposals, queries.branches)
 
     def layers(self) -> list[nn.Module]:
         """Layers of the encoder, then of the decoder."""
@@ -278,6 +333,7 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         dilation=config.dilation,
         frozen_stages=config.frozen_stages,
         frozen_batch_norm=config.frozen_batch_norm,
+        deformable_stages=config.deformable_stages,
     )
     if load_backbone_weights and config.backbone_weights != "none":
         backbone.load_weights(config.backbone_weights)
@@ -297,10 +353,13 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
     )
     # Learned queries, or the best proposals of the encoder.
     query_source: LearnedQueries | ProposalQueries
+    added = TrainingBranches(config.hybrid_queries, config.hybrid_repeats, config.query_groups)
     if config.variant == "two_stage":
-        query_source = ProposalQueries(config.num_queries, dim, config.num_classes, choice=config.proposals)
+        query_source = ProposalQueries(
+            config.num_queries, dim, config.num_classes, choice=config.proposals, added=added
+        )
     else:
-        query_source = LearnedQueries(config.num_queries, dim)
+        query_source = LearnedQueries(config.num_queries, dim, added)
     # Without refinement all decoder layers share one class head and one box head; with it each layer has its own.
     refine = config.variant != "base"
     num_heads = config.decoder_layers if refine else 1

@@ -63,7 +63,8 @@ def training(history: History) -> Section:
     if 1 < len(classes) <= _MOST_LINES:
         charts.append(line_chart("AP of each class", classes, x_label="epoch", y_label="%", y_range=(0, 100)))
     for stage, terms in history.terms().items():
-        where = "proposals" if stage == "proposals" else f"last decoder layer ({stage})"
+        others = {"proposals": "proposals", "one_to_many": "one-to-many queries, all layers"}
+        where = others.get(stage, f"last decoder layer ({stage})")
         charts.append(line_chart(f"Loss terms before weighting: {where}", terms, x_label="epoch"))
     charts.append(line_chart("Learning rate", history.learning_rate(), x_label="epoch"))
     return Section("training", "Training", grid(charts))

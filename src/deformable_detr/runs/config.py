@@ -315,6 +315,8 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
     for part, factor in (("backbone", "backbone"), ("encoder", "encoder"), ("decoder", "decoder"), ("heads", "heads")):
         if part in config.run.freeze or (part != "heads" and "all_but_heads" in config.run.freeze):
             note(f"run.freeze holds the {part}", "optimizer", f"{factor}_lr_factor")
+            if part == "backbone" and config.run.start == "backbone" and hasattr(config.model, "deformable_stages"):
+                note("run.freeze holds the backbone, whose convolutions stay plain", "model", "deformable_stages")
     if isinstance(augmentation, Augmentation):
         for probability, *names in _WITH_PROBABILITY:
             if getattr(augmentation, probability) == 0:

@@ -73,3 +73,35 @@ def test_a_refined_layer_sends_no_gradient_to_the_heads_before_it():
     decoder(queries, memory)[-1].boxes.sum().backward()
     assert decoder.box_heads[2].layers[-1].weight.grad.abs().sum() > 0
     assert decoder.box_heads[0].layers[-1].weight.grad is None
+
+
+def test_a_mask_keeps_queries_apart():
+    """Blocked from each other, two parts of the queries are what each is alone; one way, only one of them is."""
+    decoder = make_decoder(refine=True).double()
+    queries, memory = make_inputs(4)
+    queries = queries._replace(
+        **{name: getattr(queries, name).double() for name in ("content", "position", "reference")}
+    )
+    memory = memory._replace(
+        **{name: getattr(memory, name).double() for name in ("tokens", "position", "valid_ratios")}
+    )
+    first, second = slice(0, 2), slice(2, QUERIES)
+
+    def of(part):
+        return queries._replace(
+            content=queries.content[:, part], position=queries.position[:, part], reference=queries.reference[:, part]
+        )
+
+    apart = torch.zeros(QUERIES, QUERIES, dtype=torch.bool)
+    apart[first, second] = True  # the first do not see the second
+    whole, one_way = decoder(queries, memory), decoder(queries, memory, apart)
+    apart[second, first] = True
+    both_ways = decoder(queries, memory, apart)
+    for part in (first, second):
+        alone = decoder(of(part), memory)
+        for layer, own in zip(both_ways, alone, strict=True):
+            torch.testing.assert_close(layer.logits[:, part], own.logits)
+            torch.testing.assert_close(layer.boxes[:, part], own.boxes)
+    torch.testing.assert_close(one_way[-1].logits[:, first], both_ways[-1].logits[:, first])
+    torch.testing.assert_close(one_way[0].logits[:, second], whole[0].logits[:, second])
+    assert (one_way[0].logits[:, first] - whole[0].logits[:, first]).abs().max() > 1e-4

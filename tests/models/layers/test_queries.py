@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from deformable_detr.core.types import Memory
-from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource, proposal_boxes
+from deformable_detr.models.layers.queries import (
+    LearnedQueries,
+    ProposalQueries,
+    QuerySource,
+    TrainingBranches,
+    proposal_boxes,
+)
 
 SHAPES = ((6, 10), (3, 5))
 DIM = 16
@@ -19,8 +25,8 @@ def make_memory():
     return Memory(torch.randn(2, 75, DIM), torch.randn(2, 75, DIM), mask, ratios, SHAPES)
 
 
-def make_proposals(num_queries=9, *, choice="paper"):
-    return ProposalQueries(num_queries, DIM, 3, choice=choice)
+def make_proposals(num_queries=9, *, choice="paper", **added):
+    return ProposalQueries(num_queries, DIM, 3, choice=choice, added=TrainingBranches(**added))
 
 
 def test_learned_queries_are_the_same_for_every_image():
@@ -127,3 +133,75 @@ def test_every_parameter_gets_a_gradient(choice):
     for name, parameter in source.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("choice", ["paper", "valid", "distinct"])
+def test_hybrid_queries_are_the_next_best_proposals(choice):
+    source, memory = make_proposals(choice=choice, hybrid_queries=20, hybrid_repeats=3), make_memory()
+    queries, proposals = source(memory)
+    assert queries.branches == ((9, 20), 3)
+    source.eval()
+    answering, same = source(memory)
+    assert answering.branches is None
+    for trained, plain in zip(queries[:3], answering[:3], strict=True):
+        torch.testing.assert_close(trained[:, :9], plain)
+    assert torch.equal(proposals.logits, same.logits)
+    for image in range(2):
+        chosen = [
+            next(i for i, box in enumerate(proposals.boxes[image]) if torch.equal(box, one))
+            for one in queries.reference[image]
+            if (one < 1).any()  # all invalid ones are alike
+        ]
+        assert len(set(chosen)) == len(chosen)
+        own = proposals.logits[image, :, 0]
+        scores = own[torch.tensor(chosen)]
+        if choice == "paper" and len(chosen) == 29:
+            assert scores.tolist() == own.sort(descending=True).values[:29].tolist()
+        extra = scores[9:]
+        assert (extra.diff() <= 0).all()
+
+
+def test_hybrid_queries_take_invalid_proposals_last_and_none_twice():
+    source, memory = make_proposals(9, choice="valid", hybrid_queries=60), make_memory()
+    queries, _ = source(memory)
+    assert queries.branches.sizes == (9, 60)
+    invalid = (queries.reference == 1).all(-1)
+    number_valid = (~invalid).sum(1)
+    for image, count in enumerate(number_valid.tolist()):
+        assert not invalid[image, :count].any()
+        assert len(queries.reference[image, :count].unique(dim=0)) == count
+
+
+def test_hybrid_queries_where_nothing_is_left():
+    queries, _ = make_proposals(70, hybrid_queries=50)(make_memory())
+    assert queries.branches.sizes == (70, 5)
+    queries, _ = make_proposals(500, hybrid_queries=50)(make_memory())
+    assert queries.branches.sizes == (75, 0)
+
+
+def test_groups_make_proposals_of_their_own():
+    source, memory = make_proposals(query_groups=3), make_memory()
+    queries, proposals = source(memory)
+    assert queries.branches == ((9, 9, 9), 1)
+    assert proposals.logits.shape == (2, 3 * 75, 3)
+    for group in range(3):
+        logits, boxes = (one[:, 75 * group : 75 * (group + 1)] for one in proposals)
+        best = logits[..., 0].topk(9, dim=1).indices
+        for image in range(2):
+            torch.testing.assert_close(queries.reference[image, 9 * group : 9 * (group + 1)], boxes[image, best[image]])
+    answering, _ = source.eval()(memory)
+    assert answering.branches is None
+    torch.testing.assert_close(answering.content, queries.content[:, :9])
+
+
+@pytest.mark.parametrize(("added", "sizes"), [({"hybrid_queries": 14}, (9, 14)), ({"query_groups": 3}, (9, 9, 9))])
+def test_learned_queries_of_branches_have_embeddings_of_their_own(added, sizes):
+    source = LearnedQueries(9, DIM, TrainingBranches(**added))
+    queries, _ = source(make_memory())
+    assert queries.branches.sizes == sizes
+    assert queries.content.shape == (2, sum(sizes), DIM)
+    assert torch.equal(queries.position[1, 9:], source.training_embedding.weight[:, :DIM])
+    answering, _ = source.eval()(make_memory())
+    assert answering.branches is None
+    for trained, plain in zip(queries[:3], answering[:3], strict=True):
+        torch.testing.assert_close(trained[:, :9], plain)

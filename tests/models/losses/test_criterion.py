@@ -1,14 +1,20 @@
 """The whole loss: which stages count, what they are divided by, and what is refused."""
 
+import math
+from typing import get_args
+
+import numpy as np
 import pytest
 import torch
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.types import DetectorOutput, Predictions, Target
+from deformable_detr.core.types import DetectorOutput, GroupPredictions, OneToManyPredictions, Predictions, Target
 from deformable_detr.models.losses import Criterion, CriterionConfig
+from deformable_detr.models.losses.classification import ClassLossName
 from deformable_detr.models.losses.losses import focal_loss
 
 CLASSES = 3
+CLASS_LOSSES = get_args(ClassLossName)
 
 
 def make_predictions(batch, predictions):
@@ -101,6 +107,85 @@ def test_targets_that_do_not_fit_are_refused():
     wrong = [Target(torch.tensor([3]), torch.rand(1, 4)), *make_targets(1)]
     with pytest.raises(ValueError, match=r"image 0 has labels 3\.\.3, the class heads have 0\.\.2"):
         criterion(make_output(), wrong)
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_every_class_loss_reaches_scores_and_boxes_of_every_stage(name):
+    output, targets = make_output(), make_targets(2, 0)
+    losses = Criterion(CriterionConfig(class_loss=name))(output, targets)
+    losses.total.backward()
+    for predictions in (*output.layers, output.proposals):
+        assert predictions.logits.grad.abs().sum() > 0
+        assert predictions.boxes.grad[0].abs().sum() > 0
+        assert predictions.boxes.grad[1].abs().sum() == 0
+
+
+def test_class_losses_see_the_overlap_of_the_matched_boxes():
+    """One prediction of score 1/2, whose box is a quarter of its object: u = 0.25, so that MAL's target is 0.125."""
+    predictions = Predictions(torch.zeros(1, 1, 2), torch.tensor([[[0.5, 0.5, 0.3, 0.2]]]))
+    target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.6, 0.4]]))
+    output = DetectorOutput([predictions], None)
+    for name, matched in (("mal", 1.0), ("varifocal", 0.25), ("focal", 0.25 * 0.25)):
+        other = {"mal": 0.5**1.5, "varifocal": 0.75 * 0.25, "focal": 0.75 * 0.25}[name]
+        losses = Criterion(CriterionConfig(class_loss=name))(output, [target])
+        assert losses.terms["decoder.0/class"].item() == pytest.approx((matched + other) * math.log(2), rel=1e-5)
+
+
+def test_position_changes_the_matching():
+    """Of two predictions for one object the first has the better score, the second the better box."""
+    boxes = torch.tensor([[[0.3, 0.4, 0.2, 0.1], [0.5, 0.5, 0.4, 0.3]]])
+    output = DetectorOutput([Predictions(torch.tensor([[[0.6], [0.2]]]), boxes)], None)
+    target = Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, 0.4, 0.3]]))
+    queries = {}
+    for name in ("focal", "position"):
+        criterion = Criterion(CriterionConfig(class_loss=name, l1_cost=0.0, giou_cost=0.0))
+        queries[name] = criterion(output, [target]).assignments["decoder.0"][0].queries.tolist()
+    assert queries == {"focal": [0], "position": [1]}
+
+
+def test_groups_of_queries_are_averaged_and_each_matched_for_itself():
+    outputs, targets = [make_output() for _ in range(3)], make_targets(2, 3)
+    criterion = Criterion(CriterionConfig())
+    alone = [criterion(one, targets) for one in outputs]
+    groups = tuple(GroupPredictions(one.layers, one.proposals) for one in outputs[1:])
+    together = criterion(outputs[0]._replace(groups=groups), targets)
+    assert set(together.terms) == set(alone[0].terms)
+    for name, term in together.terms.items():
+        torch.testing.assert_close(term, sum(one.terms[name] for one in alone) / 3)
+    torch.testing.assert_close(together.total, sum(one.total for one in alone) / 3)
+    assert together.class_error == alone[0].class_error
+    for number, one in enumerate(alone):
+        suffix = f"/group {number}" if number else ""
+        for found, own in zip(together.assignments[f"decoder.1{suffix}"], one.assignments["decoder.1"], strict=True):
+            assert found.queries.tolist() == own.queries.tolist()
+            assert found.objects.tolist() == own.objects.tolist()
+
+
+def test_one_to_many_queries_are_matched_several_times_and_count_once():
+    """As a network whose every object is there three times, divided by three; summed over its layers."""
+    output, extra, targets = make_output(), [make_predictions(2, 12) for _ in range(2)], make_targets(2, 3)
+    criterion = Criterion(CriterionConfig())
+    repeated = [Target(one.labels.repeat(3), one.boxes.repeat(3, 1)) for one in targets]
+    alone, many = criterion(output, targets), criterion(DetectorOutput(extra, None), repeated)
+    both = criterion(output._replace(one_to_many=OneToManyPredictions(extra, 3)), targets)
+    torch.testing.assert_close(both.total, alone.total + many.total)
+    assert {name: term for name, term in both.terms.items() if not name.startswith("one_to_many")} == alone.terms
+    for term in ("class", "l1", "giou"):
+        expected = many.terms[f"decoder.0/{term}"] + many.terms[f"decoder.1/{term}"]
+        torch.testing.assert_close(both.terms[f"one_to_many/{term}"], expected)
+    for assignment, target in zip(both.assignments["one_to_many/1"], targets, strict=True):
+        times = np.bincount(assignment.objects % len(target.labels))
+        assert times.tolist() == [3] * len(target.labels)
+        assert len(set(assignment.queries.tolist())) == 3 * len(target.labels)
+
+
+def test_one_to_many_queries_may_be_too_few_or_none():
+    for queries in (0, 4):
+        extra = OneToManyPredictions([make_predictions(2, queries)], 5)
+        losses = Criterion(CriterionConfig())(make_output()._replace(one_to_many=extra), make_targets(2, 0))
+        losses.total.backward()
+        assert [len(one.queries) for one in losses.assignments["one_to_many/0"]] == [queries, 0]
+        assert losses.total.isfinite()
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,31 @@ def test_each_part_of_the_cost_has_its_own_weight(part, expected):
     target = Target(torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.3, 0.3]]))
     cost = matching._cost(logits, boxes, target, Costs(**weights, alpha=0.25, gamma=2.0))
     assert cost.item() == pytest.approx(3 * expected, rel=1e-4)
+
+
+def test_with_position_the_class_cost_takes_the_score_times_the_overlap():
+    """Of two boxes the first fits (GIoU 1) and the second is a quarter of the object (GIoU 0.25, 0.625 of the best)."""
+    logits = torch.full((2, 3), math.log(4), dtype=torch.float32)
+    boxes = torch.tensor([[0.5, 0.5, 0.6, 0.4], [0.5, 0.5, 0.3, 0.2]])
+    target = Target(torch.tensor([1]), boxes[:1])
+    costs = Costs(1.0, 0.0, 0.0, 0.25, 2.0, by_position=True)
+    found = matching._cost(logits, boxes, target, costs)[:, 0].tolist()
+    for cost, p in zip(found, (0.8, 0.8 * math.sqrt(0.625)), strict=True):
+        assert cost == pytest.approx(-0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p), rel=1e-4)
+
+
+def test_position_is_that_of_the_own_object_among_several_of_one_class():
+    boxes = torch.tensor([[0.2, 0.3, 0.2, 0.1], [0.7, 0.6, 0.2, 0.3]])
+    target = Target(torch.tensor([1, 1]), boxes)
+    logits = torch.zeros(1, 2, 4)
+    costs = Costs(1.0, 0.0, 0.0, 0.25, 2.0, by_position=True)
+    (assignment,) = match({"a": (Predictions(logits, boxes[None]), [target])}, costs)["a"]
+    assert assignment.objects.tolist() == [0, 1]
+    (assignment,) = match({"a": (Predictions(logits, boxes[None].flip(1)), [target])}, costs)["a"]
+    assert assignment.objects.tolist() == [1, 0]
+
+
+def test_position_without_objects_is_fine():
+    costs = COSTS._replace(by_position=True)
+    (assignment,) = match({"a": (make_predictions(batch=1), make_targets(0))}, costs)["a"]
+    assert len(assignment.queries) == 0

@@ -199,7 +199,16 @@ def test_every_setting_of_ours_comes_back():
     assert not model_settings(replace(ours, variant="refine"), ("cat", "dog"), (17, 18))["tie_word_embeddings"]
 
 
-@pytest.mark.parametrize("change", [{"features": "per_image"}, {"proposals": "valid"}, {"proposals": "distinct"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": "per_image"},
+        {"proposals": "valid"},
+        {"proposals": "distinct"},
+        {"deformable_stages": 1},
+        {"query_groups": 2},
+    ],
+)
 def test_what_they_cannot_do_is_refused(change):
     with pytest.raises(CheckpointError, match=next(iter(change))):
         model_settings(replace(PAPER, variant="two_stage", **change), (), ())

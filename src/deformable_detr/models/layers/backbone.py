@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deformable_detr.core.errors import CheckpointError, ConfigError, first_line, listed
 from deformable_detr.core.short_text import shown
 from deformable_detr.core.torch_files import check_numbers, read_tensors, type_name
+from deformable_detr.models.layers.deformable_convolution import NEW_WEIGHTS, make_deformable
 from deformable_detr.models.layers.frozen_norm import fold_frozen_norms
 
 log = logging.getLogger(__name__)
@@ -27,13 +28,23 @@ class Backbone(nn.Module):
         frozen_stages: number of stages that are not trained, counted from the image as timm counts them: the stem and
             layer1 of a ResNet are the first 2 (strides 2 and 4).
         frozen_batch_norm: batch norm keeps statistics, scale and shift, as in the official code.
+        deformable_stages: number of stages, counted from the coarsest, whose 3x3 convolutions are modulated deformable
+            ones; for ResNet and ResNeXt only. They start as the plain ones.
 
     Raises:
-        ConfigError: timm does not know the name, or the network cannot give these maps.
+        ConfigError: timm does not know the name, the network cannot give these maps, or it cannot have deformable
+            convolutions in these stages.
     """
 
     def __init__(
-        self, name: str, *, num_maps: int, dilation: bool, frozen_stages: int, frozen_batch_norm: bool
+        self,
+        name: str,
+        *,
+        num_maps: int,
+        dilation: bool,
+        frozen_stages: int,
+        frozen_batch_norm: bool,
+        deformable_stages: int = 0,
     ) -> None:
         # timm takes seconds to import: here, when settings and weights have been found to be good.
         from timm.layers.norm_act import freeze_batch_norm_2d
@@ -50,8 +61,11 @@ class Backbone(nn.Module):
         _try_out(body, name, self.num_channels)
         self._name = name
         self.body = freeze_batch_norm_2d(body) if frozen_batch_norm else body
-        fold_frozen_norms(self.body)
         stages = [info["module"] for info in full.feature_info.info]
+        if deformable_stages:
+            _check_deformable(deformable_stages, frozen_stages, len(stages), name)
+            make_deformable(self.body, stages[-deformable_stages:], name)
+        fold_frozen_norms(self.body)
         _freeze_up_to(self.body, stages, frozen_stages, name)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch _ _ _"]]:
@@ -80,7 +94,8 @@ class Backbone(nn.Module):
         for key, own in self.body.state_dict().items():
             tensor = by_name.get(key.replace(".", "_"))
             if tensor is None:
-                if not key.endswith("num_batches_tracked"):
+                # The classifier was trained with plain convolutions: what makes them deformable stays at its start.
+                if not (key.endswith("num_batches_tracked") or NEW_WEIGHTS in key):
                     missing.append(key)
             elif tensor.shape != own.shape:
                 wrong.append(f"{key} is {tuple(tensor.shape)} there and {tuple(own.shape)} here")
@@ -149,6 +164,19 @@ def _try_out(body: nn.Module, name: str, num_channels: list[int]) -> None:
     if given != num_channels:
         raise ConfigError(f"backbone {name} does not give maps with channels first; choose a convolutional network")
     body.train()
+
+
+def _check_deformable(deformable_stages: int, frozen_stages: int, num_stages: int, name: str) -> None:
+    if deformable_stages > num_stages - 1:  # the first is the stem, which is no stage of blocks
+        raise ConfigError(
+            f"deformable_stages is {deformable_stages}, but backbone {name} has {num_stages - 1} stages behind its stem"
+        )
+    if deformable_stages + frozen_stages > num_stages:
+        raise ConfigError(
+            f"deformable_stages is {deformable_stages} and frozen_stages {frozen_stages}, but backbone {name} has "
+            f"{num_stages} stages: what is frozen cannot learn to move; set deformable_stages="
+            f"{max(0, num_stages - frozen_stages)} or frozen_stages={num_stages - deformable_stages}"
+        )
 
 
 def _freeze_up_to(body: nn.Module, stages: list[str], count: int, name: str) -> None:

@@ -1,7 +1,7 @@
 """Decoder: queries to predictions, with a class head and a box head after every layer (section 4.1)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.boxes import inverse_sigmoid
@@ -45,6 +45,7 @@ class DecoderLayer(nn.Module):
         position: Float[Tensor, "batch queries dim"],
         reference: Float[Tensor, "batch queries levels _"],
         memory: Memory,
+        attention_mask: Bool[Tensor, "queries queries"] | None = None,
     ) -> Float[Tensor, "batch queries dim"]:
         """Content of the queries after this layer.
 
@@ -53,9 +54,10 @@ class DecoderLayer(nn.Module):
             position: position of the queries, added wherever they attend, never to values.
             reference: for each level, a point (x, y) or a box cxcywh in 0..1 of the padded map.
             memory: encoded tokens of the image.
+            attention_mask: True = the query of the row does not attend to that of the column.
         """
         query = content + position
-        attended, _ = self.self_attention(query, query, content, need_weights=False)
+        attended, _ = self.self_attention(query, query, content, need_weights=False, attn_mask=attention_mask)
         content = self.norm_self(content + self.dropout(attended))
         sampled = self.cross_attention(
             content + position, reference, memory.tokens, memory.padding_mask, memory.spatial_shapes
@@ -86,12 +88,25 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_heads)
         self.refine = refine
 
-    def forward(self, queries: Queries, memory: Memory) -> list[Predictions]:
-        """Predictions of every layer, in order; the last are the final ones."""
+    def forward(
+        self,
+        queries: Queries,
+        memory: Memory,
+        attention_mask: Bool[Tensor, "queries queries"] | None = None,
+    ) -> list[Predictions]:
+        """Predictions of every layer, in order; the last are the final ones.
+
+        Args:
+            queries: queries to begin with.
+            memory: encoded tokens of the image.
+            attention_mask: mask of the self-attention; True = the query of the row does not attend to that of the
+                column.
+        """
         content, reference = queries.content, queries.reference
         predictions = []
         for index, layer in enumerate(self.layers):
-            content = layer(content, queries.position, _in_each_level(reference, memory.valid_ratios), memory)
+            in_each_level = _in_each_level(reference, memory.valid_ratios)
+            content = layer(content, queries.position, in_each_level, memory, attention_mask)
             head = index if self.refine else 0
             boxes = shifted(reference, in_float32(self.box_heads[head], content))
             predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))

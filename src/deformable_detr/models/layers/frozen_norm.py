@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Tracer
 from torch.fx.proxy import TraceError
 
+from deformable_detr.models.layers.deformable_convolution import DeformableConvolution
+
 _STATISTICS = ("running_mean", "running_var", "eps", "weight", "bias")
 # Errors of a network whose Python code depends on the numbers in its input.
 _UNTRACEABLE = (TraceError, TypeError, AttributeError, RuntimeError, ValueError, LookupError)
@@ -206,7 +208,7 @@ def traced(network: nn.Module) -> Graph | None:
 
 
 class _Tracer(Tracer):
-    """Tracer that keeps each layer as it is, also norms with an activation in them."""
+    """Tracer that keeps each layer as it is, also deformable convolutions and norms with an activation in them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class _Tracer(Tracer):
         self._whole = {
             name
             for name, module in network.named_modules()
-            if has_statistics(module) or isinstance(module, FoldedConvolution)
+            if has_statistics(module) or isinstance(module, FoldedConvolution | DeformableConvolution)
         }
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:

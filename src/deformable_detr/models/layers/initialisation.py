@@ -55,12 +55,15 @@ def initialise(
     if isinstance(query_source, ProposalQueries):
         _xavier_matrices(query_source.memory_proj)
         _xavier_matrices(query_source.position_proj)
-        class_heads.append(query_source.class_head)
-        box_heads.append(query_source.box_head)
+        class_heads += [query_source.class_head, *query_source.group_class_heads]
+        box_heads += [query_source.box_head, *query_source.group_box_heads]
+        _xavier_matrices(query_source.group_projs)
     else:
         nn.init.normal_(query_source.embedding.weight)
         nn.init.xavier_uniform_(query_source.reference_points.weight)
         nn.init.zeros_(query_source.reference_points.bias)
+        if query_source.training_embedding is not None:
+            nn.init.normal_(query_source.training_embedding.weight)
     _initialise_heads(class_heads, box_heads, size_logit=0.0 if two_stage else _SIZE_LOGIT)
 
 

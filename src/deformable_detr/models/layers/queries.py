@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
-from deformable_detr.core.types import Memory, Predictions, Queries, SpatialShapes
+from deformable_detr.core.types import Branches, Memory, Predictions, Queries, SpatialShapes
 from deformable_detr.models.layers.encoder import pixel_centres
 from deformable_detr.models.layers.feedforward import MLP, in_float32
 from deformable_detr.models.layers.position import embed_boxes
@@ -26,8 +26,32 @@ class QuerySource(Protocol):
     """Source of queries: encoder memory to decoder queries, and to the proposals that training supervises."""
 
     def __call__(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Decoder queries, and all proposals they were chosen from; None without proposals."""
+        """Decoder queries, and all proposals they were chosen from; None without proposals.
+
+        If there are branches of queries, those of all groups come one group after another.
+        """
         ...
+
+
+class TrainingBranches(NamedTuple):
+    """Queries that a source adds in training."""
+
+    hybrid_queries: int = 0
+    """Number of additional queries that are matched several to one (H-DETR)."""
+    hybrid_repeats: int = 6
+    """Number of those queries that each object is matched to."""
+    query_groups: int = 1
+    """Number of groups of queries, with the one that answers (Group DETR)."""
+
+    def branches(self, answering: int, hybrid: int) -> Branches | None:
+        """Branches for these numbers of queries; None if there is only the answering one."""
+        if self.hybrid_queries:
+            return Branches((answering, hybrid), self.hybrid_repeats)
+        return Branches((answering,) * self.query_groups, 1) if self.query_groups > 1 else None
+
+
+NO_BRANCHES = TrainingBranches()
+"""Queries in training as in prediction."""
 
 
 class LearnedQueries(nn.Module):
@@ -36,19 +60,26 @@ class LearnedQueries(nn.Module):
     Args:
         num_queries: number of queries.
         dim: channels of content and position.
+        added: queries that are added in training, with embeddings of their own.
     """
 
-    def __init__(self, num_queries: int, dim: int) -> None:
+    def __init__(self, num_queries: int, dim: int, added: TrainingBranches = NO_BRANCHES) -> None:
         super().__init__()
         self.num_queries = num_queries
+        self.added = added
         self.embedding = nn.Embedding(num_queries, 2 * dim)  # position, then content
         self.reference_points = nn.Linear(dim, 2)
+        more = added.hybrid_queries + (added.query_groups - 1) * num_queries
+        self.training_embedding = nn.Embedding(more, 2 * dim) if more else None
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
         """Learned queries with reference points (x, y) in 0..1; no proposals."""
-        batch = memory.tokens.shape[0]
-        position, content = self.embedding.weight.expand(batch, -1, -1).chunk(2, dim=-1)
-        return Queries(content, position, in_float32(self.reference_points, position).sigmoid()), None
+        batch, weight, branches = memory.tokens.shape[0], self.embedding.weight, None
+        if self.training and self.training_embedding is not None:
+            weight = torch.cat([weight, self.training_embedding.weight])
+            branches = self.added.branches(self.num_queries, self.added.hybrid_queries)
+        position, content = weight.expand(batch, -1, -1).chunk(2, dim=-1)
+        return Queries(content, position, in_float32(self.reference_points, position).sigmoid(), branches), None
 
 
 class ProposalQueries(nn.Module):
@@ -65,33 +96,75 @@ class ProposalQueries(nn.Module):
             puts just before them the proposals that overlap a better one with an IoU above 0.8 (after Zhang et al.,
             "Dense Distinct Query for End-to-End Object Detection", CVPR 2023): nearly equal boxes give nearly equal
             queries, and the decoder takes long to learn which of them to drop.
+        added: queries that are added in training: the next best proposals, or groups that make proposals of their own.
     """
 
     def __init__(
-        self, num_queries: int, dim: int, num_classes: int, *, choice: Literal["paper", "valid", "distinct"]
+        self,
+        num_queries: int,
+        dim: int,
+        num_classes: int,
+        *,
+        choice: Literal["paper", "valid", "distinct"],
+        added: TrainingBranches = NO_BRANCHES,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.choice = choice
+        self.added = added
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, num_classes)
         self.box_head = MLP(dim, dim, 4, num_layers=3)
         self.position_proj = nn.Linear(2 * dim, 2 * dim)
         self.position_norm = nn.LayerNorm(2 * dim)
+        others = range(added.query_groups - 1)
+        self.group_projs = nn.ModuleList(nn.Linear(dim, dim) for _ in others)
+        self.group_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in others)
+        self.group_class_heads = nn.ModuleList(nn.Linear(dim, num_classes) for _ in others)
+        self.group_box_heads = nn.ModuleList(MLP(dim, dim, 4, num_layers=3) for _ in others)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
         """Queries with reference boxes cxcywh in 0..1, and the proposals of all positions."""
         valid, anchor_logits = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
-        # Scores and boxes of all positions. An invalid one gets the box (1, 1, 1, 1), the sigmoid of infinity.
-        tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
-        logits = in_float32(self.class_head, tokens)
-        boxes = (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
+        masked = memory.tokens.masked_fill(~valid[..., None], 0.0)
+
+        def propose(proj: nn.Module, norm: nn.Module, class_head: nn.Module, box_head: nn.Module) -> Predictions:
+            # Scores and boxes of all positions. An invalid one gets the box (1, 1, 1, 1), the sigmoid of infinity.
+            tokens = norm(proj(masked))
+            boxes = (in_float32(box_head, tokens) + anchor_logits).sigmoid()
+            return Predictions(in_float32(class_head, tokens), boxes)
+
+        proposals = [propose(self.memory_proj, self.memory_norm, self.class_head, self.box_head)]
+        chosen = [self._best(*proposals[0], valid)]
+        references, branches = [pick(proposals[0].boxes, chosen[0])], None
+        if self.training:
+            if self.added.hybrid_queries:
+                chosen.append(self._next_best(proposals[0].logits, chosen[0], valid))
+                references.append(pick(proposals[0].boxes, chosen[1]))
+            heads = (self.group_projs, self.group_norms, self.group_class_heads, self.group_box_heads)
+            for own in zip(*heads, strict=True):
+                proposals.append(propose(*own))
+                chosen.append(self._best(*proposals[-1], valid))
+                references.append(pick(proposals[-1].boxes, chosen[-1]))
+            branches = self.added.branches(chosen[0].shape[1], chosen[-1].shape[1])
         # The chosen boxes become queries. They are detached: the proposals learn from their own loss alone.
-        reference = pick(boxes, self._best(logits, boxes, valid)).detach()
+        reference = torch.cat(references, dim=1).detach()
         embedded = embed_boxes(reference, self.position_proj.in_features)
         position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
-        return Queries(content, position, reference), Predictions(logits, boxes)
+        every = proposals[0]
+        if len(proposals) > 1:
+            every = Predictions(*(torch.cat(parts, dim=1) for parts in zip(*proposals, strict=True)))
+        return Queries(content, position, reference, branches), every
+
+    @torch.no_grad()
+    def _next_best(self, logits: Tensor, best: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
+        """Proposals of the best scores among those that have not been chosen; fewer if there are no more."""
+        scores = logits[..., 0].float()
+        if self.choice != "paper":
+            scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
+        count = min(self.added.hybrid_queries, scores.shape[1] - best.shape[1])
+        return scores.scatter(1, best, -torch.inf).topk(count, dim=1).indices
 
     @torch.no_grad()
     def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:

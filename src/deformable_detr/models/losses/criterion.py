@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deformable_detr.core.boxes import cxcywh_to_xyxy, overlap_ratio
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Predictions, Target
-from deformable_detr.models.losses.losses import focal_loss, giou_loss, l1_loss, one_hot
+from deformable_detr.models.losses.classification import ClassLossName, class_loss
+from deformable_detr.models.losses.losses import giou_loss, l1_loss
 from deformable_detr.models.losses.matching import Assignment, Costs, match
 
 
@@ -25,8 +27,13 @@ class CriterionConfig:
         ConfigError: a weight, a cost or `focal_gamma` is negative, `focal_alpha` is outside 0..1, or all costs are 0.
     """
 
+    class_loss: ClassLossName = "focal"
+    """Loss of the class scores: "focal", the paper's; or one that draws the score of a matched prediction to the
+    quality of its box: "ia_bce" (Align-DETR), "varifocal" (VarifocalNet), "mal" (DEIM), or "position" (Stable-DINO),
+    with which the class cost heeds the boxes, too. See `models/losses/classification.py`."""
     class_weight: float = 2.0
-    """Weight of the focal loss of the class scores; at least 0."""
+    """Weight of the loss of the class scores; at least 0. The papers have 1 with "ia_bce", "varifocal" and "mal", and 6
+    with "position"."""
     l1_weight: float = 5.0
     """Weight of the L1 loss of the boxes, cxcywh in 0..1; at least 0."""
     giou_weight: float = 2.0
@@ -38,11 +45,11 @@ class CriterionConfig:
     giou_cost: float = 2.0
     """Weight of -GIoU of the boxes in the matching cost; at least 0."""
     focal_alpha: float = 0.25
-    """Weight of the objects in the focal loss, in 0..1; the background weighs 1 - `focal_alpha`. The class cost uses
-    it, too."""
+    """Weight of the objects in the losses "focal" and "position", in 0..1; the background weighs 1 - `focal_alpha`.
+    The class cost uses it with every loss."""
     focal_gamma: float = 2.0
-    """Exponent of the focal loss, at least 0: the higher, the less the easy predictions count. The class cost uses
-    it, too."""
+    """Exponent of the losses "focal" and "position", at least 0: the higher, the less the easy predictions count. The
+    class cost uses it with every loss."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and costs that are all 0."""
@@ -73,7 +80,8 @@ class Losses(NamedTuple):
     class_error: Float[Tensor, ""]
     """Share of the last layer's matched predictions whose best class is wrong, in percent 0..100; 0 without objects."""
     assignments: dict[str, list[Assignment]]
-    """Matched pairs of predictions and objects: for each stage, one `Assignment` per image."""
+    """Matched pairs of predictions and objects: for each stage, one `Assignment` per image. Stages of further groups
+    of queries end in "/group 1" and so on; those of one-to-many queries are "one_to_many/0" and so on, by layer."""
 
 
 class Criterion(nn.Module):
@@ -83,13 +91,22 @@ class Criterion(nn.Module):
         super().__init__()
         self.config = config
         self.weights = {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
-        self.costs = Costs(config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma)
+        self.costs = Costs(
+            config.class_cost,
+            config.l1_cost,
+            config.giou_cost,
+            config.focal_alpha,
+            config.focal_gamma,
+            by_position=config.class_loss == "position",
+        )
 
     def forward(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
         """Losses of one batch, over all stages: the decoder layers and the proposals.
 
         The proposals are compared with the same boxes, but every label is class 0: their score only says whether
-        there is an object (A.4, two-stage).
+        there is an object (A.4, two-stage). With groups of queries, each stage is the average over the groups, every
+        one of which is matched for itself (Group DETR). The stage "one_to_many" is the sum over all layers of the
+        queries that are matched several to one, divided by that number of times (H-DETR).
 
         Args:
             output: predictions of the network.
@@ -103,19 +120,30 @@ class Criterion(nn.Module):
         _check(output.final, targets)
         # The targets of each stage: the labels tell classes apart in the decoder, and objects from background in the
         # proposals.
-        stages = {f"decoder.{index}": (layer, targets) for index, layer in enumerate(output.layers)}
-        if output.proposals is not None:
-            anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
-            stages["proposals"] = (output.proposals, anything)
+        anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+        stages: dict[str, tuple[Predictions, list[Target]]] = {}
+        if output.one_to_many is not None:
+            repeats = output.one_to_many.repeats
+            repeated = [Target(one.labels.repeat(repeats), one.boxes.repeat(repeats, 1)) for one in targets]
+            stages |= {
+                f"one_to_many/{index}": (layer, repeated) for index, layer in enumerate(output.one_to_many.layers)
+            }
+        for suffix, layers, proposals in _groups_of(output):
+            stages |= {f"decoder.{index}{suffix}": (layer, targets) for index, layer in enumerate(layers)}
+            if proposals is not None:
+                stages[f"proposals{suffix}"] = (proposals, anything)
         if num_boxes is None:
             num_boxes = sum(len(target.labels) for target in targets)
         # All stages are matched together, so that the costs reach the CPU in one copy.
         assignments = match(stages, self.costs)
-        terms = {
-            f"{stage}/{term}": loss / max(num_boxes, 1)
-            for stage, (predictions, wanted) in stages.items()
-            for term, loss in self._terms(predictions, wanted, assignments[stage]).items()
-        }
+        # Groups of queries are averaged. Of the one-to-many queries, all layers make one stage.
+        terms: dict[str, Tensor] = {}
+        for stage, (predictions, wanted) in stages.items():
+            name, _, _ = stage.partition("/")
+            times = repeats if name == "one_to_many" else 1 + len(output.groups)
+            for term, loss in self._terms(predictions, wanted, assignments[stage]).items():
+                share = loss / (max(num_boxes, 1) * times)
+                terms[f"{name}/{term}"] = terms[f"{name}/{term}"] + share if f"{name}/{term}" in terms else share
         last = f"decoder.{len(output.layers) - 1}"
         return Losses(
             self.weighted_sum(terms),
@@ -144,14 +172,29 @@ class Criterion(nn.Module):
         """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
         assigned, labels, wanted = _pairs(targets, assignments)
-        scores = one_hot(labels, assigned, logits.shape)
         matched = boxes[assigned[0], assigned[1]]
+        overlaps = overlap_ratio(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         config = self.config
+        by_class = class_loss(
+            config.class_loss,
+            logits,
+            assigned,
+            labels,
+            overlaps,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
+        )
         return {
-            "class": focal_loss(logits, scores, alpha=config.focal_alpha, gamma=config.focal_gamma).sum(),
+            "class": by_class.sum(),
             "l1": l1_loss(matched, wanted).sum(),
             "giou": giou_loss(matched, wanted).sum(),
         }
+
+
+def _groups_of(output: DetectorOutput) -> list[tuple[str, list[Predictions], Predictions | None]]:
+    """Suffix of the stages, layers and proposals of each group of queries, that which answers first."""
+    further = [(f"/group {number}", *group) for number, group in enumerate(output.groups, start=1)]
+    return [("", output.layers, output.proposals), *further]
 
 
 def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor, Tensor, Tensor]:

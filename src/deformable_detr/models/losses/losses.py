@@ -34,7 +34,11 @@ def class_cost(logits: Float[Tensor, "*axes classes"], *, alpha: float, gamma: f
         alpha: weight of the objects, in 0..1; the background weighs 1 - alpha.
         gamma: exponent of the focal loss, at least 0.
     """
-    probability = logits.sigmoid()
+    return score_cost(logits.sigmoid(), alpha=alpha, gamma=gamma)
+
+
+def score_cost(probability: Float[Tensor, "*axes"], *, alpha: float, gamma: float) -> Float[Tensor, "*axes"]:
+    """Class term of the matching cost as a function of probabilities in 0..1; see `class_cost`."""
     as_object = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     as_nothing = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return as_object - as_nothing

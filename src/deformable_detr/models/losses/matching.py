@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deformable_detr.core.errors import TrainingError
 from deformable_detr.core.types import Predictions, Target
-from deformable_detr.models.losses.losses import class_cost, giou_loss
+from deformable_detr.models.losses.losses import class_cost, giou_loss, score_cost
 
 
 class NotFinitePredictionsError(TrainingError):
@@ -29,6 +29,9 @@ class Costs(NamedTuple):
     """Weight of objects in the focal loss, in 0..1, for the class term."""
     gamma: float
     """Exponent of the focal loss, for the class term."""
+    by_position: bool = False
+    """Whether the class term takes the probability times the square root of the GIoU, brought to 0..1 with 1 for the
+    best pair of the image (Stable-DINO, arXiv 2304.04742)."""
 
 
 class Assignment(NamedTuple):
@@ -83,7 +86,19 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
 def _cost(logits: Tensor, boxes: Tensor, target: Target, costs: Costs) -> Tensor:
     """Matching cost of one image, (predictions, objects), in float32."""
     logits, boxes, wanted = logits.float(), boxes.float(), target.boxes.float()
-    by_class = class_cost(logits, alpha=costs.alpha, gamma=costs.gamma)[:, target.labels]
     by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)
     by_overlap = giou_loss(boxes[:, None], wanted[None]) - 1
+    if costs.by_position:
+        probability = logits.sigmoid()[:, target.labels] * _position_factor(-by_overlap)
+        by_class = score_cost(probability, alpha=costs.alpha, gamma=costs.gamma)
+    else:
+        by_class = class_cost(logits, alpha=costs.alpha, gamma=costs.gamma)[:, target.labels]
     return costs.l1 * by_distance + costs.class_ * by_class + costs.giou * by_overlap
+
+
+def _position_factor(giou: Tensor) -> Tensor:
+    """Square root of the GIoU of each pair, (predictions, objects), brought to 0..1 with 1 for the image's best."""
+    if giou.numel() == 0:
+        return giou
+    share = (giou + 1).clamp(min=0) / 2
+    return (share / share.max().clamp(min=torch.finfo(share.dtype).tiny)).sqrt()

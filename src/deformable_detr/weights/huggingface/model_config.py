@@ -206,6 +206,13 @@ def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category
             f"proposals is {model.proposals!r}: models of transformers let proposals in the padding compete and would "
             "choose others; only what was trained with --set model.proposals=paper can be written"
         )
+    if model.deformable_stages:
+        raise CheckpointError(
+            f"deformable_stages is {model.deformable_stages}: models of transformers have no deformable convolutions "
+            "in their backbones"
+        )
+    if training_only := model.training_tensors:
+        raise CheckpointError(f"{training_only}: models of transformers have no queries for training alone")
     equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
     return {
         "model_type": MODEL_TYPE,
