@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
-    from deformable_detr.models import DeformableDETR, DeformableDETRConfig
+    from deformable_detr.models import DETR, DeformableDETR, DeformableDETRConfig, DETRConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
     from deformable_detr.models.losses.matching import Assignment
@@ -72,6 +72,8 @@ _HOMES = {
     "CriterionLike": "models.interface",
     "DataConfig": "runs.config",
     "DataError": "core.errors",
+    "DETR": "models",
+    "DETRConfig": "models",
     "DeformableDETR": "models",
     "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
@@ -119,6 +121,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DETR",
     "Assignment",
     "Augmentation",
     "BackendError",
@@ -131,6 +134,7 @@ __all__ = [
     "ConfigError",
     "CriterionConfig",
     "CriterionLike",
+    "DETRConfig",
     "DataConfig",
     "DataError",
     "DeformableDETR",

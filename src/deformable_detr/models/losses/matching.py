@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from deformable_detr.core.errors import TrainingError
-from deformable_detr.core.types import Predictions, Target
+from deformable_detr.core.types import ClassScores, Predictions, Target
 from deformable_detr.models.losses.losses import class_cost, giou_loss
 
 
@@ -25,10 +25,13 @@ class Costs(NamedTuple):
     """Weight of the L1 distance of the boxes, cxcywh in 0..1."""
     giou: float
     """Weight of -GIoU of the boxes."""
-    alpha: float
-    """Weight of objects in the focal loss, in 0..1, for the class term."""
-    gamma: float
-    """Exponent of the focal loss, for the class term."""
+    alpha: float = 0.25
+    """Weight of objects in the focal loss, in 0..1, for the class term of sigmoid scores."""
+    gamma: float = 2.0
+    """Exponent of the focal loss, for the class term of sigmoid scores."""
+    scores: ClassScores = "sigmoid"
+    """Way from logits to class scores. The class term of softmax scores is minus the probability of the class (arXiv
+    2005.12872, section 3.1)."""
 
 
 class Assignment(NamedTuple):
@@ -83,7 +86,10 @@ def match(stages: dict[str, tuple[Predictions, list[Target]]], costs: Costs) -> 
 def _cost(logits: Tensor, boxes: Tensor, target: Target, costs: Costs) -> Tensor:
     """Matching cost of one image, (predictions, objects), in float32."""
     logits, boxes, wanted = logits.float(), boxes.float(), target.boxes.float()
-    by_class = class_cost(logits, alpha=costs.alpha, gamma=costs.gamma)[:, target.labels]
+    if costs.scores == "softmax":
+        by_class = -logits.softmax(-1)[:, target.labels]
+    else:
+        by_class = class_cost(logits, alpha=costs.alpha, gamma=costs.gamma)[:, target.labels]
     by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)
     by_overlap = giou_loss(boxes[:, None], wanted[None]) - 1
     return costs.l1 * by_distance + costs.class_ * by_class + costs.giou * by_overlap
