@@ -96,7 +96,13 @@ def read_folder(folder: Path, of: FolderFormat) -> Checkpoint:
 
 
 def write_folder(
-    checkpoint: Checkpoint, folder: Path, *, title: str, settings: Mapping[str, Any], weights: Mapping[str, Tensor]
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    title: str,
+    processor: str,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
 ) -> None:
     """Write a folder that transformers' `from_pretrained` loads without a network.
 
@@ -106,6 +112,7 @@ def write_folder(
         checkpoint: the checkpoint to write; its training state is left out.
         folder: a folder that does not exist or is empty.
         title: name of the model, for the model card.
+        processor: class of transformers' image processor for this model.
         settings: content of config.json.
         weights: tensors by the names in files of transformers.
 
@@ -124,7 +131,7 @@ def write_folder(
         write_json(temporary / CONFIG, dict(settings))
         write_json(
             temporary / PREPROCESSING,
-            transformers_preprocessing.processor_settings(checkpoint.preprocessing),
+            transformers_preprocessing.processor_settings(checkpoint.preprocessing, processor),
         )
         (temporary / CARD).write_text(_card(checkpoint, title), encoding="utf-8")
         write_tensors(owned, temporary / WEIGHTS[0], {"format": "pt"})

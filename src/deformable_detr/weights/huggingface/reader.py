@@ -44,4 +44,11 @@ def write_transformers(checkpoint: Checkpoint, folder: Path) -> None:
         if model.variant != "base" or not _COPY.match(name)
     }
     settings = model_settings(model, checkpoint.classes, checkpoint.category_ids)
-    write_folder(checkpoint, folder, title="Deformable DETR", settings=settings, weights=weights)
+    write_folder(
+        checkpoint,
+        folder,
+        title="Deformable DETR",
+        processor="DeformableDetrImageProcessor",
+        settings=settings,
+        weights=weights,
+    )
