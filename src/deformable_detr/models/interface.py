@@ -321,9 +321,13 @@ class Models(dict[str, ModelKind]):
         return self._of_class(config, "parts", {})
 
     def class_scores(self, config: ModelConfig) -> ClassScores | None:
-        """Way from logits to class scores in the network of these settings; None for a class of somebody's own."""
+        """Way from logits to class scores in the network of these settings; None for a class of one's own."""
         kind = self.get(self.name_of(config))
         return None if kind is None else class_scores_of(kind.model_class)
+
+    def offsets(self, config: ModelConfig) -> tuple[str, ...] | None:
+        """Words in names of parameters with the learning rate of sampling offsets; None for a class of one's own."""
+        return self._of_class(config, "offsets", None)
 
     def _of_class(self, config: ModelConfig, attribute: str, unknown: Any) -> Any:
         kind = self.get(self.name_of(config))

@@ -121,5 +121,5 @@ def test_a_class_head_that_was_removed(tmp_path):
     path = tmp_path / "model" / "model.safetensors"
     held = {name: one for name, one in load_file(path).items() if not name.startswith("class_labels")}
     save_file(held, path)
-    with pytest.raises(CheckpointError, match="class heads .* have been removed"):
+    with pytest.raises(CheckpointError, match=r"class heads .* have been removed"):
         read(tmp_path / "model")

@@ -71,7 +71,7 @@ def test_projections_are_in_the_order_of_query_key_value(weights):
 def test_native_names_are_those_of_a_plain_resnet(weights):
     names = to_transformers_detr_keys(weights, CONFIG, backbone="native")
     assert "model.backbone.model.encoder.stages.0.layers.1.layer.0.convolution.weight" in names
-    with pytest.raises(ValueError, match="backbone resnet18 has no native name for stem.conv.weight"):
+    with pytest.raises(ValueError, match=r"backbone resnet18 has no native name for stem\.conv"):
         to_transformers_detr_keys({"features.backbone.body.stem.conv.weight": torch.ones(1)}, CONFIG, backbone="native")
 
 
