@@ -40,6 +40,8 @@ PUBLIC_NAMES = {
     "ConfigError",
     "CriterionConfig",
     "DataError",
+    "DETR",
+    "DETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableDetrError",
