@@ -68,18 +68,6 @@ class CriterionConfig:
         if self.class_cost == self.l1_cost == self.giou_cost == 0:
             raise ConfigError("class_cost, l1_cost and giou_cost are all 0; matching needs at least one")
 
-    def published(self, *, class_weight: float, class_cost: float) -> tuple[float, float]:
-        """Weight of the class loss and of the class cost, with a model's published ones where they are "auto".
-
-        Args:
-            class_weight: the model's published weight of the class loss.
-            class_cost: the model's published weight of the class term in the matching cost.
-        """
-        return (
-            class_weight if self.class_weight == "auto" else self.class_weight,
-            class_cost if self.class_cost == "auto" else self.class_cost,
-        )
-
 
 class Losses(NamedTuple):
     """Losses of one batch: the weighted total, its single terms, and the matching they come from."""
@@ -100,7 +88,7 @@ class Criterion(nn.Module):
     def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
         self.config = config
-        class_weight, class_cost = config.published(class_weight=2.0, class_cost=2.0)
+        class_weight, class_cost = published_weights(config, class_weight=2.0, class_cost=2.0)
         self.weights = {"class": class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
         self.costs = Costs(class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma)
 
@@ -168,6 +156,20 @@ class Criterion(nn.Module):
             "l1": l1_loss(matched, wanted).sum(),
             "giou": giou_loss(matched, wanted).sum(),
         }
+
+
+def published_weights(config: CriterionConfig, *, class_weight: float, class_cost: float) -> tuple[float, float]:
+    """Weight of the class loss and of the class cost, with a model's published ones where they are "auto".
+
+    Args:
+        config: settings of the criterion.
+        class_weight: the model's published weight of the class loss.
+        class_cost: the model's published weight of the class term in the matching cost.
+    """
+    return (
+        class_weight if config.class_weight == "auto" else config.class_weight,
+        class_cost if config.class_cost == "auto" else config.class_cost,
+    )
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Float[Tensor, ""]:

@@ -14,6 +14,7 @@ from deformable_detr.models.losses.criterion import (
     check_targets,
     class_error_of,
     matched_pairs,
+    published_weights,
     weighted_sum,
 )
 from deformable_detr.models.losses.losses import giou_loss, l1_loss
@@ -41,7 +42,7 @@ class SoftmaxCriterion(nn.Module):
         super().__init__()
         self.config = config
         self.num_queries = num_queries
-        class_weight, class_cost = config.published(class_weight=1.0, class_cost=1.0)
+        class_weight, class_cost = published_weights(config, class_weight=1.0, class_cost=1.0)
         self.weights = {"class": class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
         self.costs = Costs(class_cost, config.l1_cost, config.giou_cost, scores="softmax")
 
