@@ -44,6 +44,8 @@ PUBLIC_NAMES = {
     "ConfigError",
     "CriterionConfig",
     "DataError",
+    "DETR",
+    "DETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableDetrError",

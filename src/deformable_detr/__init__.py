@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
     from deformable_detr.inference.tta import TTA
-    from deformable_detr.models import DeformableDETR, DeformableDETRConfig
+    from deformable_detr.models import DETR, DeformableDETR, DeformableDETRConfig, DETRConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
     from deformable_detr.models.losses.classification import ClassLossName
@@ -76,6 +76,8 @@ _HOMES = {
     "CriterionLike": "models.interface",
     "DataConfig": "runs.config",
     "DataError": "core.errors",
+    "DETR": "models",
+    "DETRConfig": "models",
     "DeformableDETR": "models",
     "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
@@ -125,6 +127,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DETR",
     "TTA",
     "Assignment",
     "Augmentation",
@@ -139,6 +142,7 @@ __all__ = [
     "ConfigError",
     "CriterionConfig",
     "CriterionLike",
+    "DETRConfig",
     "DataConfig",
     "DataError",
     "DeformableDETR",

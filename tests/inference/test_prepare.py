@@ -7,8 +7,9 @@ import torch
 
 from deformable_detr.inference.onednn import EVERYTHING, NOTHING
 from deformable_detr.inference.prepare import PreparedDeformableDETR, prepare
-from deformable_detr.models import build
+from deformable_detr.models import MODELS, build
 from tests.dense import Dense, DenseConfig
+from tests.family import FAMILY
 
 
 def network(tiny_config, **settings):
@@ -159,3 +160,18 @@ def test_sizes_of_many_threads_at_once(tiny_config):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(prepared._constants_of, shapes * 40))
     assert [one.position.shape[1] for one in found] == [4 * a[1] + 2 * b[1] for a, b in shapes] * 40
+
+
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("padding", [0, 17])
+def test_every_model_is_prepared_or_goes_as_it_is(name, padding):
+    torch.manual_seed(4)
+    model = MODELS.build(replace(FAMILY[name], num_classes=3)).eval()
+    images = torch.randn(2, 3, 64, 97)
+    expected = final(model, images, padding)
+    prepared = prepare(model, choice=EVERYTHING)
+    found = final(prepared, images, padding)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert len(prepared(images, torch.zeros(2, 64, 97, dtype=torch.bool)).layers) == 1

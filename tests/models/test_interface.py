@@ -4,8 +4,16 @@ import pytest
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.models import MODELS, DeformableDETRConfig, DetectionModel, ModelConfig, build, interface_of
-from deformable_detr.models.interface import GivenModelConfig, class_name_of, given_config
+from deformable_detr.models import (
+    MODELS,
+    DeformableDETRConfig,
+    DetectionModel,
+    DETRConfig,
+    ModelConfig,
+    build,
+    interface_of,
+)
+from deformable_detr.models.interface import GivenModelConfig, class_name_of, class_scores_of, given_config
 from tests.dense import KIND, Dense, DenseConfig
 
 
@@ -84,3 +92,22 @@ def test_a_module_of_ones_own_is_known_by_its_class():
             GivenModelConfig(**settings)
     with pytest.raises(ConfigError, match=r"tests.dense.Dense is a class of somebody's own.*model="):
         MODELS.build(config)
+
+
+def test_class_scores_are_sigmoids_unless_a_network_says_otherwise(monkeypatch):
+    network = Dense(DenseConfig())
+    assert class_scores_of(network) == class_scores_of(Dense) == "sigmoid"
+    monkeypatch.setattr(Dense, "class_scores", "softmax", raising=False)
+    assert class_scores_of(network) == "softmax"
+    monkeypatch.setattr(Dense, "class_scores", "tanh")
+    with pytest.raises(ConfigError, match="class_scores is 'tanh'; there are sigmoid, softmax"):
+        interface_of(network)
+
+
+def test_what_models_say_before_they_are_built():
+    assert MODELS.class_scores(DeformableDETRConfig()) == "sigmoid"
+    assert MODELS.class_scores(DETRConfig()) == "softmax"
+    assert MODELS.class_scores(GivenModelConfig(class_name="a.B", num_classes=2)) is None
+    assert MODELS.offsets(DETRConfig()) == ()
+    assert "reference_points" in MODELS.offsets(DeformableDETRConfig())
+    assert MODELS.offsets(GivenModelConfig(class_name="a.B", num_classes=2)) is None

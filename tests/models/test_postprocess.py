@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deformable_detr.core.types import Predictions
-from deformable_detr.models.postprocess import to_detections
+from deformable_detr.models.postprocess import scores_of, to_detections
 
 BATCH, QUERIES, CLASSES = 3, 7, 5
 SIZES_WH = [(640, 480), (33, 90), (7, 1000)]
@@ -87,3 +87,28 @@ def test_sizes_must_match():
         to_detections(predictions(), [(9, 5)])
     with pytest.raises(ValueError, match="max_detections is 0"):
         to_detections(predictions(), SIZES_WH, max_detections=0)
+
+
+@pytest.mark.parametrize("limit", [3, 7, 100])
+def test_with_a_softmax_each_query_is_one_thing(limit):
+    """The last row is no object: neither a class, nor left out of the softmax."""
+    given = predictions()
+    found = to_detections(given, SIZES_WH, max_detections=limit, class_scores="softmax")
+    for image in range(BATCH):
+        expected = []
+        for query in range(QUERIES):
+            row = [math.exp(logit) for logit in given.logits[image, query].tolist()]
+            scores = [one / sum(row) for one in row[:-1]]
+            expected.append((max(scores), scores.index(max(scores)), query))
+        expected = sorted(expected, reverse=True)[:limit]
+        assert found[image].query_ids.tolist() == [query for _, _, query in expected]
+        assert found[image].class_ids.tolist() == [class_id for _, class_id, _ in expected]
+        assert found[image].scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
+
+
+def test_scores_are_in_float32():
+    logits = predictions(torch.bfloat16).logits
+    assert scores_of(logits, "sigmoid").shape == (BATCH, QUERIES, CLASSES)
+    assert scores_of(logits, "softmax").shape == (BATCH, QUERIES, CLASSES - 1)
+    assert scores_of(logits, "softmax").dtype == torch.float32
+    assert (scores_of(logits, "softmax").sum(-1) < 1).all()

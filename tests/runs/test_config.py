@@ -15,7 +15,7 @@ from deformable_detr.runs.config import (
     idle_remarks,
     to_json,
 )
-from deformable_detr.runs.recipes import finetune, small, with_backbone, with_image_size
+from deformable_detr.runs.recipes import detr_small, finetune, small, with_backbone, with_image_size
 from tests.dense import KIND, DenseConfig
 
 
@@ -125,6 +125,19 @@ def test_a_setting_without_effect_that_came_from_elsewhere_is_remarked():
     assert second.startswith("augmentation.crop_min is 100 and has no effect")
     # A smaller image size is no choice of windows.
     assert idle_remarks(with_image_size(TrainConfig(augmentation=Augmentation(crop_probability=0.0)), 96)) == []
+
+
+def test_settings_of_another_kind_of_model_are_idle():
+    for config, name, why in (
+        (detr_small(), "criterion.focal_gamma", "cross-entropy in place of the focal loss"),
+        (detr_small(), "optimizer.offsets_lr_factor", "no sampling offsets"),
+        (small(), "criterion.no_object_weight", "no class for 'no object'"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} has no effect: .*{why}"):
+            config.with_settings({name: 0.5})
+    assert idle_remarks(detr_small()) == []
+    assert detr_small().with_settings(no_object_weight=0.2).criterion.no_object_weight == 0.2
+    assert small().with_settings(focal_alpha=0.3).criterion.focal_alpha == 0.3
 
 
 def test_a_file_says_its_version_and_its_model(monkeypatch):

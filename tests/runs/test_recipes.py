@@ -6,7 +6,7 @@ import torch
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.presets import find_preset
-from deformable_detr.models import build
+from deformable_detr.models import MODELS, build
 from deformable_detr.runs.config import TrainConfig, from_json, to_json
 from deformable_detr.runs.recipes import (
     RECIPES,
@@ -60,6 +60,21 @@ def test_the_largest_model_is_the_two_stage_one_on_another_backbone():
     assert sum(name.endswith("offsets_and_mask.weight") for name, _ in model.named_parameters()) == 4 + 23 + 3
     plain = replace(config.model, backbone="resnet50.tv_in1k", deformable_stages=0)
     assert replace(config, name="paper_r50_two_stage", model=plain) == RECIPES["paper_r50_two_stage"]()
+
+
+@pytest.mark.parametrize("name", ["detr_r50", "detr_r50_dc5"])
+def test_the_recipes_of_detr_are_its_authors_models_and_settings(name):
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        model = MODELS.build(config.model, load_backbone_weights=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 41_302_368
+    assert config.model.dilation == name.endswith("dc5")
+    assert (config.schedule.epochs, config.schedule.drop_at, config.run.batch_size) == (500, 400 / 500, 64)
+    rate = learning_rate(config.optimizer, 64)
+    assert (rate, rate * config.optimizer.backbone_lr_factor) == (1e-4, pytest.approx(1e-5))
+    assert (config.optimizer.weight_decay, config.optimizer.clip_norm) == (1e-4, 0.1)
+    assert model.make_criterion(config.criterion).weights == {"class": 1.0, "l1": 5.0, "giou": 2.0}
+    assert (config.preprocessing.short_side, config.preprocessing.max_side) == (800, 1333)
 
 
 def test_small_starts_from_trained_weights_and_fits_its_epochs():

@@ -6,12 +6,13 @@ import torch
 
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import build
+from deformable_detr.models import MODELS, build
 from deformable_detr.models.layers.initialisation import PRIOR_PROBABILITY
 from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size
 from deformable_detr.training.finetune import Source, changed, fill, match_classes, plan, read_source, start_from
 from deformable_detr.weights.checkpoint import Checkpoint, save
 from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
+from tests.family import FAMILY
 
 COCO_80 = tuple(name for name in COCO_CLASSES if not name.startswith(UNUSED))
 
@@ -141,6 +142,32 @@ def test_the_same_classes_give_the_same_network(source_of):
     source = source_of(["disc", "square"])
     _, after = filled(source, ["disc", "square"])
     assert all(torch.equal(tensor, source.checkpoint.weights[name]) for name, tensor in after.items())
+
+
+def test_the_row_of_no_object_goes_on_whatever_the_classes_are():
+    config = replace(FAMILY["detr"], num_classes=3)
+    checkpoint = Checkpoint(
+        weights=MODELS.build(config).state_dict(),
+        model=config,
+        classes=("disc", "square", "star"),
+        category_ids=(1, 2, 3),
+        preprocessing=Preprocessing(),
+    )
+    source = Source("best.safetensors", checkpoint)
+    for classes in (["star"], ["cube", "star", "disc", "ring", "square"]):
+        model = MODELS.build(config.with_classes(len(classes)))
+        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        fill(model, plan(source, classes))
+        after = model.state_dict()
+        for name in ("decoder.class_head.weight", "decoder.class_head.bias"):
+            old = checkpoint.weights[name]
+            assert torch.equal(after[name][-1], old[3])
+            assert torch.equal(after[name][classes.index("star")], old[2])
+            if "cube" in classes:
+                assert torch.equal(after[name][0], fresh[name][0])
+    wrong = dict(checkpoint.weights) | {"decoder.class_head.bias": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"class_head\.bias has 3 rows for 3 classes and not 4"):
+        fill(model, plan(source._replace(checkpoint=replace(checkpoint, weights=wrong)), classes))
 
 
 def test_half_precision_is_taken(source_of):

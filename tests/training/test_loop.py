@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import DataError, TrainingError
+from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.models import MODELS
 from deformable_detr.runs.config import OptimizerConfig, plan_of
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training import loop
@@ -22,8 +24,9 @@ from deformable_detr.training.loop import (
 )
 from deformable_detr.training.messages import explained_step
 from deformable_detr.training.metrics_log import MetricsLog
-from deformable_detr.training.setup import set_up
+from deformable_detr.training.setup import make_learner, set_up
 from deformable_detr.weights.checkpoint import load
+from tests.family import FAMILY
 
 
 class Notes:
@@ -283,3 +286,27 @@ def test_patience_ends_a_run_that_no_longer_gets_better(
     assert any(
         line.startswith(f"stopped early: no better {best_by} in the last 2 evaluations") for line in notes.lines
     ) == (completed < 5)
+
+
+def test_parts_of_a_step_are_the_step_for_a_mean_over_all_predictions(tiny_config, tmp_path):
+    """Two parts, of which one has no object: the divisor is the sum of the weights in both."""
+    model = replace(FAMILY["detr"], num_classes=3, frozen_batch_norm=False)
+    torch.manual_seed(0)
+    network = MODELS.build(model).eval()
+    learner = make_learner(replace(tiny_config, model=model).with_settings(ema_decay=0.0, lr=1e-9), network, 2)
+    batch = Batch(
+        images=torch.randn(2, 3, 48, 72),
+        padding_mask=torch.zeros(2, 48, 72, dtype=torch.bool),
+        targets=[
+            Target(torch.tensor([2, 0]), torch.rand(2, 4) * 0.4 + 0.2),
+            Target(torch.zeros(0).long(), torch.zeros(0, 4)),
+        ],
+        sample_indices=[0, 1],
+        original_sizes_wh=[(72, 48)] * 2,
+    )
+    whole, parts = (gradient_step(learner._replace(accumulate=number), batch) for number in (1, 2))
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert parts.terms == pytest.approx(whole.terms, rel=1e-5)
+    assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+    losses = learner.criterion(network(batch.images, batch.padding_mask), batch.targets)
+    assert whole.loss == pytest.approx(losses.total.item(), rel=1e-5)

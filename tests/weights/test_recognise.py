@@ -17,7 +17,13 @@ from deformable_detr.models import DeformableDETRConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, save
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 from deformable_detr.weights.official.keys import to_official_keys
-from deformable_detr.weights.recognise import Recognised, foreign_model, recognise
+from deformable_detr.weights.recognise import (
+    TRANSFORMERS_TYPES,
+    Recognised,
+    foreign_model,
+    recognise,
+    transformers_type,
+)
 
 
 @pytest.fixture
@@ -81,12 +87,35 @@ def test_weights_of_ours_alone_in_a_folder(ours, tmp_path):
     assert recognise(folder) == Recognised("ours", path)
 
 
-@pytest.mark.parametrize("model_type", ["detr", "rt_detr", "yolos"])
+@pytest.mark.parametrize("model_type", ["conditional_detr", "rt_detr", "yolos"])
 def test_a_folder_of_another_model_is_named(theirs, model_type):
     (theirs / "config.json").write_text(json.dumps({"model_type": model_type}))
+    message = f"holds a model of another kind, '{model_type}'; transformers reads .* here there are 'deformable_"
     for path in (theirs, theirs / "model.safetensors"):
-        with pytest.raises(CheckpointError, match=f"holds a model of another kind, '{model_type}'; transformers reads"):
+        with pytest.raises(CheckpointError, match=message):
             recognise(path)
+
+
+def test_every_model_of_transformers_that_is_known(theirs):
+    for model_type in TRANSFORMERS_TYPES:
+        (theirs / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert recognise(theirs) == Recognised("transformers", theirs)
+        assert transformers_type(theirs) == model_type
+
+
+def test_official_names_in_safetensors_are_sent_to_pth(tmp_path):
+    deformable = {
+        "transformer.level_embed": 2,
+        "class_embed.0.bias": 1,
+        "transformer.decoder.layers.0.linear1.weight": 2,
+        "backbone.0.body.layer1.0.conv2.weight": 4,
+        "query_embed.weight": 2,
+    }
+    dense = ("transformer.decoder.layers.0.multihead_attn.in_proj_weight", "input_proj.weight")
+    for names, model in ((deformable, "Deformable DETR"), (dense, "DETR")):
+        save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
+        with pytest.raises(CheckpointError, match=f"holds an official {model}, which is read from .pth files: "):
+            recognise(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("new_format", [True, False])

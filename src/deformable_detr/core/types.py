@@ -1,12 +1,16 @@
 """Values that cross module boundaries. Names, axes and ranges follow the glossary in docs/conventions.md."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SpatialShapes = tuple[tuple[int, int], ...]
 """(height, width) of each level, finest first, as Python ints."""
+
+ClassScores = Literal["sigmoid", "softmax"]
+"""Way from logits to class scores: "sigmoid", each class for itself; "softmax", over the classes and, as last, no
+object."""
 
 
 class Memory(NamedTuple):
@@ -15,7 +19,8 @@ class Memory(NamedTuple):
     tokens: Float[Tensor, "batch positions dim"]
     """Features of each position."""
     position: Float[Tensor, "batch positions dim"]
-    """Position embedding: sine plus level embedding (section 4.1), added to queries and never to values."""
+    """Position embedding: sine plus level embedding (section 4.1), added to queries and never to values. DETR adds its
+    embedding to keys, too."""
     padding_mask: Bool[Tensor, "batch positions"]
     """Mask of the positions: True = padding."""
     valid_ratios: Float[Tensor, "batch levels 2"]
@@ -51,7 +56,8 @@ class Predictions(NamedTuple):
     """Class logits and boxes of one decoder layer, or of the first stage."""
 
     logits: Float[Tensor, "batch predictions classes"]
-    """Class scores before the sigmoid; there is no background class."""
+    """Class scores before the sigmoid, without a background class; or before the softmax of DETR, whose last class is
+    "no object" (see `ClassScores`)."""
     boxes: Float[Tensor, "batch predictions 4"]
     """Boxes cxcywh in 0..1 of the image without its padding."""
 

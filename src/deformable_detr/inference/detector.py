@@ -19,6 +19,7 @@ from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.inference.prepare import InferencePrecision, prepare
 from deformable_detr.inference.tta import TTA, chosen, detect_views, flips_of, merged, sizes_of
+from deformable_detr.models.interface import class_scores_of
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
@@ -306,7 +307,13 @@ class Detector:
                 "the predictions are no numbers: the weights are damaged or too large to compute with, "
                 "so take an earlier checkpoint"
             )
-        found = to_detections(final, sizes_wh, max_detections=max_detections, threshold=threshold)
+        found = to_detections(
+            final,
+            sizes_wh,
+            max_detections=max_detections,
+            threshold=threshold,
+            class_scores=class_scores_of(self.model),
+        )
         return [one.cpu().with_classes(self.classes, self.category_ids) for one in found]
 
     def _network(self) -> nn.Module:

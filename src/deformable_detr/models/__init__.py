@@ -1,15 +1,20 @@
 """Networks. Each has one file with its settings, its class and `build`, and one line in `MODELS`."""
 
 from deformable_detr.models.deformable import DeformableDETR, DeformableDETRConfig, build
+from deformable_detr.models.detr import DETR, DETRConfig
+from deformable_detr.models.detr import build as build_detr
 from deformable_detr.models.interface import DetectionModel, ModelConfig, ModelKind, Models, interface_of
 
 MODELS = Models(
     deformable_detr=ModelKind(DeformableDETRConfig, DeformableDETR, build),
+    detr=ModelKind(DETRConfig, DETR, build_detr),
 )
 """Networks by the name that checkpoints, settings and recipes give them."""
 
 __all__ = [
+    "DETR",
     "MODELS",
+    "DETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DetectionModel",
@@ -17,5 +22,6 @@ __all__ = [
     "ModelKind",
     "Models",
     "build",
+    "build_detr",
     "interface_of",
 ]

@@ -1,6 +1,5 @@
 """Deformable DETR (arXiv 2010.04159): base, with iterative box refinement, and two-stage."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.short_text import shown
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
@@ -22,11 +20,10 @@ from deformable_detr.models.layers.initialisation import initialise
 from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource, TrainingBranches
 from deformable_detr.models.losses import Criterion, CriterionConfig
+from deformable_detr.models.settings import check_attention, check_backbone, check_counts_of
 
 # The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
 _MAX_BACKBONE_MAPS = 3
-# Largest counts, far above any network that was ever trained: whoever asks for more has made a mistake, or wants to
-# fill the memory. The smallest is 1 for all but those in _MAY_BE_ZERO.
 _LARGEST = {
     "num_classes": 100_000,
     "num_levels": 8,
@@ -44,10 +41,7 @@ _LARGEST = {
     "hybrid_repeats": 100,
     "query_groups": 50,
 }
-_LONGEST_PATH = 4096
 _MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries")
-# timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
-_BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,35 +116,17 @@ class DeformableDETRConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
-        for name, most in _LARGEST.items():
-            value, least = getattr(self, name), 0 if name in _MAY_BE_ZERO else 1
-            if value < least:
-                raise ConfigError(f"{name} is {shown(value)}; it must be at least {least}")
-            if value > most:
-                raise ConfigError(f"{name} is {shown(value)}; it can be at most {most}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be in 0..1, 1 excluded")
+        check_counts_of(self, _LARGEST, _MAY_BE_ZERO)
         if self.hidden_dim % 32:
             raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 32 (groups of the norms)")
-        if self.hidden_dim % self.num_heads:
-            raise ConfigError(f"hidden_dim {self.hidden_dim} cannot be split over num_heads {self.num_heads}")
-        _check_names(self.backbone, self.backbone_weights)
+        check_attention(self.hidden_dim, self.num_heads, self.dropout)
+        check_backbone(self)
         if self.proposals != "paper" and self.variant != "two_stage":
             raise ConfigError(
                 f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
                 "or set proposals=paper"
             )
         self._check_branches()
-        if self.backbone_weights == "none" and self.frozen_stages:
-            raise ConfigError(
-                f"frozen_stages is {self.frozen_stages}, but backbone_weights is 'none': stages that start from "
-                "nothing cannot stay frozen; set frozen_stages=0 or give weights"
-            )
-        if self.backbone_weights == "none" and self.frozen_batch_norm:
-            raise ConfigError(
-                "frozen_batch_norm is true, but backbone_weights is 'none': batch norm that has seen nothing cannot "
-                "stay frozen; set frozen_batch_norm=false or give weights"
-            )
 
     def _check_branches(self) -> None:
         if self.hybrid_queries and self.query_groups > 1:
@@ -208,18 +184,6 @@ class DeformableDETRConfig:
     def portable(self) -> "DeformableDETRConfig":
         """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
         return replace(self, backbone_weights=Path(self.backbone_weights).name)
-
-
-def _check_names(backbone: str, backbone_weights: str) -> None:
-    if not backbone or not backbone_weights:
-        raise ConfigError("backbone and backbone_weights cannot be empty; say backbone_weights='none' for random")
-    if not _BACKBONE.fullmatch(backbone):
-        raise ConfigError(
-            f"backbone is {shown(backbone)}; it must be a name that timm itself knows, such as resnet50.tv_in1k: no "
-            "address, no path, no model of the hub; weights of your own go to backbone_weights"
-        )
-    if len(backbone_weights) > _LONGEST_PATH or any(ord(letter) < 32 for letter in backbone_weights):
-        raise ConfigError(f"backbone_weights is {shown(backbone_weights)}, which cannot be the name of a file")
 
 
 class DeformableDETR(nn.Module):

@@ -8,13 +8,13 @@ in `models/__init__.py`. Pass a module of your own to `train(model=...)`.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.short_text import shown
-from deformable_detr.core.types import DetectorOutput, Target
+from deformable_detr.core.types import ClassScores, DetectorOutput, Target
 from deformable_detr.models.losses import CriterionConfig, Losses
 
 GIVEN = "given"
@@ -63,7 +63,8 @@ class ClassRows(NamedTuple):
     """Weight tensors with one row per class, given by the beginnings of their names."""
 
     by_class: tuple[str, ...] = ()
-    """Tensors whose row i belongs to class i. Fine-tuning keeps the rows of known classes and renews the others."""
+    """Tensors whose row i belongs to class i. Fine-tuning keeps the rows of known classes and renews the others. Rows
+    after those of the classes, such as that of "no object", are kept, too."""
     by_channel: tuple[str, ...] = ()
     """Tensors with as many rows as classes, where the meaning of row i does not depend on the classes."""
 
@@ -85,12 +86,44 @@ class CriterionLike(Protocol):
 
 
 @runtime_checkable
+class AveragingCriterion(Protocol):
+    """Criterion with a loss that is a weighted mean over all predictions, such as that of DETR.
+
+    It is asked for the sum of the weights before the forward pass, so that this can be added up over all images of a
+    step, also where they are in several parts or processes.
+    """
+
+    def total_weight(self, targets: list[Target]) -> float:
+        """Sum of the weights that the predictions for these images have; it depends on the targets alone."""
+        ...
+
+    def __call__(
+        self,
+        output: DetectorOutput,
+        targets: list[Target],
+        *,
+        num_boxes: float | None = None,
+        total_weight: float | None = None,
+    ) -> Losses:
+        """Losses of one batch.
+
+        Args:
+            output: predictions of the network.
+            targets: ground truth, one for each image.
+            num_boxes: divisor of the sums, as for `CriterionLike`.
+            total_weight: divisor of the weighted mean: the sum of the weights in the whole step. If left out, that of
+                this batch.
+        """
+        ...
+
+
+@runtime_checkable
 class DetectionModel(Protocol):
     """Members that a `torch.nn.Module` needs for the rest of the package to work with it."""
 
     @property
     def num_classes(self) -> int:
-        """Number of classes: channels of the class heads."""
+        """Number of classes: channels of the class heads, without one for "no object"."""
         ...
 
     @property
@@ -134,7 +167,7 @@ class DetectionModel(Protocol):
         ...
 
     def make_criterion(self, settings: CriterionConfig) -> CriterionLike:
-        """Criterion that the network is trained with."""
+        """Criterion that the network is trained with; it may be an `AveragingCriterion`."""
         ...
 
 
@@ -142,9 +175,10 @@ def interface_of(model: nn.Module) -> DetectionModel:
     """Network checked to have all members of `DetectionModel`; it is returned as it is.
 
     Raises:
-        ConfigError: members are missing; the message lists them.
+        ConfigError: members are missing, which the message lists, or its `class_scores` cannot be.
     """
     if isinstance(model, DetectionModel):
+        class_scores_of(model)
         return model
     wanted = [name for name in vars(DetectionModel) if not name.startswith("_")]
     missing = [name for name in wanted if not hasattr(model, name)]
@@ -160,7 +194,7 @@ class ModelKind(NamedTuple):
     config_class: type[Any]
     """Settings class: a frozen dataclass that meets `ModelConfig`."""
     model_class: type[nn.Module]
-    """Network class, which `build` returns; `parts` and `class_rows` are attributes of the class."""
+    """Network class, which `build` returns; `parts`, `class_rows` and `class_scores` are attributes of the class."""
     build: Callable[..., nn.Module]
     """Build function `build(config, load_backbone_weights=True)`; False where a checkpoint brings all weights."""
 
@@ -228,6 +262,22 @@ def num_queries_of(model: ModelConfig | nn.Module) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def class_scores_of(model: object) -> ClassScores:
+    """Way from the logits of a network to class scores: its attribute `class_scores`, "sigmoid" if it has none.
+
+    Args:
+        model: the network, or its class.
+
+    Raises:
+        ConfigError: it has another value there.
+    """
+    scores: Any = getattr(model, "class_scores", "sigmoid")
+    if scores not in get_args(ClassScores):
+        raise ConfigError(f"class_scores is {shown(scores)}; there are {', '.join(get_args(ClassScores))}")
+    found: ClassScores = scores
+    return found
+
+
 def class_name_of(model: nn.Module) -> str:
     """Module and name of a network's class, such as "my_package.nets.Dense"."""
     kind = type(model)
@@ -269,6 +319,15 @@ class Models(dict[str, ModelKind]):
     def parts(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
         """Named parts of the network that belongs to these settings; none for a class that is not of this package."""
         return self._of_class(config, "parts", {})
+
+    def class_scores(self, config: ModelConfig) -> ClassScores | None:
+        """Way from logits to class scores in the network of these settings; None for a class of one's own."""
+        kind = self.get(self.name_of(config))
+        return None if kind is None else class_scores_of(kind.model_class)
+
+    def offsets(self, config: ModelConfig) -> tuple[str, ...] | None:
+        """Words in names of parameters with the learning rate of sampling offsets; None for a class of one's own."""
+        return self._of_class(config, "offsets", None)
 
     def _of_class(self, config: ModelConfig, attribute: str, unknown: Any) -> Any:
         kind = self.get(self.name_of(config))

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.types import Predictions
+from deformable_detr.core.types import ClassScores, Predictions
 
 
 def to_detections(
@@ -15,17 +17,20 @@ def to_detections(
     *,
     max_detections: int = 100,
     threshold: float = 0.0,
+    class_scores: ClassScores = "sigmoid",
 ) -> list[Detections]:
     """Detections of each image: its best pairs of query and class, best score first.
 
-    One query may appear with several classes. As in the official code, overlapping boxes stay (no NMS), and boxes are
-    not clipped to the image.
+    With sigmoid scores one query may appear with several classes; with softmax scores, which exclude each other, it
+    appears with its best class alone, as in DETR. As in the official codes, overlapping boxes stay (no NMS), and boxes
+    are not clipped to the image.
 
     Args:
         predictions: predictions of the last decoder layer.
         sizes_wh: width and height of each original image in pixels; the boxes refer to them.
         max_detections: largest number of detections per image, at least 1.
         threshold: lowest score that is kept, in 0..1.
+        class_scores: way from logits to scores, from `class_scores_of(model)`.
 
     Returns:
         One `Detections` per image, in the order of the batch, with boxes xyxy in pixels and without class names.
@@ -33,22 +38,43 @@ def to_detections(
     Raises:
         ValueError: the number of sizes is not that of the images, or `max_detections` is below 1.
     """
-    batch, num_queries, num_classes = predictions.logits.shape
+    batch = len(predictions.logits)
     if len(sizes_wh) != batch:
         raise ValueError(f"there are predictions for {batch} images but {len(sizes_wh)} sizes")
     if max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}; it must be at least 1")
-    # Every class of every query competes in one ranking.
-    scores = predictions.logits.float().sigmoid().flatten(1)
-    scores, pairs = scores.topk(min(max_detections, num_queries * num_classes), dim=1)
-    queries = pairs // num_classes
+    scores, class_ids, queries = _ranked(scores_of(predictions.logits, class_scores), class_scores, max_detections)
     # From 0..1 of the network's input to pixels of the original.
     boxes = cxcywh_to_xyxy(predictions.boxes.float())
     boxes = boxes.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
     scale = torch.tensor([(w, h, w, h) for w, h in sizes_wh], dtype=boxes.dtype, device=boxes.device)
     boxes = boxes * scale.view(batch, 1, 4)
     detections = []
-    for image in zip(boxes, scores, pairs % num_classes, queries, strict=True):
+    for image in zip(boxes, scores, class_ids, queries, strict=True):
         everything = Detections(*image)
         detections.append(everything[everything.scores >= threshold])
     return detections
+
+
+def scores_of(
+    logits: Float[Tensor, "batch predictions rows"], class_scores: ClassScores
+) -> Float[Tensor, "batch predictions classes"]:
+    """Scores of the classes, in 0..1 and float32, without a row for "no object".
+
+    Args:
+        logits: output of a class head.
+        class_scores: way from logits to scores.
+    """
+    return logits.float().sigmoid() if class_scores == "sigmoid" else logits.float().softmax(-1)[..., :-1]
+
+
+def _ranked(scores: Tensor, class_scores: ClassScores, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, class and query of the best pairs of each image, (batch, pairs) each."""
+    _, num_queries, num_classes = scores.shape
+    if class_scores == "softmax":
+        scores, class_ids = scores.max(-1)
+        scores, queries = scores.topk(min(most, num_queries), dim=1)
+        return scores, class_ids.gather(1, queries), queries
+    # Every class of every query competes in one ranking.
+    scores, pairs = scores.flatten(1).topk(min(most, num_queries * num_classes), dim=1)
+    return scores, pairs % num_classes, pairs // num_classes

@@ -312,9 +312,21 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
         note("schedule.shape is 'step', which falls to a tenth", "schedule", "final_factor")
     if config.optimizer.lr != "auto":
         note(f"optimizer.lr is {config.optimizer.lr}, used as it is", "optimizer", "base_lr", "base_batch_size")
-    for part, factor in (("backbone", "backbone"), ("encoder", "encoder"), ("decoder", "decoder"), ("heads", "heads")):
+    if MODELS.class_scores(config.model) == "softmax":
+        note(
+            "the model has a cross-entropy in place of the focal loss",
+            "criterion",
+            "class_loss",
+            "focal_alpha",
+            "focal_gamma",
+        )
+    if MODELS.class_scores(config.model) == "sigmoid":
+        note("the model has no class for 'no object'", "criterion", "no_object_weight")
+    if MODELS.offsets(config.model) == ():
+        note("the model has no sampling offsets", "optimizer", "offsets_lr_factor")
+    for part in ("backbone", "encoder", "decoder", "heads"):
         if part in config.run.freeze or (part != "heads" and "all_but_heads" in config.run.freeze):
-            note(f"run.freeze holds the {part}", "optimizer", f"{factor}_lr_factor")
+            note(f"run.freeze holds the {part}", "optimizer", f"{part}_lr_factor")
             if part == "backbone" and config.run.start == "backbone" and hasattr(config.model, "deformable_stages"):
                 note("run.freeze holds the backbone, whose convolutions stay plain", "model", "deformable_stages")
     if isinstance(augmentation, Augmentation):

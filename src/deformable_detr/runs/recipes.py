@@ -11,12 +11,15 @@ from deformable_detr.core.reading import read_json
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.augmentation.settings import LARGEST_SIDE, Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.models import DeformableDETRConfig, DETRConfig
 from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
 
 __all__ = [
     "RECIPES",
     "demo",
+    "detr_r50",
+    "detr_r50_dc5",
+    "detr_small",
     "find_recipe",
     "finetune",
     "paper_r50",
@@ -107,6 +110,63 @@ def paper_r50_single_scale_dc5() -> TrainConfig:
     return TrainConfig(
         name="paper_r50_single_scale_dc5",
         model=DeformableDETRConfig(num_levels=1, dilation=True),
+    )
+
+
+def detr_r50() -> TrainConfig:
+    """Recipe of DETR (arXiv 2005.12872), the model that Deformable DETR is compared with, on COCO.
+
+    ddetr train detr_r50 --data /data/coco
+    Cost: empty until there is a run of ours. The authors: 28 minutes an epoch on 8 V100, about 10 days.
+    Expected: 42.0 AP +- 0.3 on val2017 after 500 epochs, the learning rate dropped after 400 (DETR's table 1 and
+    README; our run: pending). After 150 epochs, dropped after 100, the authors had 39.5.
+    """
+    return TrainConfig(
+        name="detr_r50",
+        model=DETRConfig(),
+        optimizer=OptimizerConfig(base_lr=1e-4, base_batch_size=64),
+        schedule=ScheduleConfig(epochs=500),
+        run=RunConfig(batch_size=64),
+    )
+
+
+def detr_r50_dc5() -> TrainConfig:
+    """Recipe of DETR with a dilated last stage of the backbone (DC5), on COCO.
+
+    ddetr train detr_r50_dc5 --data /data/coco
+    Cost: empty until there is a run of ours; a step computes twice as much as one of `detr_r50`.
+    Expected: 43.3 AP +- 0.3 on val2017 after 500 epochs (DETR's table 1 and README; our run: pending).
+    """
+    return replace(detr_r50(), name="detr_r50_dc5", model=DETRConfig(dilation=True))
+
+
+def detr_small() -> TrainConfig:
+    """Recipe of a small DETR for a few hundred photos, to compare with `small`, which is the better one for them.
+
+    ddetr train detr_small --data /data/photos
+    Cost: about that of `small`.
+    Expected: less than with `small`, and later: DETR learns where to look from the data alone. Its authors advise
+    against fewer than ten thousand images without the weights of a whole detector.
+    """
+    return TrainConfig(
+        name="detr_small",
+        model=DETRConfig(
+            backbone="mobilenetv2_100",
+            # Small images have few tokens otherwise: 12 x 16 for 384 x 512 pixels.
+            dilation=True,
+            hidden_dim=128,
+            num_heads=4,
+            encoder_layers=2,
+            decoder_layers=3,
+            ffn_dim=512,
+            num_queries=100,
+            dropout=0.0,
+        ),
+        preprocessing="auto",
+        augmentation="auto",
+        optimizer=OptimizerConfig(base_lr=4e-4, base_batch_size=4),
+        schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto"),
     )
 
 
@@ -214,6 +274,9 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         paper_x101_dcn_two_stage,
         paper_r50_single_scale,
         paper_r50_single_scale_dc5,
+        detr_r50,
+        detr_r50_dc5,
+        detr_small,
         demo,
     )
 }

@@ -253,7 +253,8 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
 
     In every class head, rows of known classes are taken from the weights, and the others keep their initial values. The
     class head of the proposals is different: its channel 0 stands for an object of any class, and its other channels
-    are trained as background. So its channels are taken over one by one, whatever the classes are.
+    are trained as background. So its channels are taken over one by one, whatever the classes are. Rows after those of
+    the classes, such as that of "no object", are taken over, too.
 
     Args:
         model: network to change.
@@ -266,16 +267,23 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     checkpoint = transfer.source.checkpoint
     own, weights = model.state_dict(), dict(checkpoint.weights)
     by_class, by_channel = transfer.heads()
-    for name in by_class:
-        if len(weights[name]) != len(checkpoint.classes):
-            raise CheckpointError(
-                f"{transfer.source.name}: {name} has {len(weights[name])} rows for {len(checkpoint.classes)} classes"
-            )
+    ours, theirs = len(transfer.classes), len(checkpoint.classes)
     kept = [(new, old) for new, old in enumerate(transfer.rows) if old is not None]
     for name in (*by_class, *by_channel):
-        if name in own and own[name].shape[1:] == weights[name].shape[1:]:
-            in_place = [(channel, channel) for channel in range(min(len(own[name]), len(weights[name])))]
-            weights[name] = _rows(own[name], weights[name], kept if name in by_class else in_place)
+        if name not in own or own[name].shape[1:] != weights[name].shape[1:]:
+            continue  # refused below
+        if name in by_channel:
+            pairs = [(channel, channel) for channel in range(min(len(own[name]), len(weights[name])))]
+        else:
+            # Rows after those of the classes, such as that of "no object", are of no class and taken over.
+            further = len(own[name]) - ours
+            if len(weights[name]) - theirs != further:
+                raise CheckpointError(
+                    f"{transfer.source.name}: {name} has {len(weights[name])} rows for {theirs} classes"
+                    + f" and not {theirs + further}" * (further > 0)
+                )
+            pairs = kept + [(ours + row, theirs + row) for row in range(further)]
+        weights[name] = _rows(own[name], weights[name], pairs)
     load_weights(model, weights, transfer.source.name)
 
 

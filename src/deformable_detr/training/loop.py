@@ -16,6 +16,7 @@ from deformable_detr.core.progress import Reporter
 from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.batch import split
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.models.interface import AveragingCriterion
 from deformable_detr.models.losses import NotFinitePredictionsError
 from deformable_detr.training.freezing import to_training_mode
 from deformable_detr.training.messages import (
@@ -78,8 +79,12 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
     """
     ranks, precision, optimizer = learner.ranks, learner.precision, learner.optimizer
     # Split. The images of a step may go through in parts and in several processes. The loss of each part is divided by
-    # the number of objects in the whole step, so that the sum over the parts is the loss of the step.
-    (num_boxes,) = ranks.total(sum(len(one.labels) for one in batch.targets))
+    # the number of objects in the whole step, so that the sum over the parts is the loss of the step; a mean over all
+    # predictions, by the sum of their weights in the whole step.
+    criterion = learner.criterion
+    averaging = criterion if isinstance(criterion, AveragingCriterion) else None
+    weight = averaging.total_weight(batch.targets) if averaging is not None else 0.0
+    num_boxes, weight = ranks.total(sum(len(one.labels) for one in batch.targets), weight)
     parts = split(batch, learner.accumulate)
     if learner.sharded:
         parts = equally_many(parts, ranks)
@@ -92,7 +97,10 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
             images, padding_mask, targets = _on(learner.device, part)
             with precision.applied():
                 output = learner.network(images, padding_mask, targets)
-            losses = learner.criterion(output, targets, num_boxes=num_boxes)
+            if averaging is None:
+                losses = criterion(output, targets, num_boxes=num_boxes)
+            else:
+                losses = averaging(output, targets, num_boxes=num_boxes, total_weight=weight)
             # PyTorch averages gradients over the processes; the gradient of the step is their sum.
             precision.backward(losses.total * (counts * ranks.size))
         share = sum(len(one.labels) for one in part.targets) / max(num_boxes, 1)

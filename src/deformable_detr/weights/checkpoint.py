@@ -221,18 +221,28 @@ def from_header(path: Path, header: Mapping[str, Any], weights: dict[str, Tensor
 
 
 def deformable_config(checkpoint: Checkpoint, layout: str) -> DeformableDETRConfig:
-    """Settings of a checkpoint whose model is a Deformable DETR, the only model of the published layouts.
+    """Settings of a checkpoint whose model is a Deformable DETR.
 
     Args:
         checkpoint: the checkpoint.
-        layout: name of the layout, for messages.
+        layout: name of a layout that is for this model, for messages.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
     if isinstance(checkpoint.model, DeformableDETRConfig):
         return checkpoint.model
-    raise CheckpointError(
+    raise no_such_model(checkpoint, layout)
+
+
+def no_such_model(checkpoint: Checkpoint, layout: str) -> CheckpointError:
+    """Error of a layout that has no model like that of a checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        layout: name of the layout.
+    """
+    return CheckpointError(
         f"{layout} has no model like this one, a {MODELS.name_of(checkpoint.model)} ({checkpoint.model.describe()}); "
         "write a .safetensors file, which holds every model"
     )

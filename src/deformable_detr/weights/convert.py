@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +17,10 @@ from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.torch_files import read_torch_file
-from deformable_detr.weights.checkpoint import TRAINING_PREFIX, Checkpoint, build_model, save
+from deformable_detr.models import DeformableDETRConfig, DETRConfig
+from deformable_detr.weights.checkpoint import TRAINING_PREFIX, Checkpoint, build_model, no_such_model, save
+from deformable_detr.weights.detr.folder import write_detr_folder
+from deformable_detr.weights.detr.reader import write_official_detr
 from deformable_detr.weights.huggingface.reader import write_transformers
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.locate import locate
@@ -26,6 +29,12 @@ from deformable_detr.weights.read import read_recognised
 from deformable_detr.weights.recognise import Layout, Recognised, recognise
 
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {"ours": (".safetensors",), "official": (".pth", ".pt"), "transformers": ()}
+# Writers of the published layouts, by the settings of the models that they are for.
+_WRITERS: dict[Layout, dict[type, Callable[[Checkpoint, Path], None]]] = {
+    "official": {DeformableDETRConfig: write_official, DETRConfig: write_official_detr},
+    "transformers": {DeformableDETRConfig: write_transformers, DETRConfig: write_detr_folder},
+}
+_LAYOUT_NAMES: dict[Layout, str] = {"official": "the official code", "transformers": "transformers"}
 _HALVES = (torch.float16, torch.bfloat16)
 _FILES = {".safetensors", ".pth", ".pt", ".bin"}
 
@@ -115,10 +124,11 @@ def _check_output(output: Path, to: Layout, force: bool) -> None:
 def _write_as(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
     if to == "ours":
         save(checkpoint, path)
-    elif to == "official":
-        write_official(checkpoint, path)
-    else:
-        write_transformers(checkpoint, path)
+        return
+    write = _WRITERS[to].get(type(checkpoint.model))
+    if write is None:
+        raise no_such_model(checkpoint, _LAYOUT_NAMES[to])
+    write(checkpoint, path)
 
 
 def _holds_training_state(found: Recognised) -> bool:

@@ -1,14 +1,30 @@
 """Reading of checkpoints in every layout from a path, an address or a name on huggingface.co."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.torch_files import inner_table, read_torch_file
 from deformable_detr.weights import checkpoint
 from deformable_detr.weights.checkpoint import Checkpoint
+from deformable_detr.weights.detr.folder import read_detr_folder
+from deformable_detr.weights.detr.reader import detr_from_document
+from deformable_detr.weights.detr.settings import looks_like_detr
 from deformable_detr.weights.huggingface.reader import read_transformers
 from deformable_detr.weights.locate import locate
-from deformable_detr.weights.official.reader import read_official
-from deformable_detr.weights.recognise import Recognised, recognise
+from deformable_detr.weights.official.reader import from_document
+from deformable_detr.weights.recognise import Recognised, recognise, transformers_type
+
+# Official files of other models than Deformable DETR: what tells their parameter names, and what reads them.
+_OFFICIAL: tuple[tuple[Callable[[Collection[str]], bool], Callable[[Path, Any], Checkpoint]], ...] = (
+    (looks_like_detr, detr_from_document),
+)
+# Folders of transformers, by "model_type" in their config.json.
+_TRANSFORMERS: dict[str, Callable[[Path], Checkpoint]] = {
+    "deformable_detr": read_transformers,
+    "detr": read_detr_folder,
+}
 
 
 def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Checkpoint:
@@ -22,7 +38,7 @@ def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | 
         reporter: receives the progress of a download and the name of the file that is taken from a folder.
 
     Raises:
-        CheckpointError: the source is missing, cannot be downloaded, is damaged, or is no checkpoint of this model.
+        CheckpointError: the source is missing, cannot be downloaded, is damaged, or is no checkpoint of a known model.
         OutputError: a download cannot be stored.
     """
     path = locate(source, sha256=sha256, reporter=reporter).path
@@ -44,5 +60,16 @@ def read_recognised(found: Recognised) -> Checkpoint:
     if found.layout == "ours":
         return checkpoint.load(found.path)
     if found.layout == "official":
-        return read_official(found.path)
-    return read_transformers(found.path)
+        return _from_official(found.path)
+    return _TRANSFORMERS.get(transformers_type(found.path), read_transformers)(found.path)
+
+
+def _from_official(path: Path) -> Checkpoint:
+    document = read_torch_file(path)
+    table = inner_table(document)
+    # A parallel run has a prefix before all names.
+    names = {str(name).removeprefix("module.") for name in table} if isinstance(table, dict) else set()
+    for is_of, read_it in _OFFICIAL:
+        if is_of(names):
+            return read_it(path, document)
+    return from_document(path, document)  # which says what else it is

@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,12 +11,19 @@ from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.core.reading import open_file, read_json, settings_value
 from deformable_detr.core.short_text import shown
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
+from deformable_detr.weights.detr.settings import looks_like_detr
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_size_tensors
 
 Layout = Literal["ours", "official", "transformers"]
 
-_THEIR_TYPE = "deformable_detr"
+TRANSFORMERS_TYPES = ("deformable_detr", "detr")
+"""Values of "model_type" in the config.json of transformers' models that are read."""
+# Official models by what tells their parameter names.
+_OFFICIAL: dict[str, Callable[[Collection[str]], bool]] = {
+    "Deformable DETR": has_size_tensors,
+    "DETR": looks_like_detr,
+}
 # The format allows three times as much; a hundred thousand tensors need half of it.
 _LONGEST_HEADER = 1 << 25
 # The first pattern that fits a parameter name decides, so the closest relatives come first.
@@ -55,7 +62,7 @@ def recognise(path: Path) -> Recognised:
         return _folder(path)
     kind = kind_of(path)
     if kind.is_torch:
-        beside = path.name in WEIGHTS and _model_type(path.parent)
+        beside = path.name in WEIGHTS and transformers_type(path.parent)
         return _of_transformers(path.parent, beside) if beside else Recognised("official", path)
     if kind.format == "safetensors":
         return _safetensors(path)
@@ -66,7 +73,7 @@ def _folder(path: Path) -> Recognised:
     for own in (path / BEST_NAME, path / LAST_NAME):
         if own.is_file():
             return Recognised("ours", own)
-    model_type = _model_type(path)
+    model_type = transformers_type(path)
     if model_type:
         return _of_transformers(path, model_type)
     alone = path / WEIGHTS[0]
@@ -81,15 +88,15 @@ def _folder(path: Path) -> Recognised:
 
 
 def _of_transformers(folder: Path, model_type: str) -> Recognised:
-    if model_type != _THEIR_TYPE:
+    if model_type not in TRANSFORMERS_TYPES:
         raise CheckpointError(
             f"{folder} holds a model of another kind, {shown(model_type)}; transformers reads it, "
-            f"here there is {_THEIR_TYPE!r} alone"
+            f"here there are {', '.join(map(repr, TRANSFORMERS_TYPES))}"
         )
     return Recognised("transformers", folder)
 
 
-def _model_type(folder: Path) -> str:
+def transformers_type(folder: Path) -> str:
     """Model type in the config.json of transformers; empty if there is no such file, or it is that of a run."""
     if not (folder / CONFIG).exists():
         return ""
@@ -102,13 +109,14 @@ def _safetensors(path: Path) -> Recognised:
     about = header.get("__metadata__")
     if isinstance(about, dict) and HEADER_ENTRY in about:
         return Recognised("ours", path)
-    model_type = _model_type(path.parent) if path.name in WEIGHTS else ""
+    model_type = transformers_type(path.parent) if path.name in WEIGHTS else ""
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    if has_size_tensors(names):
+    official = next((model for model, is_of in _OFFICIAL.items() if is_of(names)), None)
+    if official is not None:
         raise CheckpointError(
-            f"{path} holds an official Deformable DETR, which is read from .pth files: "
+            f"{path} holds an official {official}, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
         )
     kind = foreign_model(names)

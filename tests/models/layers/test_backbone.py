@@ -196,3 +196,12 @@ def test_the_dilated_resnet_is_torchvisions():
             expected = part(expected)
     assert found.shape == (1, 2048, 6, 8)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_stages_are_parts_that_are_called_once():
+    backbone = Backbone("resnet10t", num_maps=1, dilation=False, frozen_stages=0, frozen_batch_norm=True)
+    called = []
+    for stage in backbone.stages():
+        stage.register_forward_hook(lambda module, *_: called.append(module))
+    backbone(torch.randn(2, 3, 64, 80))
+    assert called == backbone.stages() != []

@@ -6,12 +6,8 @@ import pytest
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DeformableDETRConfig
-from deformable_detr.weights.huggingface.model_config import (
-    category_ids_from,
-    classes_from,
-    model_from,
-    model_settings,
-)
+from deformable_detr.weights.huggingface.config_file import category_ids_from, classes_from
+from deformable_detr.weights.huggingface.model_config import model_from, model_settings
 
 KIND = {"model_type": "deformable_detr"}
 LABELS = {str(number): f"LABEL_{number}" for number in range(91)}

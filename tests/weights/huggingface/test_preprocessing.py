@@ -30,7 +30,11 @@ def picture(size_wh):
 
 
 def theirs_of(processor_class, preprocessing, image):
-    settings = {name: value for name, value in processor_settings(preprocessing).items() if not name.endswith("_type")}
+    settings = {
+        name: value
+        for name, value in processor_settings(preprocessing, "DeformableDetrImageProcessor").items()
+        if not name.endswith("_type")
+    }
     return processor_class(**settings)(image, return_tensors="pt")["pixel_values"][0]
 
 
@@ -83,7 +87,7 @@ def test_sizes_are_the_published_ones_and_theirs_are_not_always(processor_class)
 
 def test_there_and_back():
     ours = Preprocessing(short_side=481, max_side=733, mean=(0.1, 0.25, 0.3), std=(1.0, 0.7, 1 / 3))
-    assert preprocessing_from(processor_settings(ours)) == (ours, [])
+    assert preprocessing_from(processor_settings(ours, "DeformableDetrImageProcessor")) == (ours, [])
 
 
 @pytest.mark.parametrize(

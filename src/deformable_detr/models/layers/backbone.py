@@ -76,6 +76,12 @@ class Backbone(nn.Module):
         maps: list[Tensor] = self.body(images)
         return maps
 
+    def stages(self) -> list[nn.Module]:
+        """Stages with parts of their own, each called once for a batch; none if the network is not made of stages."""
+        body = self.body
+        whole = body.values() if isinstance(body, nn.ModuleDict) else ()
+        return [stage for stage in whole if any(True for _ in stage.children())]
+
     def load_weights(self, source: str) -> None:
         """Load pre-trained weights.
 

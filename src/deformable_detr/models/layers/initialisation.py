@@ -12,6 +12,9 @@
   -2 (0.12 of the image) where the reference has no size: in the one shared head, or in the first head with refinement.
   It is 0 in two-stage, where the proposals have a size.
 - With refinement all class heads start equal, and all box heads, those of the proposals included.
+
+DETR (arXiv 2005.12872) draws the matrices of encoder and decoder layers likewise, those of an attention's queries, keys
+and values as one, and has no other rules: its heads, projection and queries start as PyTorch makes them.
 """
 
 import math
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 
 from deformable_detr.models.layers.decoder import Decoder
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
+from deformable_detr.models.layers.dense_decoder import DenseDecoder
+from deformable_detr.models.layers.dense_encoder import DenseEncoder
 from deformable_detr.models.layers.encoder import Encoder
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.pyramid import Pyramid
@@ -65,6 +70,12 @@ def initialise(
         if query_source.training_embedding is not None:
             nn.init.normal_(query_source.training_embedding.weight)
     _initialise_heads(class_heads, box_heads, size_logit=0.0 if two_stage else _SIZE_LOGIT)
+
+
+def initialise_dense(encoder: DenseEncoder, decoder: DenseDecoder) -> None:
+    """Set the initial value of every matrix in the layers of DETR's encoder and decoder: Xavier uniform."""
+    _xavier_matrices(encoder)
+    _xavier_matrices(decoder.layers)
 
 
 def initialise_attention(attention: DeformableAttention) -> None:

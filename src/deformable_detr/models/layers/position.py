@@ -17,20 +17,24 @@ def _wave(angles: Float[Tensor, "*axes"], features: int) -> Float[Tensor, "*axes
     return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
-def embed_pixels(padding_mask: Bool[Tensor, "batch height width"], dim: int) -> Float[Tensor, "batch height width dim"]:
+def embed_pixels(
+    padding_mask: Bool[Tensor, "batch height width"], dim: int, *, offset: float = 0.5
+) -> Float[Tensor, "batch height width dim"]:
     """Sine embedding of every pixel of a map: rows in the first half of the features, columns in the second.
 
-    Angles run from 0 to 2 pi over the part that is image. Pixel centres are at half-integers, as in the official code
-    and unlike DETR. In rows and columns that are all padding the angles are large, finite and without meaning.
+    Angles run from 0 to 2 pi over the part that is image. In rows and columns that are all padding the angles are
+    large, finite and without meaning.
 
     Args:
         padding_mask: True = padding.
         dim: number of features.
+        offset: distance of the first pixel's place from 1, in pixels. With 0.5 the places are the centres of the
+            pixels, as in the official code of Deformable DETR; with 0 their far edges, as in DETR.
     """
     valid = (~padding_mask).float()
     rows, columns = valid.cumsum(1), valid.cumsum(2)
-    rows = (rows - 0.5) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
-    columns = (columns - 0.5) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    rows = (rows - offset) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
+    columns = (columns - offset) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
     return torch.cat([_wave(rows, dim // 2), _wave(columns, dim // 2)], dim=-1)
 
 

@@ -52,7 +52,7 @@ class Pyramid(nn.Module):
             levels, masks = self._project_each(images, padding_mask)
         else:
             levels = self._project(images)
-            masks = [_resize_mask(padding_mask, level) for level in levels]
+            masks = [resize_mask(padding_mask, level) for level in levels]
         # Each level has a sine embedding of its own size and a learned vector that tells it from the other levels.
         position = [
             embed_pixels(mask, level.shape[1]) + embedding
@@ -62,7 +62,7 @@ class Pyramid(nn.Module):
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
             position=torch.cat([level.flatten(1, 2) for level in position], dim=1),
             padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            valid_ratios=torch.stack([_valid_ratio(mask) for mask in masks], dim=1),
+            valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], dim=1),
             spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
         )
 
@@ -72,10 +72,7 @@ class Pyramid(nn.Module):
         Every unit must be called once per forward pass on every process, because the processes wait for each other.
         With `per_image` the stages are called once per image, so the pyramid is one unit then.
         """
-        body = self.backbone.body
-        by_stage = isinstance(body, nn.ModuleDict) and not self.per_image
-        stages = [stage for stage in body.values() if any(True for _ in stage.children())] if by_stage else []
-        return [*stages, self]
+        return [*([] if self.per_image else self.backbone.stages()), self]
 
     def _project(self, images: Tensor) -> list[Tensor]:
         maps = self.backbone(images)
@@ -122,11 +119,14 @@ def _no_padding(level: Tensor) -> Tensor:
     return level.new_zeros((1, *level.shape[2:]), dtype=torch.bool)
 
 
-def _resize_mask(padding_mask: Tensor, level: Tensor) -> Tensor:
+def resize_mask(
+    padding_mask: Bool[Tensor, "batch height width"], level: Float[Tensor, "batch dim _ _"]
+) -> Bool[Tensor, "batch _ _"]:
+    """Padding mask of a map: that of the images at the nearest pixel; True = padding."""
     return F.interpolate(padding_mask[:, None].float(), size=level.shape[2:])[:, 0].bool()
 
 
-def _valid_ratio(mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
+def valid_ratio(mask: Bool[Tensor, "batch height width"]) -> Float[Tensor, "batch 2"]:
     """Share of the map that is image, (w, h) in 0..1, read along its first row and column."""
     width = (~mask[:, 0, :]).float().mean(1)
     height = (~mask[:, :, 0]).float().mean(1)

@@ -2,5 +2,6 @@
 
 from deformable_detr.models.losses.criterion import Criterion, CriterionConfig, Losses
 from deformable_detr.models.losses.matching import NotFinitePredictionsError
+from deformable_detr.models.losses.softmax_criterion import SoftmaxCriterion
 
-__all__ = ["Criterion", "CriterionConfig", "Losses", "NotFinitePredictionsError"]
+__all__ = ["Criterion", "CriterionConfig", "Losses", "NotFinitePredictionsError", "SoftmaxCriterion"]

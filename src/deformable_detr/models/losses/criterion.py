@@ -4,7 +4,7 @@ Each decoder layer is matched to the objects separately, and so are the proposal
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,15 +31,17 @@ class CriterionConfig:
     """Loss of the class scores: "focal", the paper's; or one that draws the score of a matched prediction to the
     quality of its box: "ia_bce" (Align-DETR), "varifocal" (VarifocalNet), "mal" (DEIM), or "position" (Stable-DINO),
     with which the class cost heeds the boxes, too. See `models/losses/classification.py`."""
-    class_weight: float = 2.0
-    """Weight of the loss of the class scores; at least 0. The papers have 1 with "ia_bce", "varifocal" and "mal", and 6
-    with "position"."""
+    class_weight: float | Literal["auto"] = "auto"
+    """Weight of the loss of the class scores; at least 0. "auto": the model's published one, which is 2 for the focal
+    loss of Deformable DETR and 1 for the cross-entropy of DETR. The papers have 1 with "ia_bce", "varifocal" and
+    "mal", and 6 with "position"."""
     l1_weight: float = 5.0
     """Weight of the L1 loss of the boxes, cxcywh in 0..1; at least 0."""
     giou_weight: float = 2.0
     """Weight of the GIoU loss of the boxes, 1 - GIoU; at least 0."""
-    class_cost: float = 2.0
-    """Weight of the class term in the matching cost; at least 0."""
+    class_cost: float | Literal["auto"] = "auto"
+    """Weight of the class term in the matching cost; at least 0. "auto": the model's published one, which is 2 for
+    Deformable DETR and 1 for DETR."""
     l1_cost: float = 5.0
     """Weight of the L1 distance of the boxes, cxcywh in 0..1, in the matching cost; at least 0."""
     giou_cost: float = 2.0
@@ -50,6 +52,8 @@ class CriterionConfig:
     focal_gamma: float = 2.0
     """Exponent of the losses "focal" and "position", at least 0: the higher, the less the easy predictions count. The
     class cost uses it with every loss."""
+    no_object_weight: float = 0.1
+    """Weight of the predictions without an object in the cross-entropy of DETR; at least 0. The others weigh 1."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and costs that are all 0."""
@@ -61,9 +65,11 @@ class CriterionConfig:
             "l1_cost",
             "giou_cost",
             "focal_gamma",
+            "no_object_weight",
         ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+            value = getattr(self, name)
+            if value != "auto" and not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must be at least 0")
         if not 0 <= self.focal_alpha <= 1:
             raise ConfigError(f"focal_alpha is {self.focal_alpha}; it must be in 0..1")
         if self.class_cost == self.l1_cost == self.giou_cost == 0:
@@ -90,9 +96,10 @@ class Criterion(nn.Module):
     def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
         self.config = config
-        self.weights = {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
+        class_weight, class_cost = published_weights(config, class_weight=2.0, class_cost=2.0)
+        self.weights = {"class": class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
         self.costs = Costs(
-            config.class_cost,
+            class_cost,
             config.l1_cost,
             config.giou_cost,
             config.focal_alpha,
@@ -117,7 +124,7 @@ class Criterion(nn.Module):
             ValueError: the number of targets is not that of the images, or a label is no class of the class heads.
             TrainingError: a prediction is not finite.
         """
-        _check(output.final, targets)
+        check_targets(targets, len(output.final.logits), output.final.logits.shape[-1])
         # The targets of each stage: the labels tell classes apart in the decoder, and objects from background in the
         # proposals.
         anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
@@ -148,7 +155,7 @@ class Criterion(nn.Module):
         return Losses(
             self.weighted_sum(terms),
             {name: term.detach() for name, term in terms.items()},
-            _class_error(output.final, targets, assignments[last]),
+            class_error_of(output.final, targets, assignments[last]),
             assignments,
         )
 
@@ -158,10 +165,7 @@ class Criterion(nn.Module):
         Raises:
             ValueError: this criterion has no weight for one of the terms.
         """
-        unknown = {name.rsplit("/", 1)[-1] for name in terms} - self.weights.keys()
-        if unknown:
-            raise ValueError(f"no weight for the loss terms {sorted(unknown)}; there are {sorted(self.weights)}")
-        return torch.stack([self.weights[name.rsplit("/", 1)[-1]] * term for name, term in terms.items()]).sum()
+        return weighted_sum(terms, self.weights)
 
     def _terms(
         self, predictions: Predictions, targets: list[Target], assignments: list[Assignment]
@@ -171,7 +175,7 @@ class Criterion(nn.Module):
         The box terms are 0, and still part of the graph of gradients, where nothing is matched.
         """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
-        assigned, labels, wanted = _pairs(targets, assignments)
+        assigned, labels, wanted = matched_pairs(targets, assignments)
         matched = boxes[assigned[0], assigned[1]]
         overlaps = overlap_ratio(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         config = self.config
@@ -197,7 +201,37 @@ def _groups_of(output: DetectorOutput) -> list[tuple[str, list[Predictions], Pre
     return [("", output.layers, output.proposals), *further]
 
 
-def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor, Tensor, Tensor]:
+def published_weights(config: CriterionConfig, *, class_weight: float, class_cost: float) -> tuple[float, float]:
+    """Weight of the class loss and of the class cost, with a model's published ones where they are "auto".
+
+    Args:
+        config: settings of the criterion.
+        class_weight: the model's published weight of the class loss.
+        class_cost: the model's published weight of the class term in the matching cost.
+    """
+    return (
+        class_weight if config.class_weight == "auto" else config.class_weight,
+        class_cost if config.class_cost == "auto" else config.class_cost,
+    )
+
+
+def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Float[Tensor, ""]:
+    """Weighted sum of loss terms named "stage/term"; a term without a weight is an error.
+
+    Args:
+        terms: losses by "stage/term".
+        weights: weights by term.
+
+    Raises:
+        ValueError: there is no weight for one of the terms.
+    """
+    unknown = {name.rsplit("/", 1)[-1] for name in terms} - weights.keys()
+    if unknown:
+        raise ValueError(f"no weight for the loss terms {sorted(unknown)}; there are {sorted(weights)}")
+    return torch.stack([weights[name.rsplit("/", 1)[-1]] * term for name, term in terms.items()]).sum()
+
+
+def matched_pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor, Tensor, Tensor]:
     """Matched pairs of the batch: image and prediction (2, pairs), label (pairs,), and box cxcywh (pairs, 4)."""
     device = targets[0].boxes.device
     images = np.concatenate([np.full(len(one.queries), image) for image, one in enumerate(assignments)])
@@ -210,23 +244,34 @@ def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor
 
 
 @torch.no_grad()
-def _class_error(predictions: Predictions, targets: list[Target], assignments: list[Assignment]) -> Tensor:
-    assigned, labels, _ = _pairs(targets, assignments)
+def class_error_of(predictions: Predictions, targets: list[Target], assignments: list[Assignment]) -> Float[Tensor, ""]:
+    """Share of the matched predictions whose best class is wrong, in percent; 0 without objects."""
+    assigned, labels, _ = matched_pairs(targets, assignments)
     if len(labels) == 0:
         return predictions.logits.new_zeros((), dtype=torch.float32)
     best = predictions.logits[assigned[0], assigned[1]].argmax(-1)
     return 100.0 * (best != labels).float().mean()
 
 
-def _check(predictions: Predictions, targets: list[Target]) -> None:
-    batch, _, classes = predictions.logits.shape
+def check_targets(targets: list[Target], batch: int, num_classes: int) -> None:
+    """Check that there is a target for each image, and that its labels are classes.
+
+    Args:
+        targets: ground truth. On a GPU only their number is checked: reading the labels would wait for it, and the data
+            set has checked them already.
+        batch: number of images.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: the number of targets is another, or a label is no class.
+    """
     if len(targets) != batch:
         raise ValueError(f"{len(targets)} targets for {batch} images")
-    if predictions.logits.is_cuda:
-        return  # reading the labels would wait for the GPU; the data set has checked them already
     for image, target in enumerate(targets):
-        if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
+        if target.labels.is_cuda:
+            return
+        if len(target.labels) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < num_classes:
             raise ValueError(
                 f"image {image} has labels {int(target.labels.min())}..{int(target.labels.max())}, "
-                f"the class heads have 0..{classes - 1}"
+                f"the class heads have 0..{num_classes - 1}"
             )

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from deformable_detr.core.errors import TrainingError
-from deformable_detr.core.types import Predictions, Target
+from deformable_detr.core.types import ClassScores, Predictions, Target
 from deformable_detr.models.losses.losses import class_cost, giou_loss, score_cost
 
 
@@ -25,10 +25,13 @@ class Costs(NamedTuple):
     """Weight of the L1 distance of the boxes, cxcywh in 0..1."""
     giou: float
     """Weight of -GIoU of the boxes."""
-    alpha: float
-    """Weight of objects in the focal loss, in 0..1, for the class term."""
-    gamma: float
-    """Exponent of the focal loss, for the class term."""
+    alpha: float = 0.25
+    """Weight of objects in the focal loss, in 0..1, for the class term of sigmoid scores."""
+    gamma: float = 2.0
+    """Exponent of the focal loss, for the class term of sigmoid scores."""
+    scores: ClassScores = "sigmoid"
+    """Way from logits to class scores. The class term of softmax scores is minus the probability of the class (arXiv
+    2005.12872, section 3.1)."""
     by_position: bool = False
     """Whether the class term takes the probability times the square root of the GIoU, brought to 0..1 with 1 for the
     best pair of the image (Stable-DINO, arXiv 2304.04742)."""
@@ -88,7 +91,9 @@ def _cost(logits: Tensor, boxes: Tensor, target: Target, costs: Costs) -> Tensor
     logits, boxes, wanted = logits.float(), boxes.float(), target.boxes.float()
     by_distance = (boxes[:, None] - wanted[None]).abs().sum(-1)
     by_overlap = giou_loss(boxes[:, None], wanted[None]) - 1
-    if costs.by_position:
+    if costs.scores == "softmax":
+        by_class = -logits.softmax(-1)[:, target.labels]
+    elif costs.by_position:
         probability = logits.sigmoid()[:, target.labels] * _position_factor(-by_overlap)
         by_class = score_cost(probability, alpha=costs.alpha, gamma=costs.gamma)
     else:

@@ -168,19 +168,33 @@ def file_key(name: str) -> str:
     return name
 
 
-def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
-    if name.startswith(_OUR_BACKBONE):
-        inner = name.removeprefix(_OUR_BACKBONE)
-        return _THEIR_BACKBONE + (inner if backbone == "timm" else _native_name(inner, config))
-    theirs = proposal_head_there(name, config) or _NAMES.to_theirs(name)
-    assert theirs is not None, f"no name in transformers for {name}"
+def native_there(inner: str, backbone: str) -> str:
+    """Name of a backbone's parameter in transformers' own ResNet, from its name in timm.
+
+    Args:
+        inner: name in timm, without a prefix.
+        backbone: name of the backbone, for messages.
+
+    Raises:
+        ValueError: there is no such name; only plain ResNets have one.
+    """
+    theirs = _NATIVE_RESNET.to_theirs(inner)
+    if theirs is None:
+        raise ValueError(f"backbone {backbone} has no native name for {inner}; only plain ResNets have")
     return theirs
 
 
-def _native_name(inner: str, config: DeformableDETRConfig) -> str:
-    theirs = _NATIVE_RESNET.to_theirs(inner)
-    if theirs is None:
-        raise ValueError(f"backbone {config.backbone} has no native name for {inner}; only plain ResNets have")
+def native_here(inner: str) -> str | None:
+    """Name in timm of a backbone's parameter that may have the name of transformers' own ResNet; None if unknown."""
+    return _NATIVE_RESNET.to_ours(inner) if inner.startswith(_NATIVE_START) else inner
+
+
+def _their_name(name: str, config: DeformableDETRConfig, backbone: BackboneNames) -> str:
+    if name.startswith(_OUR_BACKBONE):
+        inner = name.removeprefix(_OUR_BACKBONE)
+        return _THEIR_BACKBONE + (inner if backbone == "timm" else native_there(inner, config.backbone))
+    theirs = proposal_head_there(name, config) or _NAMES.to_theirs(name)
+    assert theirs is not None, f"no name in transformers for {name}"
     return theirs
 
 
@@ -195,5 +209,5 @@ def _our_name(plain: str, config: DeformableDETRConfig) -> str | None:
     inner = plain.removeprefix(_THEIR_BACKBONE)
     if inner == plain:
         return proposal_head_here(plain, config) or _NAMES.to_ours(plain)
-    ours = _NATIVE_RESNET.to_ours(inner) if inner.startswith(_NATIVE_START) else inner
+    ours = native_here(inner)
     return None if ours is None else _OUR_BACKBONE + ours

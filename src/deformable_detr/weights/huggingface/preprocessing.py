@@ -59,10 +59,15 @@ def preprocessing_from(settings: Mapping[str, Any]) -> tuple[Preprocessing, list
     return preprocessing, sorted(set(settings) - {*_IGNORED.split(), *_READ.split()})
 
 
-def processor_settings(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Content of transformers' preprocessor_config.json for this preprocessing."""
+def processor_settings(preprocessing: Preprocessing, processor: str) -> dict[str, Any]:
+    """Content of transformers' preprocessor_config.json for this preprocessing.
+
+    Args:
+        preprocessing: the preprocessing.
+        processor: class of their image processor, which also makes detections of predictions.
+    """
     return {
-        "image_processor_type": "DeformableDetrImageProcessor",
+        "image_processor_type": processor,
         "do_resize": True,
         "size": {"shortest_edge": preprocessing.short_side, "longest_edge": preprocessing.max_side},
         "resample": _BILINEAR,

@@ -11,6 +11,7 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.resnets import MIDDLE, OF_BOTTLENECKS, TAG, resnet_of
 
 # Our setting -> official argument.
 _FLAGS = {
@@ -26,17 +27,6 @@ _FLAGS = {
     "dropout": "dropout",
     "dilation": "dilation",
 }
-# torchvision's networks that the official code takes, by blocks per layer and the channels of a block's 3x3 kernel.
-_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
-    ((3, 4, 6, 3), (64, 64)): "resnet50",
-    ((3, 4, 23, 3), (64, 64)): "resnet101",
-    ((3, 8, 36, 3), (64, 64)): "resnet152",
-    ((3, 4, 6, 3), (128, 128)): "wide_resnet50_2",
-    ((3, 4, 23, 3), (128, 128)): "wide_resnet101_2",
-    ((3, 4, 6, 3), (128, 4)): "resnext50_32x4d",
-    ((3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
-}
-_TAG = ".tv_in1k"
 # The official embedding of proposals has 128 features per coordinate, whatever hidden_dim is.
 _TWO_STAGE_DIM = 256
 _LEVEL_EMBED = "transformer.level_embed"
@@ -44,10 +34,8 @@ _CLASS_BIAS = "class_embed.0.bias"
 _FFN = "transformer.decoder.layers.0.linear1.weight"
 _QUERIES = "query_embed.weight"
 _TWO_STAGE = "transformer.enc_output.weight"
-_MIDDLE = "backbone.0.body.layer1.0.conv2.weight"
-_DIMS = {_LEVEL_EMBED: 2, _CLASS_BIAS: 1, _FFN: 2, _MIDDLE: 4}
+_DIMS = {_LEVEL_EMBED: 2, _CLASS_BIAS: 1, _FFN: 2, MIDDLE: 4}
 _LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.")
-_BLOCK = re.compile(r"backbone\.0\.body\.layer([1-4])\.(\d+)\.conv2\.weight")
 _ATTENTION = {"encoder_points": "encoder.layers.0.self_attn", "decoder_points": "decoder.layers.0.cross_attn"}
 
 
@@ -120,9 +108,9 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
         CheckpointError: the official code has no such model; the message names the setting.
     """
     backbone = config.backbone.split(".")[0]
-    if backbone not in _BACKBONES.values():
+    if backbone not in OF_BOTTLENECKS:
         raise CheckpointError(
-            f"the official code has no backbone {config.backbone}; it has {', '.join(_BACKBONES.values())}"
+            f"the official code has no backbone {config.backbone}; it has {', '.join(OF_BOTTLENECKS)}"
         )
     if config.deformable_stages:
         raise CheckpointError(
@@ -151,11 +139,9 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
 def _told(args: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
     if "backbone" in args:
-        if args["backbone"] not in _BACKBONES.values():
-            raise CheckpointError(
-                f"its backbone is {shown(args['backbone'])}; known are {', '.join(_BACKBONES.values())}"
-            )
-        told["backbone"] = f"{args['backbone']}{_TAG}"
+        if args["backbone"] not in OF_BOTTLENECKS:
+            raise CheckpointError(f"its backbone is {shown(args['backbone'])}; known are {', '.join(OF_BOTTLENECKS)}")
+        told["backbone"] = f"{args['backbone']}{TAG}"
     if "with_box_refine" in args or "two_stage" in args:
         refine = "refine" if args.get("with_box_refine") is True else "base"
         told["variant"] = "two_stage" if args.get("two_stage") is True else refine
@@ -180,7 +166,7 @@ def _shown(official: Mapping[str, Tensor]) -> dict[str, Any]:
         "decoder_layers": kinds.count("decoder"),
         "ffn_dim": len(official[_FFN]),
         "variant": _variant(official),
-        "backbone": _backbone(official),
+        "backbone": resnet_of(official, OF_BOTTLENECKS) + TAG,
     }
     if _CLASS_BIAS in official:
         seen["num_classes"] = len(official[_CLASS_BIAS])
@@ -193,18 +179,6 @@ def _variant(official: Mapping[str, Tensor]) -> str:
     if _TWO_STAGE in official:
         return "two_stage"
     return "refine" if any(name.startswith("transformer.decoder.bbox_embed.") for name in official) else "base"
-
-
-def _backbone(official: Mapping[str, Tensor]) -> str:
-    layers = [match[1] for name in official if (match := _BLOCK.fullmatch(name))]
-    blocks = tuple(layers.count(layer) for layer in "1234")
-    middle = tuple(official[_MIDDLE].shape[:2])
-    name = _BACKBONES.get((blocks, middle))
-    if name is None:
-        raise CheckpointError(
-            f"its backbone has {blocks} blocks, {middle[0]} channels wide; known are {', '.join(_BACKBONES.values())}"
-        )
-    return name + _TAG
 
 
 def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:

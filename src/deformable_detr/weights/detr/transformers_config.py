@@ -1,0 +1,123 @@
+"""Settings of a DETR from and to the config.json of transformers' `DetrForObjectDetection`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deformable_detr.core.config import from_dict
+from deformable_detr.core.errors import CheckpointError, ConfigError
+from deformable_detr.core.short_text import shown
+from deformable_detr.models import DETRConfig
+from deformable_detr.weights.huggingface.backbone_config import (
+    BACKBONE_TYPES,
+    backbone_from,
+    backbone_settings,
+    body_of,
+    check_norms,
+    maps_of,
+    maps_there,
+)
+from deformable_detr.weights.huggingface.config_file import (
+    FIXED,
+    IGNORED,
+    OWN_ENTRY,
+    OWN_SETTINGS,
+    READ,
+    SYNONYMS,
+    TYPES,
+    check_equal,
+    check_fixed,
+    check_kind,
+    check_types,
+    class_entries,
+    num_labels_of,
+)
+
+DETR_TYPE = "detr"
+"""Value of "model_type" in config.json."""
+DETR_ARCHITECTURE = "DetrForObjectDetection"
+"""Class name in "architectures" of config.json."""
+# Our setting -> their setting and its default.
+_SIZES: dict[str, tuple[str, Any]] = {
+    "position": ("position_embedding_type", "sine"),
+    "hidden_dim": ("d_model", 256),
+    "num_heads": ("encoder_attention_heads", 8),
+    "encoder_layers": ("encoder_layers", 6),
+    "decoder_layers": ("decoder_layers", 6),
+    "ffn_dim": ("encoder_ffn_dim", 2048),
+    "dropout": ("dropout", 0.1),
+    "num_queries": ("num_queries", 100),
+}
+# Pairs of their settings that are one of ours, with their default.
+_EQUAL = {
+    "encoder_attention_heads": ("decoder_attention_heads", 8),
+    "encoder_ffn_dim": ("decoder_ffn_dim", 2048),
+}
+_IGNORED = f"{IGNORED} decoder_layerdrop classifier_dropout"
+# Maps that transformers takes of a backbone that is only named; the network uses the last of them.
+_TIMM_MAPS = [1, 2, 3, 4]
+
+
+def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
+    """Settings of the DETR that a config.json describes, and the names of its settings that are ignored as unknown.
+
+    Args:
+        settings: content of the file.
+
+    Raises:
+        CheckpointError: the file is of another model, or of one that this package cannot build.
+    """
+    check_types(settings, TYPES, "")
+    check_kind(settings, DETR_TYPE, DETR_ARCHITECTURE)
+    for name in ("backbone_config", "backbone_kwargs"):
+        check_types(settings.get(name) or {}, BACKBONE_TYPES, f"{name}.")
+    settings = {SYNONYMS.get(name, name): value for name, value in settings.items()}
+    check_fixed(settings, FIXED)
+    check_equal(settings, _EQUAL)
+    own = settings.get(OWN_ENTRY) or {}
+    try:
+        model = from_dict(
+            DETRConfig,
+            {ours: settings.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
+            | {name: own[name] for name in OWN_SETTINGS if name in own}
+            | backbone_from(settings)
+            | {"num_classes": num_labels_of(settings)},
+        )
+        body = body_of(model.backbone, model.dilation, 1)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    (last,) = maps_of(body)
+    there = maps_there(settings, _TIMM_MAPS, last + 1)
+    if there[-1:] != [last]:
+        raise CheckpointError(f"the backbone gives maps {shown(there)}; DETR takes its last map, which is {last} here")
+    check_norms(body, model.backbone, settings)
+    known = {theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())} | {OWN_ENTRY}
+    return model, sorted(set(settings) - known - {*READ.split(), *_IGNORED.split()} - FIXED.keys())
+
+
+def detr_settings(model: DETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+    """Content of transformers' config.json for a DETR.
+
+    Args:
+        model: settings of the model.
+        classes: class names by class id.
+        category_ids: category ids of the data set, by class id.
+
+    Raises:
+        CheckpointError: their model cannot compute the same; the message names the setting.
+    """
+    if model.pre_norm:
+        raise CheckpointError("pre_norm is true; the models of transformers have their norms after each block alone")
+    equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
+    return {
+        "model_type": DETR_TYPE,
+        "architectures": [DETR_ARCHITECTURE],
+        **{theirs: getattr(model, ours) for ours, (theirs, _) in _SIZES.items()},
+        **equal,
+        **FIXED,
+        "attention_dropout": model.dropout,
+        "activation_dropout": model.dropout,
+        # With auxiliary losses, version 5.24 computes another network: each layer goes on with what was normalised.
+        "auxiliary_loss": False,
+        **backbone_settings(model.backbone, model.dilation, 1, _TIMM_MAPS),
+        **class_entries(model, classes, category_ids),
+    }

@@ -1,0 +1,181 @@
+"""Files of the published codes (`.pth`), whatever model they hold: their tensors, arguments and description.
+
+A file of a training run holds "model", "optimizer", "lr_scheduler", "epoch" and "args"; only "model", "epoch" and
+"args" are used. Files with "model" alone, or with nothing but its tensors, are read as well.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.errors import CheckpointError, listed
+from deformable_detr.core.files import write_atomically
+from deformable_detr.core.short_text import one_line
+from deformable_detr.core.torch_files import inner_table, is_plain
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models import MODELS, ModelConfig
+from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint, parse_header, to_header
+from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.key_map import COUNTERS
+
+log = logging.getLogger(__name__)
+
+_PARALLEL = "module."
+_MOST_EPOCHS = 10**6
+# Left by a tool that counts operations; the official codes ignore them as well.
+_LEFTOVERS = ("total_params", "total_ops", COUNTERS)
+
+
+def official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
+    """Tensors of the model by official names, without the prefix of a parallel run and without counters.
+
+    Args:
+        path: path of the file, for messages.
+        document: content of the file.
+
+    Raises:
+        CheckpointError: there is no table of named tensors.
+    """
+    table = inner_table(document)
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+        raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
+    if table and all(name.startswith(_PARALLEL) for name in table):
+        table = {name.removeprefix(_PARALLEL): tensor for name, tensor in table.items()}
+    kept = {name: tensor for name, tensor in table.items() if not name.endswith(_LEFTOVERS)}
+    wrong = [name for name, tensor in kept.items() if not is_plain(tensor)]
+    if wrong or not kept:
+        raise CheckpointError(
+            f"{path} holds no table of named tensors: {len(wrong)} of its {len(kept)} entries are something else"
+            + f", {one_line(listed(wrong), 1000)}" * bool(wrong)
+        )
+    if len(kept) < len(table):
+        log.info("%s: %d counters are not used", path, len(table) - len(kept))
+    return kept
+
+
+def arguments_of(document: Any) -> dict[str, Any] | None:
+    """Arguments of the run that wrote a file; None if it has none."""
+    args = document.get("args") if isinstance(document, dict) else None
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return args if isinstance(args, dict) else None
+
+
+def unlike(official: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> dict[str, list[str]]:
+    """Names of tensors that are missing, unexpected, or of another shape, by these words.
+
+    Args:
+        official: tensors by official names.
+        expected: shapes that a model of these settings has.
+    """
+    return {
+        "missing": [name for name in expected if name not in official],
+        "unexpected": [name for name in official if name not in expected],
+        "of another shape": [
+            f"{name} is {list(official[name].shape)} there and {list(shape)} here"
+            for name, shape in expected.items()
+            if name in official and official[name].shape != shape
+        ],
+    }
+
+
+def counted(found: Mapping[str, list[str]]) -> str:
+    """Line for people of what `unlike` has found."""
+    problems = [f"{len(names)} {what}: {one_line(listed(names), 1000)}" for what, names in found.items() if names]
+    return "; ".join(problems)
+
+
+def description(path: Path, document: Any, config: ModelConfig, assumed: str) -> dict[str, Any]:
+    """Description of the checkpoint: ours if the file has one, else what is known of the published models.
+
+    Args:
+        path: path of the file.
+        document: content of the file.
+        config: settings of the model.
+        assumed: settings that had to be assumed, in words.
+    """
+    ours = document.get(HEADER_ENTRY)
+    if isinstance(ours, str):
+        header = parse_header(path, ours)
+    else:
+        # The published models use COCO's category ids and have the licence of the official code.
+        of_coco = config.num_classes == len(COCO_CLASSES)
+        header = {
+            "classes": COCO_CLASSES if of_coco else [f"class {i}" for i in range(config.num_classes)],
+            "category_ids": list(range(config.num_classes)),
+            "preprocessing": to_dict(Preprocessing()),
+            "metrics": {},
+            "provenance": {"source": f"official checkpoint {path.name}"},
+            "licence": "Apache-2.0" if of_coco else "",
+        }
+        epoch = document.get("epoch")
+        if isinstance(epoch, int) and 0 <= epoch < _MOST_EPOCHS:
+            header["provenance"]["epochs"] = str(epoch + 1)
+        if assumed:
+            header["provenance"]["assumed"] = assumed
+    return header | {"model": {"name": MODELS.name_of(config), "config": to_dict(config)}}
+
+
+def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors on the CPU, each with memory of its own.
+
+    The file that they come from may then be changed or deleted; and `torch.save` writes the whole storage of a tensor
+    that is part of another one.
+    """
+    return {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
+    }
+
+
+def write_document(checkpoint: Checkpoint, official: Mapping[str, Tensor], args: Mapping[str, Any], path: Path) -> None:
+    """Write a file of a published code, of tensors and plain values only, with our description of the checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        official: its weights by official names, each with memory of its own.
+        args: arguments of the official code for this model.
+        path: path of the file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    # The official codes ignore entries that they do not know.
+    document = {"model": dict(official), "args": dict(args), HEADER_ENTRY: json.dumps(to_header(checkpoint))}
+    write_atomically(path, lambda temporary: _save(document, temporary))
+
+
+def warn_of_what_changes(checkpoint: Checkpoint, path: Path, standard: Any) -> None:
+    """Warn of classes that the official code would number differently, and of settings that its files cannot hold.
+
+    Args:
+        checkpoint: the checkpoint that is written.
+        path: path of the file.
+        standard: settings of the published model.
+    """
+    config: Any = checkpoint.model
+    if checkpoint.category_ids != tuple(range(config.num_classes)):
+        log.warning(
+            "%s: the official code takes channel i for category id i; number the categories of its data set from 0 "
+            "in the order %s",
+            path,
+            listed(checkpoint.classes),
+        )
+    names = ("frozen_stages", "frozen_batch_norm", "backbone_weights")
+    lost = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name) != getattr(standard, name)]
+    if lost:
+        log.warning("%s: official files have no place for %s, which matter for training alone", path, ", ".join(lost))
+
+
+def _save(document: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:  # with a path, torch would write its name into the file
+            torch.save(document, file)
+    except RuntimeError as error:  # torch reports a full disk so
+        raise OSError(str(error)) from error

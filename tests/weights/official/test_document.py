@@ -1,0 +1,105 @@
+import argparse
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deformable_detr.core.errors import CheckpointError, OutputError
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models import DETRConfig
+from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint
+from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.official.document import (
+    arguments_of,
+    counted,
+    description,
+    official_tensors,
+    owned,
+    unlike,
+    warn_of_what_changes,
+    write_document,
+)
+
+CONFIG = DETRConfig(num_classes=2)
+
+
+def checkpoint():
+    return Checkpoint(
+        weights={"a": torch.arange(6.0).view(2, 3)},
+        model=CONFIG,
+        classes=("cat", "dog"),
+        category_ids=(0, 1),
+        preprocessing=Preprocessing(short_side=480, max_side=640),
+        licence="MIT",
+    )
+
+
+def test_tensors_in_all_shapes_that_files_have(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    one = torch.ones(2)
+    for document in ({"model": {"x": one}}, {"x": one}, {"state_dict": {"module.x": one}}):
+        assert official_tensors(tmp_path, document) == {"x": one}
+    assert official_tensors(tmp_path, {"model": {"x": one, "bn1.num_batches_tracked": one}}) == {"x": one}
+    assert "1 counters are not used" in caplog.text
+    for wrong in ({"model": {}}, {"x": 3}, {3: one}, one):
+        with pytest.raises(CheckpointError, match="holds no table of named tensors"):
+            official_tensors(tmp_path, wrong)
+
+
+def test_arguments():
+    assert arguments_of({"args": argparse.Namespace(nheads=3)}) == {"nheads": 3}
+    assert arguments_of({"args": {"nheads": 3}}) == {"nheads": 3}
+    assert arguments_of({"args": 3}) is arguments_of({}) is arguments_of(torch.ones(2)) is None
+
+
+def test_what_differs_is_counted():
+    found = unlike({"a": torch.ones(2), "b": torch.ones(3)}, {"a": torch.Size([3]), "c": torch.Size([1])})
+    assert counted(found) == "1 missing: c; 1 unexpected: b; 1 of another shape: a is [2] there and [3] here"
+    assert counted(unlike({"a": torch.ones(2)}, {"a": torch.Size([2])})) == ""
+
+
+def test_a_description_of_a_published_file_and_one_of_ours(tmp_path):
+    path = tmp_path / "x.pth"
+    coco = description(path, {"epoch": 499}, DETRConfig(), "num_heads=8")
+    assert (coco["classes"], coco["licence"]) == (COCO_CLASSES, "Apache-2.0")
+    assert coco["provenance"] == {
+        "source": "official checkpoint x.pth", "epochs": "500", "assumed": "num_heads=8"
+    }  # fmt: skip
+    assert coco["model"]["name"] == "detr"
+    own = description(path, {"epoch": -3}, CONFIG, "")
+    assert (own["classes"], own["licence"]) == (["class 0", "class 1"], "")
+    assert "epochs" not in own["provenance"]
+    write_document(checkpoint(), {"b": torch.ones(1)}, {"nheads": 8}, path)
+    document = torch.load(path, weights_only=True)
+    assert document.keys() == {"model", "args", HEADER_ENTRY}
+    ours = description(path, document, replace(CONFIG, dropout=0.3), "x")
+    assert (ours["classes"], ours["licence"]) == (["cat", "dog"], "MIT")
+    assert ours["model"]["config"]["dropout"] == 0.3
+
+
+def test_copies_share_no_memory():
+    whole = torch.arange(8.0)
+    copy = owned({"a": whole[2:4]})["a"]
+    assert copy.untyped_storage().nbytes() == 8
+    whole.zero_()
+    assert copy.tolist() == [2.0, 3.0]
+
+
+def test_what_changes_is_said(tmp_path, caplog):
+    warn_of_what_changes(checkpoint(), tmp_path, DETRConfig())
+    assert caplog.text == ""
+    other = replace(checkpoint(), category_ids=(7, 9), model=replace(CONFIG, frozen_stages=1))
+    warn_of_what_changes(other, tmp_path, DETRConfig())
+    assert "number the categories of its data set from 0 in the order cat, dog" in caplog.text
+    assert "no place for frozen_stages=1" in caplog.text
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write_document(checkpoint(), {}, {}, tmp_path / "x.pth")
+    assert list(tmp_path.iterdir()) == []
