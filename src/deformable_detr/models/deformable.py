@@ -1,48 +1,29 @@
 """Deformable DETR (arXiv 2010.04159): base, with iterative box refinement, and two-stage."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.short_text import shown
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
+from deformable_detr.models.layers.denoising import BoxQueries, Denoising
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise
 from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource
+from deformable_detr.models.limits import check_backbone, check_counts, check_noise
 from deformable_detr.models.losses import Criterion, CriterionConfig
 
 # The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
 _MAX_BACKBONE_MAPS = 3
-# Largest counts, far above any network that was ever trained: whoever asks for more has made a mistake, or wants to
-# fill the memory. The smallest is 1 for all but those in _MAY_BE_ZERO.
-_LARGEST = {
-    "num_classes": 100_000,
-    "num_levels": 8,
-    "hidden_dim": 2048,
-    "num_heads": 64,
-    "encoder_layers": 48,
-    "decoder_layers": 48,
-    "encoder_points": 32,
-    "decoder_points": 32,
-    "ffn_dim": 16_384,
-    "num_queries": 20_000,
-    "frozen_stages": 48,
-}
-_LONGEST_PATH = 4096
-_MAY_BE_ZERO = ("encoder_layers", "frozen_stages")
-# timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
-_BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,36 +84,29 @@ class DeformableDETRConfig:
     """Choice of proposals, for two-stage only. "paper" also ranks proposals in the padding and at the border, with the
     box (1, 1, 1, 1), as the official code does. "valid" takes those only if there are no others. "distinct" does so,
     too, and prefers the best of several proposals with nearly the same box."""
+    denoising_queries: int = 0
+    """Positive copies of objects in contrastive denoising, for one image in training; 0..20,000, for two-stage only.
+    0, as in the paper, is without denoising. DINO has 100."""
+    box_noise: float = 1.0
+    """Noise of the boxes in denoising: largest shift of an edge, in halves of a box's width or height; 0..10. Edges of
+    negative copies move by once to twice as much."""
+    label_noise: float = 0.5
+    """Noise of the labels in denoising: twice the probability that a label is drawn anew from all classes; 0..2."""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
-        for name, most in _LARGEST.items():
-            value, least = getattr(self, name), 0 if name in _MAY_BE_ZERO else 1
-            if value < least:
-                raise ConfigError(f"{name} is {shown(value)}; it must be at least {least}")
-            if value > most:
-                raise ConfigError(f"{name} is {shown(value)}; it can be at most {most}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}; it must be in 0..1, 1 excluded")
-        if self.hidden_dim % 32:
-            raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 32 (groups of the norms)")
-        if self.hidden_dim % self.num_heads:
-            raise ConfigError(f"hidden_dim {self.hidden_dim} cannot be split over num_heads {self.num_heads}")
-        _check_names(self.backbone, self.backbone_weights)
+        check_counts(self)
+        check_backbone(self)
+        check_noise(self)
         if self.proposals != "paper" and self.variant != "two_stage":
             raise ConfigError(
                 f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
                 "or set proposals=paper"
             )
-        if self.backbone_weights == "none" and self.frozen_stages:
+        if self.denoising_queries and self.variant != "two_stage":
             raise ConfigError(
-                f"frozen_stages is {self.frozen_stages}, but backbone_weights is 'none': stages that start from "
-                "nothing cannot stay frozen; set frozen_stages=0 or give weights"
-            )
-        if self.backbone_weights == "none" and self.frozen_batch_norm:
-            raise ConfigError(
-                "frozen_batch_norm is true, but backbone_weights is 'none': batch norm that has seen nothing cannot "
-                "stay frozen; set frozen_batch_norm=false or give weights"
+                f"denoising_queries={self.denoising_queries} has no meaning for variant {self.variant!r}, whose "
+                "queries look from points and not from boxes; it needs 'two_stage', or set denoising_queries=0"
             )
 
     @property
@@ -144,7 +118,8 @@ class DeformableDETRConfig:
     def free_settings(self) -> frozenset[str]:
         """Settings on which no weight tensor depends; in two-stage, the number of queries is among them."""
         more = ("num_queries",) if self.variant == "two_stage" else ()
-        return frozenset(("dropout", "frozen_stages", "features", "proposals", *more))
+        noise = ("denoising_queries", "box_noise", "label_noise")
+        return frozenset(("dropout", "frozen_stages", "features", "proposals", *noise, *more))
 
     @property
     def downloads(self) -> str:
@@ -164,18 +139,6 @@ class DeformableDETRConfig:
         return replace(self, backbone_weights=Path(self.backbone_weights).name)
 
 
-def _check_names(backbone: str, backbone_weights: str) -> None:
-    if not backbone or not backbone_weights:
-        raise ConfigError("backbone and backbone_weights cannot be empty; say backbone_weights='none' for random")
-    if not _BACKBONE.fullmatch(backbone):
-        raise ConfigError(
-            f"backbone is {shown(backbone)}; it must be a name that timm itself knows, such as resnet50.tv_in1k: no "
-            "address, no path, no model of the hub; weights of your own go to backbone_weights"
-        )
-    if len(backbone_weights) > _LONGEST_PATH or any(ord(letter) < 32 for letter in backbone_weights):
-        raise ConfigError(f"backbone_weights is {shown(backbone_weights)}, which cannot be the name of a file")
-
-
 class DeformableDETR(nn.Module):
     """Deformable DETR network (arXiv 2010.04159), from images to predictions.
 
@@ -186,6 +149,7 @@ class DeformableDETR(nn.Module):
         encoder: self-attention over all levels.
         query_source: learned queries, or proposals of the encoder in two-stage.
         decoder: queries to predictions, with the class heads and box heads.
+        denoising: maker of noisy copies of the objects, which training learns from as well; None is without.
     """
 
     parts: Mapping[str, tuple[str, ...]] = {
@@ -193,15 +157,20 @@ class DeformableDETR(nn.Module):
         "backbone": ("pyramid.backbone.",),
         "projections": ("pyramid.projections.", "pyramid.level_embed"),
         "encoder": ("encoder.",),
-        "queries": ("query_source.",),
+        "queries": ("query_source.", "denoising."),
         "decoder": ("decoder.layers.",),
     }
     """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names."""
     offsets = ("sampling_offsets", "reference_points")
     """Words in names of parameters with the learning rate of sampling offsets (section 5)."""
     # The class head of the proposals uses channel 0 alone, as "there is an object", whatever the classes are.
-    class_rows = ClassRows(by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.",))
+    class_rows = ClassRows(
+        by_class=("decoder.class_heads.", "denoising.label_embed."), by_channel=("query_source.class_head.",)
+    )
     """Weight tensors with one row per class, for fine-tuning."""
+    for_training = ("denoising.",)
+    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, or have them
+    in vain."""
 
     def __init__(
         self,
@@ -209,12 +178,14 @@ class DeformableDETR(nn.Module):
         encoder: Encoder,
         query_source: QuerySource,
         decoder: Decoder,
+        denoising: Denoising | None = None,
     ) -> None:
         super().__init__()
         self.pyramid = pyramid
         self.encoder = encoder
         self.query_source = query_source
         self.decoder = decoder
+        self.denoising = denoising
 
     @property
     def num_classes(self) -> int:
@@ -239,11 +210,15 @@ class DeformableDETR(nn.Module):
         Args:
             images: normalised images, padded at the right and at the bottom.
             padding_mask: True = padding.
-            targets: not used; other networks learn from noisy copies of them.
+            targets: ground truth, which denoising uses in training; nothing else does.
         """
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
-        return DetectorOutput(self.decoder(queries, memory), proposals)
+        if self.denoising is None or targets is None or not self.training:
+            return DetectorOutput(self.decoder(queries, memory), proposals)
+        # `build` adds denoising to proposals alone, whose queries are boxes.
+        noisy = self.denoising(targets, queries, cast(BoxQueries, self.query_source))
+        return noisy.output(self.decoder(noisy.queries, memory), proposals)
 
     def layers(self) -> list[nn.Module]:
         """Layers of the encoder, then of the decoder."""
@@ -314,4 +289,13 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         refine=refine,
     )
     initialise(pyramid, encoder, query_source, decoder)
-    return DeformableDETR(pyramid, encoder, query_source, decoder)
+    denoising = None
+    if config.denoising_queries:
+        denoising = Denoising(
+            config.denoising_queries,
+            dim,
+            config.num_classes,
+            box_noise=config.box_noise,
+            label_noise=config.label_noise,
+        )
+    return DeformableDETR(pyramid, encoder, query_source, decoder, denoising)

@@ -17,7 +17,9 @@ from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.torch_files import read_torch_file
+from deformable_detr.models import MODELS
 from deformable_detr.weights.checkpoint import TRAINING_PREFIX, Checkpoint, build_model, save
+from deformable_detr.weights.dino.reader import write_dino
 from deformable_detr.weights.huggingface.reader import write_transformers
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.locate import locate
@@ -28,6 +30,8 @@ from deformable_detr.weights.recognise import Layout, Recognised, recognise
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {"ours": (".safetensors",), "official": (".pth", ".pt"), "transformers": ()}
 _HALVES = (torch.float16, torch.bfloat16)
 _FILES = {".safetensors", ".pth", ".pt", ".bin"}
+# Writers of the layout "official", that of a model's authors, by the model's name.
+_WRITERS = {"deformable_detr": write_official, "dino": write_dino}
 
 
 class Conversion(NamedTuple):
@@ -116,7 +120,7 @@ def _write_as(checkpoint: Checkpoint, path: Path, to: Layout) -> None:
     if to == "ours":
         save(checkpoint, path)
     elif to == "official":
-        write_official(checkpoint, path)
+        _WRITERS.get(MODELS.name_of(checkpoint.model), write_official)(checkpoint, path)
     else:
         write_transformers(checkpoint, path)
 

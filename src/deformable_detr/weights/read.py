@@ -3,12 +3,17 @@
 from pathlib import Path
 
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.torch_files import read_torch_file
 from deformable_detr.weights import checkpoint
 from deformable_detr.weights.checkpoint import Checkpoint
+from deformable_detr.weights.dino.reader import is_dino, read_dino
 from deformable_detr.weights.huggingface.reader import read_transformers
 from deformable_detr.weights.locate import locate
 from deformable_detr.weights.official.reader import read_official
 from deformable_detr.weights.recognise import Recognised, recognise
+
+# Models besides Deformable DETR that are published as files of torch.save: how they are known, and what reads them.
+_OTHER_MODELS = ((is_dino, read_dino),)
 
 
 def read(source: str | Path, *, sha256: str | None = None, reporter: Reporter | None = None) -> Checkpoint:
@@ -44,5 +49,7 @@ def read_recognised(found: Recognised) -> Checkpoint:
     if found.layout == "ours":
         return checkpoint.load(found.path)
     if found.layout == "official":
-        return read_official(found.path)
+        document = read_torch_file(found.path)
+        reader = next((read for holds, read in _OTHER_MODELS if holds(document)), read_official)
+        return reader(found.path, document)
     return read_transformers(found.path)

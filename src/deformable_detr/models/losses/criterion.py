@@ -4,7 +4,7 @@ Each decoder layer is matched to the objects separately, and so are the proposal
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.types import DetectorOutput, Predictions, Target
+from deformable_detr.core.types import Denoised, DetectorOutput, Predictions, Target
 from deformable_detr.models.losses.losses import focal_loss, giou_loss, l1_loss, one_hot
 from deformable_detr.models.losses.matching import Assignment, Costs, match
 
@@ -77,19 +77,26 @@ class Losses(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """Set loss of the paper (section 3): every decoder layer, and the proposals if any, against all objects."""
+    """Set loss of the paper (section 3): every decoder layer, and the proposals if any, against all objects.
 
-    def __init__(self, config: CriterionConfig) -> None:
+    Predictions for noisy copies of the objects (denoising) have the same losses with the same weights, without
+    matching.
+
+    Args:
+        config: weights and costs.
+        proposals: labels that the proposals learn: "object", where every label is class 0, so that their score only
+            says whether there is an object (A.4, two-stage); or "class", as in DINO.
+    """
+
+    def __init__(self, config: CriterionConfig, *, proposals: Literal["object", "class"] = "object") -> None:
         super().__init__()
         self.config = config
+        self.proposals = proposals
         self.weights = {"class": config.class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
         self.costs = Costs(config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma)
 
     def forward(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
-        """Losses of one batch, over all stages: the decoder layers and the proposals.
-
-        The proposals are compared with the same boxes, but every label is class 0: their score only says whether
-        there is an object (A.4, two-stage).
+        """Losses of one batch, over all stages: the decoder layers, the proposals, and the denoised copies.
 
         Args:
             output: predictions of the network.
@@ -105,8 +112,10 @@ class Criterion(nn.Module):
         # proposals.
         stages = {f"decoder.{index}": (layer, targets) for index, layer in enumerate(output.layers)}
         if output.proposals is not None:
-            anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
-            stages["proposals"] = (output.proposals, anything)
+            wanted = targets
+            if self.proposals == "object":
+                wanted = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+            stages["proposals"] = (output.proposals, wanted)
         if num_boxes is None:
             num_boxes = sum(len(target.labels) for target in targets)
         # All stages are matched together, so that the costs reach the CPU in one copy.
@@ -114,8 +123,10 @@ class Criterion(nn.Module):
         terms = {
             f"{stage}/{term}": loss / max(num_boxes, 1)
             for stage, (predictions, wanted) in stages.items()
-            for term, loss in self._terms(predictions, wanted, assignments[stage]).items()
+            for term, loss in self._terms(predictions, *_pairs(wanted, assignments[stage])).items()
         }
+        if output.denoising is not None:
+            terms |= self._denoising_terms(output.denoising, targets, max(num_boxes, 1))
         last = f"decoder.{len(output.layers) - 1}"
         return Losses(
             self.weighted_sum(terms),
@@ -135,15 +146,27 @@ class Criterion(nn.Module):
             raise ValueError(f"no weight for the loss terms {sorted(unknown)}; there are {sorted(self.weights)}")
         return torch.stack([self.weights[name.rsplit("/", 1)[-1]] * term for name, term in terms.items()]).sum()
 
-    def _terms(
-        self, predictions: Predictions, targets: list[Target], assignments: list[Assignment]
-    ) -> dict[str, Tensor]:
+    def _denoising_terms(self, denoising: Denoised, targets: list[Target], num_boxes: float | int) -> dict[str, Tensor]:
+        """Loss terms of the noisy copies, divided by the number of boxes and of groups."""
+        pairs = _pairs_of_copies(targets, denoising.objects)
+        return {
+            f"denoising.{index}/{term}": loss / (num_boxes * denoising.num_groups)
+            for index, layer in enumerate(denoising.layers)
+            for term, loss in self._terms(layer, *pairs).items()
+        }
+
+    def _terms(self, predictions: Predictions, assigned: Tensor, labels: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """Loss terms summed over the batch, before the division by the number of boxes.
 
         The box terms are 0, and still part of the graph of gradients, where nothing is matched.
+
+        Args:
+            predictions: predictions of one stage.
+            assigned: image and prediction of each pair, (2, pairs).
+            labels: class id of each pair, (pairs,).
+            wanted: box cxcywh of each pair, (pairs, 4).
         """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
-        assigned, labels, wanted = _pairs(targets, assignments)
         scores = one_hot(labels, assigned, logits.shape)
         matched = boxes[assigned[0], assigned[1]]
         config = self.config
@@ -163,6 +186,16 @@ def _pairs(targets: list[Target], assignments: list[Assignment]) -> tuple[Tensor
     objects = [torch.from_numpy(one.objects).to(device) for one in assignments]
     labels = torch.cat([target.labels[index] for target, index in zip(targets, objects, strict=True)])
     wanted = torch.cat([target.boxes[index] for target, index in zip(targets, objects, strict=True)]).float()
+    return assigned, labels, wanted
+
+
+def _pairs_of_copies(targets: list[Target], objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of noisy copies and their objects, as from `_pairs`; `objects` is that of `Denoised`."""
+    device = targets[0].boxes.device
+    assigned = (objects >= 0).nonzero().T.to(device)
+    behind = [one[one >= 0].to(device) for one in objects]
+    labels = torch.cat([target.labels[index] for target, index in zip(targets, behind, strict=True)])
+    wanted = torch.cat([target.boxes[index] for target, index in zip(targets, behind, strict=True)]).float()
     return assigned, labels, wanted
 
 

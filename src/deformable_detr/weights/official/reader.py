@@ -46,19 +46,23 @@ _MOST_EPOCHS = 10**6
 _LEFTOVERS = ("total_params", "total_ops", COUNTERS)
 
 
-def read_official(path: Path) -> Checkpoint:
+def read_official(path: Path, document: Any = None) -> Checkpoint:
     """Checkpoint from an official file; no code in the file is run.
 
     If another file of `torch.save` is given, the error says what it is, as far as that is known.
+
+    Args:
+        path: path of the file.
+        document: content of the file, if it has been read already.
 
     Raises:
         CheckpointError: the file does not exist, is damaged, is of another kind or another model, or its settings and
             its tensors disagree.
     """
     # Tensors and settings of the file.
-    document = read_torch_file(path)
-    official = _official_tensors(path, document)
-    args = _args(document)
+    document = read_torch_file(path) if document is None else document
+    official = named_tensors(path, document)
+    args = args_of(document)
     if not has_size_tensors(official):
         raise CheckpointError(_not_this_model(path, official, _names_and_shapes(path, most_like(official, args))))
     try:
@@ -103,10 +107,15 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
         # The official code ignores entries that it does not know.
         HEADER_ENTRY: json.dumps(to_header(checkpoint)),
     }
-    write_atomically(path, lambda temporary: _save(document, temporary))
+    write_atomically(path, lambda temporary: save_document(document, temporary))
 
 
-def _save(document: dict[str, Any], path: Path) -> None:
+def save_document(document: dict[str, Any], path: Path) -> None:
+    """Write a document with `torch.save`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
         with path.open("wb") as file:  # with a path, torch would write its name into the file
             torch.save(document, file)
@@ -129,8 +138,12 @@ def _warn_of_what_changes(checkpoint: Checkpoint, path: Path) -> None:
         log.warning("%s: official files have no place for %s, which matter for training alone", path, ", ".join(lost))
 
 
-def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
-    """Tensors of the model by official names, without the prefix of a parallel run and without counters."""
+def named_tensors(path: Path, document: Any) -> dict[str, Tensor]:
+    """Tensors of the model in a document, by their names, without the prefix of a parallel run and without counters.
+
+    Raises:
+        CheckpointError: the document holds no table of named tensors.
+    """
     table = inner_table(document)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
@@ -148,10 +161,13 @@ def _official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     return kept
 
 
-def _args(document: dict[str, Any]) -> dict[str, Any] | None:
+def args_of(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments in the document of a training run, as a table; None if there are none."""
     args = document.get("args")
     if isinstance(args, argparse.Namespace):
         return vars(args)
+    # A settings object of its authors keeps its table in an attribute.
+    args = getattr(args, "_cfg_dict", args)
     return args if isinstance(args, dict) else None
 
 

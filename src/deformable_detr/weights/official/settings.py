@@ -26,8 +26,7 @@ _FLAGS = {
     "dropout": "dropout",
     "dilation": "dilation",
 }
-# torchvision's networks that the official code takes, by blocks per layer and the channels of a block's 3x3 kernel.
-_BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 4, 6, 3), (64, 64)): "resnet50",
     ((3, 4, 23, 3), (64, 64)): "resnet101",
     ((3, 8, 36, 3), (64, 64)): "resnet152",
@@ -36,6 +35,7 @@ _BACKBONES: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((3, 4, 6, 3), (128, 4)): "resnext50_32x4d",
     ((3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
 }
+"""ResNets that the official code takes from torchvision, by blocks per layer and channels of a block's 3x3 kernel."""
 _TAG = ".tv_in1k"
 # The official embedding of proposals has 128 features per coordinate, whatever hidden_dim is.
 _TWO_STAGE_DIM = 256
@@ -120,9 +120,9 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
         CheckpointError: the official code has no such model; the message names the setting.
     """
     backbone = config.backbone.split(".")[0]
-    if backbone not in _BACKBONES.values():
+    if backbone not in BACKBONES.values():
         raise CheckpointError(
-            f"the official code has no backbone {config.backbone}; it has {', '.join(_BACKBONES.values())}"
+            f"the official code has no backbone {config.backbone}; it has {', '.join(BACKBONES.values())}"
         )
     if config.features != "padded" or config.proposals != "paper":
         setting = f"features={config.features!r}" if config.features != "padded" else f"proposals={config.proposals!r}"
@@ -145,9 +145,9 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
 def _told(args: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
     if "backbone" in args:
-        if args["backbone"] not in _BACKBONES.values():
+        if args["backbone"] not in BACKBONES.values():
             raise CheckpointError(
-                f"its backbone is {shown(args['backbone'])}; known are {', '.join(_BACKBONES.values())}"
+                f"its backbone is {shown(args['backbone'])}; known are {', '.join(BACKBONES.values())}"
             )
         told["backbone"] = f"{args['backbone']}{_TAG}"
     if "with_box_refine" in args or "two_stage" in args:
@@ -174,7 +174,7 @@ def _shown(official: Mapping[str, Tensor]) -> dict[str, Any]:
         "decoder_layers": kinds.count("decoder"),
         "ffn_dim": len(official[_FFN]),
         "variant": _variant(official),
-        "backbone": _backbone(official),
+        "backbone": backbone_of(official),
     }
     if _CLASS_BIAS in official:
         seen["num_classes"] = len(official[_CLASS_BIAS])
@@ -189,14 +189,22 @@ def _variant(official: Mapping[str, Tensor]) -> str:
     return "refine" if any(name.startswith("transformer.decoder.bbox_embed.") for name in official) else "base"
 
 
-def _backbone(official: Mapping[str, Tensor]) -> str:
+def backbone_of(official: Mapping[str, Tensor]) -> str:
+    """Name in timm of the ResNet in an official file, by the number and width of its blocks.
+
+    Args:
+        official: tensors by official names, with that of the first block's 3x3 kernel.
+
+    Raises:
+        CheckpointError: it is no network of torchvision that is known here.
+    """
     layers = [match[1] for name in official if (match := _BLOCK.fullmatch(name))]
     blocks = tuple(layers.count(layer) for layer in "1234")
     middle = tuple(official[_MIDDLE].shape[:2])
-    name = _BACKBONES.get((blocks, middle))
+    name = BACKBONES.get((blocks, middle))
     if name is None:
         raise CheckpointError(
-            f"its backbone has {blocks} blocks, {middle[0]} channels wide; known are {', '.join(_BACKBONES.values())}"
+            f"its backbone has {blocks} blocks, {middle[0]} channels wide; known are {', '.join(BACKBONES.values())}"
         )
     return name + _TAG
 
