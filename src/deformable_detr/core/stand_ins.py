@@ -71,6 +71,11 @@ def _nothing(*_: object) -> None:
     """Stand-in for a function: it is not called, and gives nothing."""
 
 
+def _no_bytes(*_: object) -> bytes:
+    """Stand-in for `bytes`, which files call for the content of an empty array alone."""
+    return b""
+
+
 _TABLES = (
     "util.slconfig.SLConfig",
     "util.slconfig.ConfigDict",
@@ -81,6 +86,7 @@ _TABLES = (
 STAND_INS: list[Any] = [
     *((ForeignTable, name) for name in _TABLES),
     (_nothing, "builtins.getattr"),  # names a method of those logs
+    (_no_bytes, "builtins.bytes"),
     (ForeignArray, "numpy.ndarray"),
     (ForeignType, "numpy.dtype"),
     *((ForeignArray, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),

@@ -26,6 +26,7 @@ from deformable_detr.models.deformable import DeformableDETR
 from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
+from deformable_detr.models.layers.denoising import Denoising
 from deformable_detr.models.layers.dropout import Dropout
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer, position_references
 from deformable_detr.models.layers.feedforward import MLP, FeedForward
@@ -46,6 +47,7 @@ _PARTS = {
         Dropout,
         LearnedQueries,
         ProposalQueries,
+        Denoising,
         nn.MultiheadAttention,
         NonDynamicallyQuantizableLinear,
     ),

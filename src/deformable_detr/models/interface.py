@@ -228,6 +228,14 @@ def num_queries_of(model: ModelConfig | nn.Module) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def training_only(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that training alone needs, such as a label table; most networks have none.
+
+    Weights to start from may lack such tensors, or have them in vain.
+    """
+    return tuple(getattr(model, "for_training", ()))
+
+
 def class_name_of(model: nn.Module) -> str:
     """Module and name of a network's class, such as "my_package.nets.Dense"."""
     kind = type(model)

@@ -13,10 +13,15 @@ from deformable_detr.data.augmentation.settings import LARGEST_SIDE, Augmentatio
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
+from deformable_detr.runs.dino_recipes import dino_r50, dino_r50_5scale, dino_r50_improved, dino_small
 
 __all__ = [
     "RECIPES",
     "demo",
+    "dino_r50",
+    "dino_r50_5scale",
+    "dino_r50_improved",
+    "dino_small",
     "find_recipe",
     "finetune",
     "paper_r50",
@@ -196,6 +201,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         paper_r50_two_stage,
         paper_r50_single_scale,
         paper_r50_single_scale_dc5,
+        dino_r50,
+        dino_r50_5scale,
+        dino_r50_improved,
+        dino_small,
         demo,
     )
 }

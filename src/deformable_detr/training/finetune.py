@@ -16,7 +16,7 @@ from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, interface_of
-from deformable_detr.models.interface import ClassRows, GivenModelConfig
+from deformable_detr.models.interface import ClassRows, GivenModelConfig, training_only
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import with_image_size
 from deformable_detr.training.freezing import check_parts
@@ -255,6 +255,9 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     class head of the proposals is different: its channel 0 stands for an object of any class, and its other channels
     are trained as background. So its channels are taken over one by one, whatever the classes are.
 
+    Tensors that training alone needs keep their initial values where the weights lack them, and are left out where the
+    network does not need them.
+
     Args:
         model: network to change.
         transfer: weights and classes, from `plan`.
@@ -266,8 +269,10 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     checkpoint = transfer.source.checkpoint
     own, weights = model.state_dict(), dict(checkpoint.weights)
     by_class, by_channel = transfer.heads()
+    optional = training_only(model)
     for name in by_class:
-        if len(weights[name]) != len(checkpoint.classes):
+        beyond = len(weights[name]) - len(checkpoint.classes)
+        if beyond and not (beyond == 1 and name.startswith(optional)):  # a label table has a row of no class
             raise CheckpointError(
                 f"{transfer.source.name}: {name} has {len(weights[name])} rows for {len(checkpoint.classes)} classes"
             )
@@ -276,6 +281,8 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
         if name in own and own[name].shape[1:] == weights[name].shape[1:]:
             in_place = [(channel, channel) for channel in range(min(len(own[name]), len(weights[name])))]
             weights[name] = _rows(own[name], weights[name], kept if name in by_class else in_place)
+    weights = {name: tensor for name, tensor in weights.items() if name in own or not name.startswith(optional)}
+    weights |= {name: own[name] for name in own.keys() - weights.keys() if name.startswith(optional)}
     load_weights(model, weights, transfer.source.name)
 
 

@@ -146,14 +146,18 @@ def _settings_and_weights(
     if any("relative_position_bias_table" in name for name in theirs):
         raise CheckpointError("its backbone is a Swin transformer; here there are ResNets alone")
     layers = {match[1] for name in theirs if (match := _LAYER.match(name))}
+    entries = document if isinstance(document, dict) else {}
     told: dict[str, Any] = {}
+    shared, num_maps = False, 0
     if source == "authors":
-        told = told_by_authors(args_of(document) or {}) if isinstance(document, dict) else {}
-        num_maps = 0  # they number all levels in one row
+        args = args_of(entries) or {}
+        told = told_by_authors(args)
+        shares = [args.get(f"dec_pred_{kind}_embed_share") for kind in ("class", "bbox")]
+        # Heads of their own are equal, too, before any training.
+        shared = all(shares) if None not in shares else shares_heads(theirs, len(layers))
     else:
         num_maps = sum(_MAP.fullmatch(name) is not None for name in theirs)
-        told = told_by_openmmlab(document.get("meta")) if source == "openmmlab" and isinstance(document, dict) else {}
-    shared = source == "authors" and shares_heads(theirs, len(layers))
+        told = told_by_openmmlab(entries.get("meta")) if source == "openmmlab" else {}
     weights = to_our_keys(theirs, source, Sizes(len(layers), num_maps, shared))
     return dino_settings(weights, source, told, shared_heads=shared), weights
 
