@@ -58,8 +58,9 @@ class DINOConfig:
     is a strided convolution of the coarsest map; with 5, the finest of the levels is the backbone's map of stride 4.
     Further levels are strided convolutions."""
     features: Literal["padded", "per_image"] = "padded"
-    """Input of backbone and projections. "padded", as published, is the padded batch: detections in an image then
-    depend a little on the padding, and so on the other images. "per_image" is each image without its padding."""
+    """Input of backbone and projections, and of the embedding of boxes. "padded", as published, is the padded batch:
+    detections in an image then depend a little on the padding, and so on the other images. "per_image" is each image
+    without its padding."""
     position_temperature: float = 20.0
     """Temperature of the sine embedding of positions in the image, above 0: 20 as published by the authors, 10,000 as
     in Deformable DETR."""
@@ -296,6 +297,7 @@ def build(config: DINOConfig, *, load_backbone_weights: bool = True) -> DINO:
         [MLP(dim, dim, 4, num_layers=3) for _ in range(num_heads)],
         dim=dim,
         head_eps=config.head_eps,
+        per_image=config.features == "per_image",
     )
     initialise_dino(pyramid, encoder, query_source, decoder)
     # Training alone: noisy copies of the objects.

@@ -81,6 +81,21 @@ def test_layers_in_plain_words(separate, head_eps):
         r = n.detach()
 
 
+def test_positions_of_boxes_in_the_image_do_not_depend_on_the_padding():
+    decoder = make()
+    queries, memory = inputs()
+    more = memory._replace(valid_ratios=memory.valid_ratios / 2)
+    seen = []
+    decoder.position_head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    for per_image in (True, False):
+        decoder.per_image = per_image
+        for one in (memory, more):
+            decoder(queries, one)
+    first = seen[::LAYERS]
+    assert torch.equal(first[0], first[1])
+    assert not torch.allclose(first[2], first[3], atol=1e-3)
+
+
 def test_the_boxes_of_a_layer_teach_its_head_and_the_head_before():
     decoder = make()
     queries, memory = inputs()

@@ -26,6 +26,8 @@ class BoxDecoder(nn.Module):
         dim: channels of the queries.
         head_eps: distance from 0 and 1 that a box keeps in logits where it is predicted; where boxes move on, it is
             `REFERENCE_EPS`.
+        per_image: embed boxes as shares of the image. As published they are shares of the finest padded map, so that
+            predictions depend on the padding.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class BoxDecoder(nn.Module):
         *,
         dim: int,
         head_eps: float = REFERENCE_EPS,
+        per_image: bool = False,
     ) -> None:
         super().__init__()
         assert len(class_heads) == len(box_heads)
@@ -48,6 +51,7 @@ class BoxDecoder(nn.Module):
         self.class_heads = nn.ModuleList(class_heads)
         self.box_heads = nn.ModuleList(box_heads)
         self.head_eps = head_eps
+        self.per_image = per_image
 
     def forward(self, queries: Queries, memory: Memory) -> list[Predictions]:
         """Predictions of every layer, in order; the last are the final ones."""
@@ -57,7 +61,7 @@ class BoxDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             head = index if len(self.box_heads) > 1 else 0
             in_levels = in_each_level(reference, memory.valid_ratios)
-            position = self.positions(in_levels[:, :, 0])
+            position = self.positions(reference if self.per_image else in_levels[:, :, 0])
             content = layer(content, position, in_levels, memory, queries.attention_mask)
             normalised = self.norm(content)
             boxes = shifted(before, in_float32(self.box_heads[head], normalised), eps=self.head_eps)
@@ -68,7 +72,7 @@ class BoxDecoder(nn.Module):
         return predictions
 
     def positions(self, reference: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries dim"]:
-        """Position embedding of boxes cxcywh in 0..1 of the finest padded map."""
+        """Position embedding of boxes cxcywh in 0..1."""
         in_their_order = reference[..., [1, 0, 2, 3]]  # published weights expect y before x
         embedded: Tensor = self.position_head(embed_boxes(in_their_order, self.embedding_dim))
         return embedded
