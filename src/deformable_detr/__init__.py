@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from deformable_detr.core.format_names import FormatName
     from deformable_detr.core.progress import Reporter
-    from deformable_detr.core.types import DetectorOutput, Predictions, Target
+    from deformable_detr.core.types import Denoised, DetectorOutput, Predictions, Target
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import open_dataset
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deformable_detr.inference.detector import Detector
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
-    from deformable_detr.models import DeformableDETR, DeformableDETRConfig
+    from deformable_detr.models import DINO, DeformableDETR, DeformableDETRConfig, DINOConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
     from deformable_detr.models.losses.matching import Assignment
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "DINO": "models",
     "Assignment": "models.losses.matching",
     "Augmentation": "data.augmentation.settings",
     "BackendError": "core.errors",
@@ -70,11 +71,13 @@ _HOMES = {
     "ConfigError": "core.errors",
     "CriterionConfig": "models.losses",
     "CriterionLike": "models.interface",
+    "DINOConfig": "models",
     "DataConfig": "runs.config",
     "DataError": "core.errors",
     "DeformableDETR": "models",
     "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
+    "Denoised": "core.types",
     "Detection": "core.detections",
     "DetectionDataset": "data.dataset",
     "DetectionModel": "models.interface",
@@ -119,6 +122,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DINO",
     "Assignment",
     "Augmentation",
     "BackendError",
@@ -131,11 +135,13 @@ __all__ = [
     "ConfigError",
     "CriterionConfig",
     "CriterionLike",
+    "DINOConfig",
     "DataConfig",
     "DataError",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableDetrError",
+    "Denoised",
     "Detection",
     "DetectionDataset",
     "DetectionModel",

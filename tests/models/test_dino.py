@@ -232,3 +232,15 @@ def test_without_denoising_the_two_stage_model_is_as_it_was():
     more = MODELS.build(replace(TWO_STAGE, denoising_queries=5)).state_dict()
     assert more.keys() - plain.keys() == {"denoising.label_embed.weight"}
     assert all(torch.equal(more[name], tensor) for name, tensor in plain.items())
+
+
+def test_half_precision():
+    """Boxes and scores are in float32 all the same, and so is the loss."""
+    model, batch, targets = awake(TINY), make_batch((64, 96), (80, 50)), make_targets(2, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(*batch, targets)
+    for layer in (*output.layers, *output.denoising.layers, output.proposals):
+        assert layer.logits.dtype == layer.boxes.dtype == torch.float32
+    losses = model.make_criterion(CriterionConfig())(output, targets)
+    losses.total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

@@ -146,7 +146,7 @@ def test_noisy_copies_have_the_same_losses_without_matching():
     focal = float(focal_loss(layer.logits, wanted, alpha=0.25, gamma=2.0).sum())
     for term, value in (("class", focal), ("l1", l1), ("giou", giou)):
         assert float(losses.terms[f"denoising.1/{term}"]) == pytest.approx(value / (3 * 2), rel=1e-5)
-    of_the_step = Criterion(CriterionConfig())(output, targets, num_boxes=12)
+    of_the_step = Criterion(CriterionConfig())(output, targets, num_boxes=12.0)
     for name, value in losses.terms.items():
         assert float(of_the_step.terms[name]) == pytest.approx(float(value) * 3 / 12, rel=1e-5)
     assert not any(stage.startswith("denoising") for stage in losses.assignments)
