@@ -225,3 +225,10 @@ def test_this_model_is_nobody_elses():
         assert "a model of transformers" in foreign_model(to_transformers_keys(own, config))
     assert foreign_model([]) is None
     assert foreign_model(["fc.weight"]) is None
+
+
+def test_a_published_dino_as_safetensors_is_told_how_to_be_read(tmp_path):
+    names = ("transformer.tgt_embed.weight", "transformer.enc_output.weight", "label_enc.weight")
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds a published DINO, which is read from \.pth files: torch\.save"):
+        recognise(tmp_path / "x.safetensors")

@@ -11,6 +11,7 @@ from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.core.reading import open_file, read_json, settings_value
 from deformable_detr.core.short_text import shown
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
+from deformable_detr.weights.dino.keys import source_of
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_size_tensors
 
@@ -24,7 +25,10 @@ _MODELS_OF_OTHERS = (
     (r"detr\.|mask_head\.|bbox_attention\.", "a DETR with a segmentation head; there is none here"),
     (r"backbone\.1\.(row|col)_embed", "Deformable DETR with learned position embeddings; only those of sines are here"),
     (r"bbox_head\.|rpn_head\.|roi_head\.", "a model of mmdetection; mmdetection reads it"),
-    (r"label_enc\.|transformer\.tgt_embed\.|tgt_embed\.", "DINO or DN-DETR; IDEA-Research's code reads it"),
+    (
+        r"label_enc\.|transformer\.tgt_embed\.|tgt_embed\.",
+        "DINO or DN-DETR; IDEA-Research's code reads it",
+    ),
     (r"transformer\.decoder\.ref_point_head\.", "DAB-DETR or a relative; IDEA-Research's code reads it"),
     (r"transformer\..*\.attentions\.\d+\.|neck\.convs\.", "a model of detrex; detrex reads it"),
     (r"model\.(encoder|decoder)\.layers\.", "a model of transformers; keep config.json beside it and name the folder"),
@@ -106,9 +110,11 @@ def _safetensors(path: Path) -> Recognised:
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    if has_size_tensors(names):
+    is_dino = source_of(dict.fromkeys(names)) is not None
+    if has_size_tensors(names) or is_dino:
+        model = "a published DINO" if is_dino else "an official Deformable DETR"
         raise CheckpointError(
-            f"{path} holds an official Deformable DETR, which is read from .pth files: "
+            f"{path} holds {model}, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
         )
     kind = foreign_model(names)
