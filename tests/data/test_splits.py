@@ -233,7 +233,7 @@ def test_splits_are_read_once(scenes, monkeypatch):
     assert (read.path, read.format, len(read.train), len(read.val)) == (scenes, "coco", 8, 3)
     assert read_splits(scenes, with_validation=False).val is None
     expected = open_training_data(scenes, **OPTIONS)
-    monkeypatch.setattr("deformable_detr.data.splits.open_dataset", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("deformable_detr.data.splits.recognise", lambda *_, **__: pytest.fail("read again"))
     data = open_training_data(read, **OPTIONS)
     assert paths(data.train) == paths(expected.train)
     assert paths(data.val) == paths(expected.val)

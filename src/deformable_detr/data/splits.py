@@ -9,7 +9,7 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
-from deformable_detr.data.open import list_splits, open_dataset, refuse_fatal
+from deformable_detr.data.open import FoundDataset, recognise, refuse_fatal
 
 _MANY_SPLITS = (".yaml", ".yml", ".data", ".zip")
 """Endings of files that describe or hold a whole data set; any other file holds one split."""
@@ -75,12 +75,12 @@ def read_splits(path: str | Path, *, format: FormatName | None = None, with_vali
         DataError: the data set cannot be read, or has no split to train on. Problems of images and boxes do not raise:
             see `TrainingSplits.refuse_fatal`.
     """
-    names = list_splits(path, format=format)
-    check_has_training_split(path, names)
-    train = open_dataset(path, split="train" if "train" in names else None, format=format, strict=False)
+    found = recognise(path, format=format)
+    check_has_training_split(path, found.splits)
+    train = found.open(strict=False)
     val = None
-    if with_validation and {"train", "val"} <= set(names):
-        val = open_dataset(path, split="val", format=format, strict=False)
+    if with_validation and {"train", "val"} <= set(found.splits):
+        val = found.open("val", strict=False)
     return TrainingSplits(path, format, train, val)
 
 
@@ -165,9 +165,7 @@ def open_split(
     Raises:
         DataError: the data set cannot be used.
     """
-    dataset = open_dataset(path, split=split, format=format, strict=False)
-    refuse_fatal(dataset, path, skip_bad_images=skip_bad_images)
-    return dataset
+    return _without_fatal(recognise(path, format=format), split, skip_bad_images)
 
 
 def open_for_evaluation(
@@ -178,18 +176,24 @@ def open_for_evaluation(
     Raises:
         DataError: the data set cannot be used, or no split is named and several could be meant.
     """
-    names = list_splits(path, format=format)
+    found = recognise(path, format=format)
     if split is None:
-        if "val" in names:
+        if "val" in found.splits:
             split = "val"
-        elif len(names) == 1:
-            split = names[0]
+        elif len(found.splits) == 1:
+            split = found.splits[0]
         else:
             raise DataError(
-                f"{path}: no split val; name one of {', '.join(names)} with --split, or split= in Python, "
+                f"{path}: no split val; name one of {', '.join(found.splits)} with --split, or split= in Python, "
                 "or give the very file of it"
             )
-    return open_split(path, split, format, skip_bad_images)
+    return _without_fatal(found, split, skip_bad_images)
+
+
+def _without_fatal(found: FoundDataset, split: str | None, skip_bad_images: bool) -> DetectionDataset:
+    dataset = found.open(split, strict=False)
+    refuse_fatal(dataset, found.path, skip_bad_images=skip_bad_images)
+    return dataset
 
 
 def pair(

@@ -23,6 +23,7 @@ from deformable_detr.data.formats.coco_categories import read_categories
 from deformable_detr.data.formats.coco_document import to_document
 from deformable_detr.data.formats.coco_layouts import annotation_files
 from deformable_detr.data.formats.image_names import find_images, folders_like, usual_folders
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown, whole_number
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
@@ -34,9 +35,9 @@ LOOKED_FOR = (
 )
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """COCO splits of a folder or of one json file; empty if there are none."""
-    found = annotation_files(path)
+    found = annotation_files(path, starts)
     return name_splits((name, partial(load, file, split=name)) for name, file in found)
 
 

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of, unannotated
 from deformable_detr.data.formats.image_names import composed, subfolders
 from deformable_detr.data.formats.parsing import read_text, shown
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, read_once
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, canonical_split, name_splits
 from deformable_detr.data.images import is_image_file, list_images
 
 _SPLIT_WORD = re.compile(r"(?:^|[-_. ])(train(?:ing)?|val(?:id|idation)?|test(?:ing)?)(?=[-_. ]|$)")
@@ -266,6 +267,25 @@ class _NameTable:
 
 def _folded(name: str) -> str:
     return composed(name).casefold()
+
+
+class _PairedFiles:
+    """Annotation files of a data set, each read once for all of its splits."""
+
+    def __init__(self, paired: PairedFormat) -> None:
+        self._paired = paired
+        self._readers: dict[Path, Callable[[list[Problem]], FileContent]] = {}
+
+    def read(self, file: Path, problems: list[Problem]) -> FileContent:
+        if file not in self._readers:
+            self._readers[file] = read_once(partial(self._paired.read, file))
+        return self._readers[file](problems)
+
+
+def paired_loaders(parts: Sequence[PairedFolders], paired: PairedFormat) -> SplitLoaders:
+    """Splits of a data set; each annotation file is read once, whichever splits are opened."""
+    once = paired if paired.classes is not None else paired._replace(read=_PairedFiles(paired).read)
+    return name_splits((part.split, partial(load_paired, part, parts, once)) for part in parts)
 
 
 def load_paired(part: PairedFolders, parts: Sequence[PairedFolders], paired: PairedFormat) -> DetectionDataset:

@@ -15,7 +15,7 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.assemble import LARGEST_SIDE
+from deformable_detr.data.formats.assemble import LARGEST_SIDE, problem_of
 from deformable_detr.data.formats.image_names import subfolders
 from deformable_detr.data.formats.pairs import (
     FileContent,
@@ -126,7 +126,7 @@ def _read_file(file: Path, problems: list[Problem], left_out: Counter[str]) -> F
         try:
             found = _object_of(item, where, left_out)
         except DataError as error:
-            problems.append(Problem("invalid_annotation", where, str(error).removeprefix(f"{where}: "), True))
+            problems.append(problem_of(error, where, "invalid_annotation"))
             continue
         if found is not None:
             objects.append(found)
