@@ -9,6 +9,7 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
+from deformable_detr.data.formats.split_names import canonical_split, split_in_name
 from deformable_detr.data.open import FoundDataset, recognise, refuse_fatal
 
 _MANY_SPLITS = (".yaml", ".yml", ".data", ".zip")
@@ -87,6 +88,9 @@ def read_splits(path: str | Path, *, format: FormatName | None = None, with_vali
 def check_has_training_split(path: str | Path, names: Sequence[str]) -> None:
     """Refuse a data set without a training split, unless it is the very file of one split.
 
+    That is a file whose own name, or whose folder's, says which split it is. One that says so inside, in a column or
+    for each image, is a data set like any other, of which only that split is left.
+
     Args:
         path: the data set.
         names: names of its splits.
@@ -95,12 +99,18 @@ def check_has_training_split(path: str | Path, names: Sequence[str]) -> None:
         DataError: none is called train.
     """
     place = Path(path).expanduser()
-    is_one_split = place.is_file() and len(names) == 1 and place.suffix.lower() not in _MANY_SPLITS
-    if "train" not in names and not is_one_split:
+    if "train" not in names and not (len(names) == 1 and _is_file_of(place, names[0])):
         raise DataError(
             f"{path}: no split to train on; there is {', '.join(names)}. Call one of them train, or give the very file "
             "of it"
         )
+
+
+def _is_file_of(place: Path, split: str) -> bool:
+    if not place.is_file() or place.suffix.lower() in _MANY_SPLITS:
+        return False
+    folders = [canonical_split(folder.name) for folder in place.absolute().parents[:2]]
+    return split in (split_in_name(place.stem), *folders)
 
 
 def open_training_data(

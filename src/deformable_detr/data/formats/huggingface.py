@@ -22,10 +22,10 @@ from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.image_names import parts_of, subfolders
-from deformable_detr.data.formats.pairs import distinct_splits, split_in, start_of
+from deformable_detr.data.formats.pairs import distinct_splits, start_of
 from deformable_detr.data.formats.parsing import name_text, read_text, real_number, shown, whole_number
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits, split_in_name
 
 LOOKED_FOR = (
     "Hugging Face: metadata.jsonl (or .csv) with file_name and objects, in the folder, in train/ or in data/train/"
@@ -46,7 +46,7 @@ def find_splits(path: Path) -> SplitLoaders:
     alone = _metadata_in(path)
     if alone is not None:
         # One file for all: the first folder of each name may tell the split.
-        splits = [name for name in subfolders(path) if split_in(name) in MAIN_SPLITS]
+        splits = [name for name in subfolders(path) if split_in_name(name) in MAIN_SPLITS]
         start = start_of(alone)
         named = [name for name in splits if re.search(rf"""(?:^|[",']){re.escape(name)}[/\\]""", start, re.MULTILINE)]
         if not named:
@@ -57,7 +57,7 @@ def find_splits(path: Path) -> SplitLoaders:
             _MetadataTable(file, name)
             for base in (path, path / "data")
             for name in subfolders(base)
-            if split_in(name) in MAIN_SPLITS
+            if split_in_name(name) in MAIN_SPLITS
             if (file := _metadata_in(base / name)) is not None
         ]
     return _loaders(tables, distinct_splits([table.split for table in tables]))

@@ -23,13 +23,12 @@ from deformable_detr.data.formats.pairs import (
     distinct_splits,
     files_below,
     paired_records,
-    split_in,
     start_of,
 )
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
 from deformable_detr.data.formats.shapes import Box, box_around_flat
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits, split_in_name
 
 LOOKED_FOR = "Supervisely: meta.json with classes, and folders with img/ and ann/*.json in the folder"
 
@@ -53,7 +52,7 @@ def find_splits(path: Path) -> SplitLoaders:
         meta, found = path.parent / _META, [path]
     else:
         return {}
-    if found == [path] or not any(split_in(part.name) in MAIN_SPLITS for part in found):
+    if found == [path] or not any(split_in_name(part.name) in MAIN_SPLITS for part in found):
         return name_splits([(path.name, partial(_load_project, meta, found))] if found else [])
     names = distinct_splits([part.name for part in found])
     return name_splits((name, partial(_load_project, meta, [part])) for name, part in zip(names, found, strict=True))
