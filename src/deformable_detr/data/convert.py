@@ -83,12 +83,18 @@ def convert_dataset(
         on_progress: called after each image with the number of images done and their total.
 
     Raises:
-        DataError: the data set cannot be used, or nothing of it fits into the format.
+        DataError: the data set cannot be used, nothing of it fits into the format, or images of an archive were to be
+            linked.
         OutputError: the folder is not empty, lies among the images of the data set, or cannot be written.
     """
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     _refuse_what_is_there(folder, output)
     found = recognise(path, format=format)
+    if images == "link" and found.archive is not None:
+        raise DataError(
+            f"{path}: links would lead into the cache, from where an unpacked archive is removed when it is no longer "
+            "used; copy the images, or unpack it yourself and give the folder"
+        )
     source_format = found.format
     datasets, not_kept = _all_splits(found)
     del found  # with all that it keeps for further splits
