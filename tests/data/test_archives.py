@@ -292,7 +292,7 @@ def test_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_was_interrupted_leaves_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = zipped(tmp_path / "x.zip", *((f"{number}.txt", b"1") for number in range(3)))
-    monkeypatch.setattr(archives, "_SILENT_S", -1.0)
+    monkeypatch.setattr(archives, "SILENT_S", -1.0)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -317,7 +317,7 @@ def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = zipped(tmp_path / "x.zip", *((f"{number}.txt", bytes(1 << 20)) for number in range(3)))
     unpack(file, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == []  # it did not last two seconds
-    monkeypatch.setattr(archives, "_SILENT_S", -1.0)
+    monkeypatch.setattr(archives, "SILENT_S", -1.0)
     os.utime(file, (1, 1))
     unpack(file, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]

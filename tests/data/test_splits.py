@@ -291,15 +291,16 @@ YAML, DARKNET = "names: [cat]\n{1}: {0}.png\n", "names = names.txt\n{1} = {0}.pn
 def test_a_file_that_names_its_split_is_no_training_data_unless_that_is_train(split, text, tmp_path, photo):
     """Also the only split in it: it is for validation, whoever says so."""
     name, content = text
-    photo(tmp_path / "a.png", (50, 30))
-    (tmp_path / "names.txt").write_text("cat\n")
-    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
-    file = tmp_path / name
+    folder = tmp_path / "boxes"
+    photo(folder / "a.png", (50, 30))
+    (folder / "names.txt").write_text("cat\n")
+    (folder / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    file = folder / name
     file.write_text(content.format("a", split))
     with pytest.raises(DataError, match=f"no split to train on; there is {split}. Call one of them train"):
         read_splits(file)
     with pytest.raises(DataError, match="no split to train on"):
-        read_splits(tmp_path, format=open_dataset(file).source.split()[0].lower())
+        read_splits(folder, format=open_dataset(file).source.split()[0].lower())
     file.write_text(content.format("a", "train"))
     assert len(read_splits(file).train) == 1
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from deformable_detr.core.printing import LONGEST_LINE
+from deformable_detr.core.short_text import LONGEST_LINE
 from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
 from deformable_detr.report.html_text import html_text
 from deformable_detr.report.page import Section, cards, matrix_table, page, table

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from deformable_detr.core.cache import cache_folder, writing_to_cache
 from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.progress import SILENT_S
 from deformable_detr.core.reading import open_file
 from deformable_detr.data.archive_cache import locked_key, mark_in_use, read_note, remove_old, write_note
 from deformable_detr.data.formats.parsing import shown
@@ -39,7 +40,6 @@ _MOST_RATIO = 200
 _SMALL = 1 << 30  # what may be unpacked whatever the ratio is
 _MOST_DIRECTORY = 128 << 20  # the list of a million files
 _MEGABYTE = 1 << 20
-_SILENT_S = 2.0
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _OTHERS = (
     (re.compile(rb"\x1f\x8b"), "a gzip archive"),
@@ -306,7 +306,7 @@ def _extract(
                 while piece := source.read(_MEGABYTE):
                     output.write(piece)
                     done += len(piece)
-                    if on_progress is not None and time.monotonic() - began > _SILENT_S:
+                    if on_progress is not None and time.monotonic() - began > SILENT_S:
                         on_progress(done // _MEGABYTE, max(1, total // _MEGABYTE))
         except OSError as error:
             if error.errno in _BAD_NAMES:

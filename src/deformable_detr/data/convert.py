@@ -8,19 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from deformable_detr.core.errors import DataError, OutputError, listed
-from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.errors import DataError, OutputError, counted, listed
+from deformable_detr.core.format_names import FormatName, TargetName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.formats.writing import Placement
 from deformable_detr.data.images import image_size
 from deformable_detr.data.open import FoundDataset, recognise, refuse_fatal
-
-TargetName = Literal["coco", "yolo", "voc"]
-"""Format that data sets can be written in."""
 
 _WRITERS = {"coco": coco.save, "yolo": yolo.save, "voc": voc.save}
 _PARTIAL = ".partial"
@@ -157,7 +153,9 @@ def _all_splits(found: FoundDataset) -> tuple[dict[str, DetectionDataset], list[
         refuse_fatal(dataset, found.path, skip_bad_images=len(dataset) > 0)
         bad = Counter(problem.kind for problem in dataset.fatal_problems if problem.kind in IMAGE_PROBLEMS)
         for kind, number in bad.items():
-            text = f"{_counted_images(number)} left out as {_REASONS[kind]}; `ddetr check-data {found.path}` lists them"
+            text = (
+                f"{counted(number, 'image')} left out as {_REASONS[kind]}; `ddetr check-data {found.path}` lists them"
+            )
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
         datasets[split] = dataset
     return datasets, not_kept
@@ -187,16 +185,12 @@ def _for_yolo(
         fits = [_is_as_displayed(sample) for sample in dataset.samples]
         if not all(fits):
             text = (
-                f"{_counted_images(fits.count(False))} left out as annotated in another size than displayed, of which "
+                f"{counted(fits.count(False), 'image')} left out as annotated in another size than displayed, of which "
                 "YOLO has shares; save them turned, without EXIF orientation"
             )
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
             kept[split] = dataset.subset([index for index, fit in enumerate(fits) if fit])
     return kept, not_kept
-
-
-def _counted_images(number: int) -> str:
-    return "1 image" if number == 1 else f"{number} images"
 
 
 def _is_as_displayed(sample: Sample) -> bool:

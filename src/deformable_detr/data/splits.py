@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deformable_detr.core.errors import DataError
+from deformable_detr.core.errors import DataError, counted
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
 from deformable_detr.data.formats.split_names import canonical_split, split_in_name
@@ -233,7 +233,9 @@ def pair(
     source = train.source or "the data set"
     fitting = fitting_validation(train, val)
     if fitting is not None:
-        return _training_data(train, fitting, f"the validation split, {_images(len(fitting))}", [train, fitting])
+        return _training_data(
+            train, fitting, f"the validation split, {counted(len(fitting), 'image')}", [train, fitting]
+        )
     read = [train] if val is None else [train, val]
     why = "there is no validation split" if val is None else "the validation split has no image that can be used"
     if len(train) == 1:
@@ -244,15 +246,15 @@ def pair(
         if not 0 < len(out) < len(train):
             what = "none" if not out else "all"
             raise DataError(
-                f"{source}: of its {_images(len(train))} {what} were held out by this run, which began with "
-                f"{_images(len(held_out))} for validation; is it another data set?"
+                f"{source}: of its {counted(len(train), 'image')} {what} were held out by this run, which began with "
+                f"{counted(len(held_out), 'image')} for validation; is it another data set?"
             )
         gone = f" ({len(held_out) - len(out)} more are gone)" if len(out) < len(held_out) else ""
     else:
         order = list(range(len(train)))
         random.Random(seed).shuffle(order)
         out, gone = set(order[: min(len(train) - 1, max(1, round(val_share * len(train))))]), ""
-    origin = f"{_images(len(out))} held out, as {why}{gone}"
+    origin = f"{counted(len(out), 'image')} held out, as {why}{gone}"
     kept, judged = (
         train.subset([index for index in range(len(train)) if (index in out) is judges]) for judges in (False, True)
     )
@@ -319,7 +321,3 @@ def _training_data(
 def num_bad_images(dataset: DetectionDataset) -> int:
     """Number of images that the reader left out: missing, unreadable or of another size."""
     return sum(problem.fatal and problem.kind in IMAGE_PROBLEMS for problem in dataset.problems)
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

@@ -13,7 +13,7 @@ from PIL import Image
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import DataError, OutputError, listed
 from deformable_detr.core.files import write_atomically, write_json
-from deformable_detr.core.printing import printable
+from deformable_detr.core.short_text import printable
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num
 
-from deformable_detr.core.printing import LONGEST_NAME, shortened
+from deformable_detr.core.short_text import LONGEST_NAME, shortened
 from deformable_detr.report.html_text import html_text
 
 # In CSS pixels, the width of a phone held upright: a chart is never scaled down, so that its letters stay readable.

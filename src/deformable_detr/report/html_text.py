@@ -2,7 +2,7 @@
 
 from html import escape
 
-from deformable_detr.core.printing import LONGEST_LINE, shortened
+from deformable_detr.core.short_text import LONGEST_LINE, shortened
 
 
 def html_text(text: str) -> str:

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deformable_detr.core.errors import OutputError
-from deformable_detr.core.printing import printable
 from deformable_detr.core.reading import read_file
+from deformable_detr.core.short_text import printable
 
 NAME = ".lock"
 """Name of the file in a run folder that is locked; it is there as long as the run lives, or after it was killed."""

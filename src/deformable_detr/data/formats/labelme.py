@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.core.cache import cache_folder
-from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.cache import cache_folder, writing_to_cache
+from deformable_detr.core.errors import DataError
 from deformable_detr.core.files import write_atomically
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of
@@ -26,7 +26,14 @@ from deformable_detr.data.formats.image_names import find_images, parts_of
 from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import class_text, name_text, read_json, shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, names_in_all, read_once, size_of
-from deformable_detr.data.formats.shapes import Box, box_around, box_around_ellipse, ignored_shapes, read_points
+from deformable_detr.data.formats.shapes import (
+    Box,
+    box_around,
+    box_around_all,
+    box_around_ellipse,
+    ignored_shapes,
+    read_points,
+)
 from deformable_detr.data.formats.split_files import image_folders, split_folders
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.images import image_size, is_image_file
@@ -107,7 +114,7 @@ def _read_files(files: Sequence[Path], where: Path, problems: list[Problem]) -> 
             if not isinstance(document, dict) or "shapes" not in document:
                 problems.append(Problem("orphan_annotation", str(file), "it has no LabelMe shapes: ignored", False))
                 continue
-            record, more_parts = parse_annotation(document, file, ignored)
+            record, more_parts = parse_document(document, file, ignored)
         except DataError as error:
             problems.append(problem_of(error, file, "invalid_annotation"))
             continue
@@ -120,7 +127,7 @@ def _read_files(files: Sequence[Path], where: Path, problems: list[Problem]) -> 
     return found
 
 
-def parse_annotation(document: dict[str, Any], file: Path, ignored: Counter[str]) -> tuple[ImageRecord, int]:
+def parse_document(document: dict[str, Any], file: Path, ignored: Counter[str]) -> tuple[ImageRecord, int]:
     """Image of a LabelMe document with its objects, and how many shapes are further parts of an object.
 
     Args:
@@ -152,9 +159,7 @@ def parse_annotation(document: dict[str, Any], file: Path, ignored: Counter[str]
         key = (label, group) if isinstance(group, int | str) and group != "" else number
         if key in boxes:
             num_parts += 1
-            earlier = boxes[key].box_xyxy
-            box = box_around([earlier[:2], earlier[2:], box[:2], box[2:]])
-            boxes[key] = boxes[key]._replace(box_xyxy=box)
+            boxes[key] = boxes[key]._replace(box_xyxy=box_around_all([boxes[key].box_xyxy, box]))
         else:
             boxes[key] = ObjectRecord(label, box, where)
     return ImageRecord(name, str(file), list(boxes.values()), size_wh), num_parts
@@ -246,13 +251,8 @@ def _unpacked(one: _Annotated, problems: list[Problem]) -> Path | None:
     folder = cache_folder() / "labelme" / hashlib.sha256(content).hexdigest()[:32]
     path = folder / (last if usable else "picture.png")
     if not path.is_file():
-        try:
+        with writing_to_cache(folder, f"the picture within {one.file}"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot unpack the picture within {one.file} into {folder}: {error.strerror or error}; "
-                "DEFORMABLE_DETR_CACHE names another place"
-            ) from error
         write_atomically(path, lambda temporary: temporary.write_bytes(content), durable=False)
     try:
         image_size(path)

@@ -176,6 +176,15 @@ def size_of(width: object, height: object, where: str) -> tuple[int, int] | None
     """
     if width in (None, "", "0", 0) or height in (None, "", "0", 0):
         return None
+    return checked_size(width, height, where)
+
+
+def checked_size(width: object, height: object, where: str) -> tuple[int, int]:
+    """Size of an image, (width, height), that annotations have.
+
+    Raises:
+        DataError: it is no size.
+    """
     size_wh = whole_number(width, where, "the width"), whole_number(height, where, "the height")
     if not (0 < size_wh[0] <= LARGEST_SIDE and 0 < size_wh[1] <= LARGEST_SIDE):
         raise DataError(f"{where}: an image cannot be {size_wh[0]} x {size_wh[1]} pixels")

@@ -36,7 +36,7 @@ LOOKED_FOR = (
     "VOC: xml files beside images or in any folder next to one that has images of the same names, such as Annotations/ "
     "and JPEGImages/, in the folder itself or in train/, val/, test/"
 )
-CLASS_FILES = ("classes.txt", "labels.txt")
+_CLASS_FILES = ("classes.txt", "labels.txt")
 
 
 def find_splits(path: Path) -> SplitLoaders:
@@ -247,7 +247,7 @@ def _to_table(rows: Sequence[_Object], classes: Sequence[str]) -> ObjectTable:
 
 def _classes_of(folder: Path, parts: Sequence[VocPart], annotations: _XmlAnnotations) -> tuple[tuple[str, ...], str]:
     """Class names with their source: a list beside the annotations, or the objects of all splits."""
-    for name in CLASS_FILES:
+    for name in _CLASS_FILES:
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
     names: set[str] = set()
@@ -294,7 +294,7 @@ def save(
     for name in dataset.classes:
         if name != name.strip() or not name.isprintable():
             raise DataError(f"{folder}: VOC cannot hold the class name {shown(name)}")
-    class_file = folder / CLASS_FILES[0]
+    class_file = folder / _CLASS_FILES[0]
     if class_file.is_file() and read_names(class_file) != dataset.classes:
         raise DataError(f"{folder}: this folder already holds a data set of other classes; choose another folder")
     lists = folder / "ImageSets" / "Main"
