@@ -74,7 +74,7 @@ def write_report(
 
     Raises:
         OutputError: there is no such run, or the page cannot be written.
-        DataError: `data` or `val_data` was given and cannot be used.
+        DataError: `data` or `val_data` was given and cannot be used, or the metrics are those of no run.
         BackendError: the device is not available.
     """
     reporter, folder = reporter or Silence(), RunFolder(Path(run))

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from deformable_detr.core.config import from_dict, to_dict, updated
 from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.short_text import shown
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.evaluation.coco_metrics import check_metric_name
@@ -403,6 +404,7 @@ def from_json(data: Mapping[str, Any], source: str) -> TrainConfig:
         return from_dict(TrainConfig, from_version_1(data))
     if version != SCHEMA_VERSION:
         raise ConfigError(
-            f"{source} has schema version {version!r}, this version of deformable-detr reads up to {SCHEMA_VERSION}"
+            f"{source} has schema version {shown(version)}, and this version of deformable-detr reads up to "
+            f"{SCHEMA_VERSION}"
         )
     return from_dict(TrainConfig, data)
