@@ -17,7 +17,8 @@ from deformable_detr.core.errors import DeformableDetrError
 from deformable_detr.core.short_text import printable
 from deformable_detr.report.history import history_of
 from deformable_detr.report.write import write_report
-from deformable_detr.runs.config import TrainConfig, from_json, to_json
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import from_json, to_json
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.recipes import find_recipe

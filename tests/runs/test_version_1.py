@@ -1,11 +1,8 @@
 import pytest
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.runs.config import (
-    TrainConfig,
-    from_json,
-    to_json,
-)
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import from_json, to_json
 
 OLD = {
     "name": "old",

@@ -12,7 +12,8 @@ from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.augmentation.settings import LARGEST_SIDE, Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, DETRConfig
-from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
+from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from deformable_detr.runs.config_file import from_json
 
 __all__ = [
     "RECIPES",
