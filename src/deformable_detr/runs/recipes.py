@@ -145,7 +145,7 @@ def detr_small() -> TrainConfig:
     """Recipe of a small DETR for a few hundred photos, to compare with `small`, which is the better one for them.
 
     ddetr train detr_small --data /data/photos
-    Cost: about that of `small`.
+    Cost: empty until there is a run of ours.
     Expected: less than with `small`, and later: DETR learns where to look from the data alone. Its authors advise
     against fewer than ten thousand images without the weights of a whole detector.
     """
