@@ -3,7 +3,7 @@
 A new model is one line in `FAMILY`, and one in `LAYOUTS` if files of others hold it.
 """
 
-from deformable_detr.models import DeformableDETRConfig, DETRConfig, ModelConfig
+from deformable_detr.models import DeformableDETRConfig, DETRConfig, DINOConfig, ModelConfig
 
 _BACKBONE = {
     "backbone": "test_resnet",
@@ -17,10 +17,12 @@ FAMILY: dict[str, ModelConfig] = {
         variant="refine", num_levels=2, encoder_points=2, decoder_points=3, **_BACKBONE, **_LAYERS
     ),
     "detr": DETRConfig(**_BACKBONE, **_LAYERS),
+    "dino": DINOConfig(num_levels=2, encoder_points=2, decoder_points=3, denoising_queries=4, **_BACKBONE, **_LAYERS),
 }
 """Settings of the smallest network of each model, by the model's name; the backbone has random weights that learn."""
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "deformable_detr": ("transformers",),
     "detr": ("transformers",),
+    "dino": (),
 }
 """Published layouts that can hold such a small network; official files know the backbones of the authors alone."""

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     )
     from deformable_detr.core.format_names import FormatName
     from deformable_detr.core.progress import Reporter
-    from deformable_detr.core.types import DetectorOutput, GroupPredictions, OneToManyPredictions, Predictions, Target
+    from deformable_detr.core.types import (
+        Denoised,
+        DetectorOutput,
+        GroupPredictions,
+        OneToManyPredictions,
+        Predictions,
+        Target,
+    )
     from deformable_detr.data.augmentation.settings import Augmentation
     from deformable_detr.data.dataset import DetectionDataset, Problem, ProblemKind, Sample
     from deformable_detr.data.open import open_dataset
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from deformable_detr.inference.pictures import ImageLike
     from deformable_detr.inference.prepare import InferencePrecision
     from deformable_detr.inference.tta import TTA
-    from deformable_detr.models import DETR, DeformableDETR, DeformableDETRConfig, DETRConfig
+    from deformable_detr.models import DETR, DINO, DeformableDETR, DeformableDETRConfig, DETRConfig, DINOConfig
     from deformable_detr.models.interface import ClassRows, CriterionLike, DetectionModel, ModelConfig
     from deformable_detr.models.losses import CriterionConfig, Losses
     from deformable_detr.models.losses.classification import ClassLossName
@@ -60,6 +67,7 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "DINO": "models",
     "TTA": "inference.tta",
     "Assignment": "models.losses.matching",
     "Augmentation": "data.augmentation.settings",
@@ -74,6 +82,7 @@ _HOMES = {
     "ConfigError": "core.errors",
     "CriterionConfig": "models.losses",
     "CriterionLike": "models.interface",
+    "DINOConfig": "models",
     "DataConfig": "runs.config",
     "DataError": "core.errors",
     "DETR": "models",
@@ -81,6 +90,7 @@ _HOMES = {
     "DeformableDETR": "models",
     "DeformableDETRConfig": "models",
     "DeformableDetrError": "core.errors",
+    "Denoised": "core.types",
     "Detection": "core.detections",
     "DetectionDataset": "data.dataset",
     "DetectionModel": "models.interface",
@@ -128,6 +138,7 @@ _HOMES = {
 
 __all__ = [
     "DETR",
+    "DINO",
     "TTA",
     "Assignment",
     "Augmentation",
@@ -143,11 +154,13 @@ __all__ = [
     "CriterionConfig",
     "CriterionLike",
     "DETRConfig",
+    "DINOConfig",
     "DataConfig",
     "DataError",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DeformableDetrError",
+    "Denoised",
     "Detection",
     "DetectionDataset",
     "DetectionModel",

@@ -18,6 +18,7 @@ def talk(folder):
             "me": (ranks.rank, ranks.size, ranks.local_rank),
             "total": ranks.total(1.0, float(ranks.rank)),
             "gathered": ranks.gathered("abc"[ranks.rank]),
+            "largest": ranks.largest((4, 9, 2)[ranks.rank]),
             "from_first": ranks.from_first(("of", ranks.rank)),
             "share": ranks.share_of([10, 11, 12, 13]),
         }
@@ -28,6 +29,7 @@ def test_alone_everything_is_ones_own():
     assert ALONE.is_first
     assert ALONE.total(2.0, 3.0) == [2.0, 3.0]
     assert ALONE.gathered("x") == ["x"]
+    assert ALONE.largest(7) == 7
     assert ALONE.from_first("y") == "y"
     assert ALONE.share_of([1, 2, 3]) == [1, 2, 3]
     assert ALONE.device("auto") == "auto"
@@ -60,6 +62,7 @@ def test_processes_tell_each_other(tmp_path):
     assert [one["gathered"] for one in told] == [["a", "b", "c"]] * 3
     assert [one["from_first"] for one in told] == [["of", 0]] * 3
     assert [one["share"] for one in told] == [[10, 11], [12], [13]]
+    assert [one["largest"] for one in told] == [9, 9, 9]
 
 
 def test_without_torchrun_one_is_alone(monkeypatch):

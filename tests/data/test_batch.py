@@ -31,7 +31,8 @@ def test_a_batch_takes_four_open_files_on_its_way_between_processes_however_many
     for item, target in zip(items, batch.targets, strict=True):
         assert torch.equal(target.labels, item.target.labels)
         assert torch.equal(target.boxes, item.target.boxes)
-    tensors = [batch.images, batch.padding_mask, *(tensor for target in batch.targets for tensor in target)]
+    parts = [tensor for target in batch.targets for tensor in (target.labels, target.boxes)]
+    tensors = [batch.images, batch.padding_mask, *parts]
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 4
 
 
@@ -56,3 +57,13 @@ def test_parts_are_padded_as_on_their_own(count):
         assert torch.equal(part.padding_mask, alone.padding_mask)
         assert part.original_sizes_wh == alone.original_sizes_wh
         assert all(torch.equal(one.boxes, two.boxes) for one, two in zip(part.targets, alone.targets, strict=True))
+
+
+def test_the_seed_of_the_noise_stays_with_its_image():
+    items = [
+        Item(torch.zeros(3, 2, 4), Target(torch.arange(n), torch.full((n, 4), 0.5), noise_seed=70 + n), n, (4, 2))
+        for n in (3, 0, 5)
+    ]
+    batch = b.collate(items)
+    assert [target.noise_seed for target in batch.targets] == [73, 70, 75]
+    assert [part.targets[0].noise_seed for part in b.split(batch, 3)] == [73, 70, 75]

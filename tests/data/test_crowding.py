@@ -4,7 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deformable_detr.data.crowding import FEWEST_QUERIES, Crowding, crowding, evaluation_text, queries_text
+from deformable_detr.data.crowding import (
+    FEWEST_QUERIES,
+    Crowding,
+    crowding,
+    denoising_text,
+    evaluation_text,
+    queries_text,
+)
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.runs.recipes import RECIPES
 from tests.data.noise import dataset_of
@@ -37,6 +44,10 @@ def test_numbers_and_a_way_out(data: DetectionDataset) -> None:
     )
     assert queries_text(crowded, "it", way_out="stop").endswith("found; stop")
     assert "no detector can find more than 40.0 % of the objects there" in evaluation_text(crowded)
+    assert denoising_text(crowded) == (
+        "2 of 3 images have more objects than the 2 denoising queries, up to 7: each step learns denoising from 2 of "
+        "them, drawn anew; for all of them train with --set model.denoising_queries=7, which needs more memory"
+    )
     # A model with exactly as many queries as objects would have none to spare.
     assert "num_queries=500" in queries_text(Crowding(100, 1, 1, 400, 300, 400), "it")
 

@@ -115,3 +115,14 @@ def test_others_that_cannot_be_read_are_replaced_and_reported(dataset, bad):
     assert {one.sample_index for one in item.bad_images} == set(bad)
     assert len(recorder.drawn) == 40
     assert all(str(dataset.samples[one.sample_index].path) in one.message for one in item.bad_images)
+
+
+def test_the_noise_of_an_image_has_a_seed_by_run_epoch_and_image(dataset):
+    def seed(run: int, epoch: int, index: int):
+        source = TransformedDataset(dataset, training_transform(AUGMENTATION), PREPROCESSING, seed=run)
+        source.set_epoch(epoch)
+        return source[index].target.noise_seed
+
+    assert seed(0, 0, 6) == seed(0, 0, 6)
+    assert len({seed(0, 0, 6), seed(1, 0, 6), seed(0, 1, 6), seed(0, 0, 3)}) == 4
+    assert seed(0, 0, 6) != seed_of(0, 0, 7)  # the augmentation's own numbers are others

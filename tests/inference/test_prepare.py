@@ -7,7 +7,7 @@ import torch
 
 from deformable_detr.inference.onednn import EVERYTHING, NOTHING
 from deformable_detr.inference.prepare import PreparedDeformableDETR, prepare
-from deformable_detr.models import MODELS, build
+from deformable_detr.models import MODELS, DINOConfig, build
 from tests.dense import Dense, DenseConfig
 from tests.family import FAMILY
 
@@ -175,3 +175,31 @@ def test_every_model_is_prepared_or_goes_as_it_is(name, padding):
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-5)
     with torch.no_grad():
         assert len(prepared(images, torch.zeros(2, 64, 97, dtype=torch.bool)).layers) == 1
+
+
+def test_dino_goes_through_the_network_itself(tiny_config):
+    """Its decoder is another, so that nothing of it is prepared; only the last layer is given out."""
+    common = {
+        name: getattr(tiny_config.model, name)
+        for name in DINOConfig.__dataclass_fields__
+        if hasattr(tiny_config.model, name)
+    }
+    torch.manual_seed(4)
+    model = MODELS.build(DINOConfig(**common | {"num_classes": 3, "denoising_queries": 5})).eval()
+    prepared = prepare(model)
+    assert not isinstance(prepared, PreparedDeformableDETR)
+    images = torch.randn(2, 3, 64, 96)
+    for padding in (0, 17):
+        expected, found = final(model, images, padding), final(prepared, images, padding)
+        assert torch.equal(found.logits, expected.logits)
+        assert torch.equal(found.boxes, expected.boxes)
+    output = prepared(images, torch.zeros(2, 64, 96, dtype=torch.bool))
+    assert (len(output.layers), output.proposals, output.denoising) == (1, None, None)
+
+
+def test_a_network_with_denoising_is_prepared(tiny_config):
+    model = network(tiny_config, variant="two_stage", denoising_queries=5)
+    prepared = prepare(model)
+    assert isinstance(prepared, PreparedDeformableDETR)
+    images = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(final(prepared, images).logits, final(model, images).logits, rtol=0, atol=1e-4)

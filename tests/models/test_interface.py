@@ -13,7 +13,13 @@ from deformable_detr.models import (
     build,
     interface_of,
 )
-from deformable_detr.models.interface import GivenModelConfig, class_name_of, class_scores_of, given_config
+from deformable_detr.models.interface import (
+    GivenModelConfig,
+    class_name_of,
+    class_scores_of,
+    given_config,
+    training_tensors_of,
+)
 from tests.dense import KIND, Dense, DenseConfig
 
 
@@ -50,12 +56,18 @@ def test_the_networks_of_the_package_have_all_of_it(tiny_config, variant):
 
 def test_settings_that_no_tensor_depends_on_are_free(tiny_config):
     def shapes(config):
-        return {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+        model = build(config)
+        state = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        return {name: shape for name, shape in state.items() if not name.startswith(training_tensors_of(model))}
 
     config = replace(tiny_config.model, variant="two_stage")
     other = {"dropout": 0.3, "frozen_stages": 0, "features": "per_image", "proposals": "distinct", "num_queries": 7}
-    assert config.free_settings == other.keys()
-    assert shapes(replace(config, **other)) == shapes(config)
+    other |= {"denoising_queries": 5, "box_noise": 0.4, "label_noise": 0.2}
+    branches = [{"query_groups": 3}, {"hybrid_queries": 5, "hybrid_repeats": 2}]
+    assert config.free_settings == other.keys() | branches[0].keys() | branches[1].keys()
+    for more in branches:
+        assert shapes(replace(config, **other, **more)) == shapes(config)
+        assert shapes(replace(config, variant="refine", **more)) == shapes(replace(config, variant="refine"))
     assert "num_queries" not in replace(config, variant="refine").free_settings
 
 

@@ -3,7 +3,18 @@ from dataclasses import dataclass, replace
 import pytest
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.models.settings import BackboneSettings, check_attention, check_backbone, check_counts_of
+from deformable_detr.models import DeformableDETRConfig, DETRConfig, DINOConfig
+from deformable_detr.models.settings import (
+    LARGEST,
+    MAY_BE_ZERO,
+    BackboneSettings,
+    DenoisingSettings,
+    check_attention,
+    check_backbone,
+    check_counts,
+    check_groups_of_norms,
+    check_noise,
+)
 
 
 @dataclass(frozen=True)
@@ -13,19 +24,69 @@ class Settings:
     frozen_stages: int = 2
     frozen_batch_norm: bool = True
     num_queries: int = 5
+    denoising_queries: int = 3
+    box_noise: float = 1.0
+    label_noise: float = 0.5
+    rows: int = 2
 
 
-def test_counts_have_a_least_and_a_most():
-    largest = {"num_queries": 9, "frozen_stages": 4}
-    check_counts_of(Settings(), largest, ("frozen_stages",))
-    check_counts_of(Settings(num_queries=1, frozen_stages=0), largest, ("frozen_stages",))
-    for wrong, message in (
-        ({"num_queries": 0}, "num_queries is 0; it must be at least 1"),
-        ({"frozen_stages": -1}, "frozen_stages is -1; it must be at least 0"),
-        ({"num_queries": 10}, "num_queries is 10; it can be at most 9"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_counts_of(Settings(**wrong), largest, ("frozen_stages",))
+KINDS = [DeformableDETRConfig, DETRConfig, DINOConfig]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LARGEST)
+def test_counts_have_a_least_and_a_most(kind, name):
+    if name not in kind.__dataclass_fields__:
+        assert kind is not DeformableDETRConfig  # which has all of them
+        return
+    with pytest.raises(ConfigError, match=f"{name} is {LARGEST[name] + 1}; it can be at most {LARGEST[name]}"):
+        kind(**{name: LARGEST[name] + 1})
+    least = 0 if name in MAY_BE_ZERO else 1
+    with pytest.raises(ConfigError, match=f"{name} is {least - 1}; it must be at least {least}"):
+        kind(**{name: least - 1})
+
+
+def test_other_fields_are_no_counts():
+    check_counts(Settings(num_queries=1, frozen_stages=0, rows=-5))
+    with pytest.raises(ConfigError, match="num_queries is 0; it must be at least 1"):
+        check_counts(Settings(num_queries=0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in 0\.\.1, 1 excluded"),
+        ({"hidden_dim": 96, "num_heads": 9}, "hidden_dim 96 cannot be split over num_heads 9"),
+        ({"backbone": ""}, "backbone and backbone_weights cannot be empty"),
+        ({"backbone_weights": "none", "frozen_stages": 0}, "frozen_batch_norm is true, but backbone_weights is 'none'"),
+    ],
+)
+def test_every_model_refuses_what_excludes_each_other(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+def test_groups_of_norms_share_the_channels():
+    check_groups_of_norms(96)
+    with pytest.raises(ConfigError, match="hidden_dim is 100; it must be a multiple of 32"):
+        check_groups_of_norms(100)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"box_noise": 10.5}, r"box_noise is 10.5; it must be in 0\.\.10"),
+        ({"label_noise": -0.1}, r"label_noise is -0.1; it must be in 0\.\.2"),
+        ({"denoising_queries": 0, "box_noise": 0.5}, "box_noise=0.5 has no meaning without denoising"),
+    ],
+)
+def test_noise_that_cannot_be(wrong, message):
+    assert isinstance(Settings(), DenoisingSettings)
+    check_noise(Settings())
+    check_noise(Settings(denoising_queries=0))
+    with pytest.raises(ConfigError, match=message):
+        check_noise(Settings(**wrong))
 
 
 def test_heads_share_the_channels():

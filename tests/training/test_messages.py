@@ -7,7 +7,7 @@ from deformable_detr.data.splits import open_training_data
 from deformable_detr.runs.folder import create_run_folder
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.finetune import Origin
-from deformable_detr.training.messages import data_warnings, introduce
+from deformable_detr.training.messages import Pace, data_warnings, details, introduce
 from deformable_detr.training.setup import set_up
 
 
@@ -82,6 +82,25 @@ def test_what_will_spoil_the_result_is_said(scenes, tiny_config, tmp_path):
     fixed = replace(run.config, model=replace(run.config.model, variant="refine", proposals="paper"))
     from_weights = run._replace(config=fixed, origin=Origin("old.safetensors"))
     assert "the weights fix their number; train without --weights" in data_warnings(from_weights)[0]
+
+
+def test_objects_beyond_the_denoising_queries_and_its_loss(scenes, tiny_config, tmp_path):
+    """The line of progress shows what the last layer does with the image, and not with noisy copies."""
+    data = open_training_data(scenes, val_share=0.1, seed=0, skip_bad_images=False)
+    config, _ = fit_to_data(tiny_config.with_settings(denoising_queries=1), data.train)
+    run = set_up(config, create_run_folder(tmp_path / "a"), data, "x", device=torch.device("cpu"), weights=True)
+    (crowded,) = data_warnings(run)
+    assert "more objects than the 1 denoising queries, up to " in crowded
+    assert "each step learns denoising from 1 of them, drawn anew" in crowded
+    terms = {
+        "proposals/l1": 9.0,
+        "decoder.0/l1": 8.0,
+        "decoder.1/l1": 0.25,
+        "denoising.0/l1": 7.0,
+        "denoising.1/l1": 6.0,
+    }
+    record = {"loss": 1.0, "terms": terms, "lr": 1e-3, "images_per_second": 2.0, "memory_bytes": 3}
+    assert "loss 1.00 (l1 0.25)" in details(run, record, Pace())
 
 
 def test_labels_with_problems_are_counted(scenes, tiny_config, tmp_path):

@@ -3,6 +3,8 @@ import json
 import struct
 import zipfile
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,17 +15,31 @@ from safetensors.torch import save_file
 
 from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import MODELS, DeformableDETRConfig, DETRConfig, DINOConfig, build
 from deformable_detr.weights.checkpoint import Checkpoint, save
+from deformable_detr.weights.detr.keys import to_official_detr_keys
+from deformable_detr.weights.detr.settings import looks_like_detr
+from deformable_detr.weights.dino.keys import looks_like_dino, to_authors_keys
 from deformable_detr.weights.huggingface.keys import to_transformers_keys
 from deformable_detr.weights.official.keys import to_official_keys
+from deformable_detr.weights.read import _OFFICIAL
 from deformable_detr.weights.recognise import (
+    _PUBLISHED,
     TRANSFORMERS_TYPES,
+    PublishedModel,
     Recognised,
     foreign_model,
+    published_model,
     recognise,
     transformers_type,
 )
+
+# Settings of each published model, its name, and the names that its writer gives.
+CLASSES = {
+    DeformableDETRConfig: ("Deformable DETR", to_official_keys),
+    DETRConfig: ("DETR", lambda weights, _: to_official_detr_keys(weights)),
+    DINOConfig: ("DINO", to_authors_keys),
+}
 
 
 @pytest.fixture
@@ -112,10 +128,46 @@ def test_official_names_in_safetensors_are_sent_to_pth(tmp_path):
         "query_embed.weight": 2,
     }
     dense = ("transformer.decoder.layers.0.multihead_attn.in_proj_weight", "input_proj.weight")
-    for names, model in ((deformable, "Deformable DETR"), (dense, "DETR")):
+    dino = [*deformable, "transformer.tgt_embed.weight", "transformer.enc_output.weight"]
+    for names, model in ((deformable, "Deformable DETR"), (dense, "DETR"), (dino, "DINO")):
         save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
-        with pytest.raises(CheckpointError, match=f"holds an official {model}, which is read from .pth files: "):
+        with pytest.raises(CheckpointError, match=f"holds a published {model}, which is read from .pth files: "):
             recognise(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_names_that_our_writers_give_are_those_of_one_model_alone(kind):
+    config = kind(encoder_layers=1, decoder_layers=2)
+    with torch.device("meta"):
+        own = MODELS.build(config, load_backbone_weights=False).state_dict()
+    names = set(CLASSES[kind][1](own, config))
+    assert published_model(names) == CLASSES[kind][0]
+    if kind is not DINOConfig:
+        assert not looks_like_dino(names)
+    assert looks_like_detr(names) == (kind is DETRConfig)
+
+
+RECORDED = {
+    "detr/keys_r50.json": "DETR",
+    "dino/keys_4scale.json": "DINO",
+    "model/keys_plain.json": "Deformable DETR",
+    "model/keys_two_stage.json": "Deformable DETR",
+}
+
+
+@pytest.mark.parametrize("file", RECORDED)
+def test_names_of_the_published_models(file):
+    path = Path(__file__).parents[3] / "shared" / "checks" / file
+    if not path.is_file():
+        pytest.skip("no recorded names beside this checkout")
+    names = set(json.loads(path.read_text()))
+    assert published_model(names) == RECORDED[file]
+    assert looks_like_detr(names) == (RECORDED[file] == "DETR")
+    assert looks_like_dino(names) == (RECORDED[file] == "DINO")
+
+
+def test_every_published_model_has_a_reader():
+    assert set(get_args(PublishedModel)) == set(_OFFICIAL) == set(_PUBLISHED)
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -254,3 +306,10 @@ def test_this_model_is_nobody_elses():
         assert "a model of transformers" in foreign_model(to_transformers_keys(own, config))
     assert foreign_model([]) is None
     assert foreign_model(["fc.weight"]) is None
+
+
+def test_a_published_dino_as_safetensors_is_told_how_to_be_read(tmp_path):
+    names = ("transformer.tgt_embed.weight", "transformer.enc_output.weight", "label_enc.weight")
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds a published DINO, which is read from \.pth files: torch\.save"):
+        recognise(tmp_path / "x.safetensors")

@@ -69,6 +69,14 @@ class Ranks:
         dist.all_reduce(sums)
         return sums.tolist()
 
+    def largest(self, number: int) -> int:
+        """Largest of a number over all processes, on each of them."""
+        if not self.together:
+            return number
+        most = torch.tensor(number, dtype=torch.int64)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return int(most)
+
     def gathered(self, mine: Value) -> list[Value]:
         """Values of all processes, by rank, on each of them; any value that can be pickled."""
         if not self.together:

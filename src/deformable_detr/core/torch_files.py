@@ -19,6 +19,7 @@ from torch import Tensor
 from deformable_detr.core.errors import CheckpointError, first_line
 from deformable_detr.core.file_kinds import kind_of
 from deformable_detr.core.short_text import one_line
+from deformable_detr.core.stand_ins import STAND_INS, with_tensors
 
 # All that torch's restricted reader raises on a damaged file; it has run no code from the file.
 _BROKEN = (
@@ -48,6 +49,8 @@ _HARMLESS = 1 << 30
 def read_torch_file(path: Path) -> Any:
     """Content of a file of `torch.save`: tensors, dicts, lists and plain values, and an `argparse.Namespace`.
 
+    Arrays of NumPy in tables become tensors, and settings of some other software tables, see `stand_ins`.
+
     No other objects are made, so no code in the file runs. Tensors are on the CPU. Where the format allows, they are
     views of the file, which is read when they are used: copy what you keep.
 
@@ -65,9 +68,9 @@ def read_torch_file(path: Path) -> Any:
     try:
         as_view = kind.format == "torch archive" and _is_stored_plainly(path)
         # The name beside the class keeps this entry apart from one that the calling program may have made.
-        allowed: list[Any] = [(argparse.Namespace, "argparse.Namespace")]
+        allowed: list[Any] = [(argparse.Namespace, "argparse.Namespace"), *STAND_INS]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=as_view)
+            return with_tensors(torch.load(path, map_location="cpu", weights_only=True, mmap=as_view))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _BROKEN as error:

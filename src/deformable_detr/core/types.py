@@ -44,12 +44,15 @@ class Queries(NamedTuple):
 
     content: Float[Tensor, "batch queries dim"]
     """Features of each query, which the decoder layers update."""
-    position: Float[Tensor, "batch queries dim"]
-    """Position embedding of each query, added in every attention."""
+    position: Float[Tensor, "batch queries dim"] | None
+    """Position embedding of each query, added in every attention; None if the decoder computes it from the reference
+    before every layer."""
     reference: Float[Tensor, "batch queries 2"] | Float[Tensor, "batch queries 4"]
     """Reference point (x, y) or reference box cxcywh, in 0..1 of the image without its padding."""
     branches: Branches | None = None
-    """Branches that the queries fall into; None if all of them answer."""
+    """Branches that the queries fall into, after those of denoising; None if all of them answer."""
+    attention_mask: Bool[Tensor, "queries queries"] | None = None
+    """Mask of the self-attention: True where a query (row) cannot see another (column); None if all see each other."""
 
 
 class Predictions(NamedTuple):
@@ -80,17 +83,31 @@ class OneToManyPredictions(NamedTuple):
     """Number of queries that each object is matched to, above 1."""
 
 
+class Denoised(NamedTuple):
+    """Predictions of every decoder layer for noisy copies of the objects, in slots, and the objects behind them."""
+
+    layers: list[Predictions]
+    """Predictions of each decoder layer, first layer first, one for each slot."""
+    objects: Int[Tensor, "batch slots"]
+    """Position in the image's target of the object that a slot should predict; -1 where it should predict that there
+    is nothing. On the CPU."""
+    num_groups: int
+    """Number of groups: copies of each object that should be predicted."""
+
+
 class DetectorOutput(NamedTuple):
-    """Predictions of every decoder layer, and the proposals if there is a first stage."""
+    """Predictions of every decoder layer, the proposals if there is a first stage, and denoised objects in training."""
 
     layers: list[Predictions]
     """Predictions of each decoder layer, first layer first; the last ones are the answer."""
     proposals: Predictions | None
-    """Predictions of the first stage, one for each position; None if the model has one stage only."""
+    """Predictions of the first stage that training supervises; None if the model has one stage only."""
     groups: tuple[GroupPredictions, ...] = ()
     """Predictions of further groups of queries, in training only."""
     one_to_many: OneToManyPredictions | None = None
     """Predictions of queries that are matched several to one, in training only; None if there are none."""
+    denoising: Denoised | None = None
+    """Predictions for noisy copies of the objects; None except in training with denoising."""
 
     @property
     def final(self) -> Predictions:
@@ -99,12 +116,21 @@ class DetectorOutput(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Ground truth of one image: class ids, and boxes cxcywh in 0..1 of the image without padding."""
+    """Ground truth of one image: class ids, and boxes cxcywh in 0..1 of the image without padding.
+
+    The last two values are for denoising in training, so that noise depends neither on the other images of a batch nor
+    on the number of processes.
+    """
 
     labels: Int[Tensor, "objects"]
     """Class ids, from 0."""
     boxes: Float[Tensor, "objects 4"]
     """Boxes cxcywh in 0..1 of the image without its padding."""
+    noise_seed: int | None = None
+    """Seed of the noise on this image's objects; with None it comes from PyTorch's global random generator."""
+    most_objects: int | None = None
+    """Largest number of objects in an image of the whole step, over all processes and parts; with None that of the
+    images that go through the network together."""
 
 
 class Batch(NamedTuple):

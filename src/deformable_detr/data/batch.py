@@ -29,7 +29,10 @@ def collate(items: Sequence[Item]) -> Batch:
     return Batch(
         images=images,
         padding_mask=padding_mask,
-        targets=[Target(*target) for target in zip(labels, boxes, strict=True)],
+        targets=[
+            item.target._replace(labels=own_labels, boxes=own_boxes)
+            for item, own_labels, own_boxes in zip(items, labels, boxes, strict=True)
+        ],
         sample_indices=[item.sample_index for item in items],
         original_sizes_wh=[item.original_wh for item in items],
     )

@@ -59,6 +59,15 @@ def queries_text(crowded: Crowding, model: str, *, way_out: str | None = None) -
     )
 
 
+def denoising_text(crowded: Crowding) -> str:
+    """Sentence on objects beyond the number of denoising queries."""
+    return (
+        f"{_subject(crowded)} more objects than the {crowded.limit} denoising queries, up to {crowded.most}: each step "
+        f"learns denoising from {crowded.limit} of them, drawn anew; for all of them train with --set "
+        f"model.denoising_queries={crowded.most}, which needs more memory"
+    )
+
+
 def evaluation_text(crowded: Crowding) -> str:
     """Sentence on objects beyond the number of detections that an evaluation counts."""
     reached = 1 - crowded.num_beyond / crowded.num_objects

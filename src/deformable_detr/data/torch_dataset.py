@@ -19,6 +19,8 @@ from deformable_detr.data.images import read_image
 from deformable_detr.data.preprocessing import Preprocessing, normalise
 from deformable_detr.data.rng import uniform_integer
 
+_NOISE = 1
+
 
 class BadImage(NamedTuple):
     """Image that could not be read, as a value: an exception would lose its one clear line between processes."""
@@ -105,6 +107,8 @@ class TransformedDataset(Dataset[Item | BadImage]):
         mixes = self.mixing_epochs is None or epoch < self.mixing_epochs
         example = self.transform(example, generator, partial(self._draw, bad_images, index) if mixes else None)
         image, target = normalise(example.image, self.preprocessing), to_target(example)
+        # Noise has a seed of its own, so that it changes no other random number.
+        target = target._replace(noise_seed=seed_of(self.seed, epoch, index + 1, _NOISE))
         return Item(image, target, index, self.dataset.samples[index].size_wh, tuple(bad_images))
 
     def _example(self, index: int) -> Example:

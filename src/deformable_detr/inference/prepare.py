@@ -26,10 +26,10 @@ from deformable_detr.models.deformable import DeformableDETR
 from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
+from deformable_detr.models.layers.denoising import Denoising
 from deformable_detr.models.layers.dropout import Dropout
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer, position_references
 from deformable_detr.models.layers.feedforward import MLP, FeedForward
-from deformable_detr.models.layers.position import embed_pixels
 from deformable_detr.models.layers.pyramid import GroupNorm, Pyramid
 from deformable_detr.models.layers.queries import Anchors, LearnedQueries, ProposalQueries, anchors_of
 
@@ -47,6 +47,7 @@ _PARTS = {
         Dropout,
         LearnedQueries,
         ProposalQueries,
+        Denoising,
         nn.MultiheadAttention,
         NonDynamicallyQuantizableLinear,
     ),
@@ -224,8 +225,7 @@ class _PreparedProjection(nn.Module):
 
 def _computed(pyramid: Pyramid, spatial_shapes: SpatialShapes, dtype: torch.dtype) -> _Constants:
     masks = [torch.zeros(1, height, width, dtype=torch.bool) for height, width in spatial_shapes]
-    pairs = zip(masks, pyramid.level_embed, strict=True)
-    position = torch.cat([(embed_pixels(mask, len(own)) + own).flatten(1, 2) for mask, own in pairs], dim=1)
+    position = torch.cat([one.flatten(1, 2) for one in pyramid.positions(masks)], dim=1)
     ratios = torch.ones(1, len(spatial_shapes), 2)
     padding_mask = torch.cat([mask.flatten(1) for mask in masks], dim=1)
     return _Constants(

@@ -183,6 +183,7 @@ class PreparedDecoder(nn.Module):
     def forward(self, queries: Queries, tokens: Tensor, spatial_shapes: SpatialShapes) -> Predictions:
         """Predictions of the last layer."""
         content, reference = queries.content, queries.reference
+        assert queries.position is not None
         for index, layer in enumerate(self.layers):
             # Without padding the references are the same in every level.
             in_each_level = reference[:, :, None].expand(-1, -1, self.num_levels, -1)

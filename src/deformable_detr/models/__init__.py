@@ -3,18 +3,23 @@
 from deformable_detr.models.deformable import DeformableDETR, DeformableDETRConfig, build
 from deformable_detr.models.detr import DETR, DETRConfig
 from deformable_detr.models.detr import build as build_detr
+from deformable_detr.models.dino import DINO, DINOConfig
+from deformable_detr.models.dino import build as build_dino
 from deformable_detr.models.interface import DetectionModel, ModelConfig, ModelKind, Models, interface_of
 
 MODELS = Models(
     deformable_detr=ModelKind(DeformableDETRConfig, DeformableDETR, build),
     detr=ModelKind(DETRConfig, DETR, build_detr),
+    dino=ModelKind(DINOConfig, DINO, build_dino),
 )
 """Networks by the name that checkpoints, settings and recipes give them."""
 
 __all__ = [
     "DETR",
+    "DINO",
     "MODELS",
     "DETRConfig",
+    "DINOConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "DetectionModel",
@@ -23,5 +28,6 @@ __all__ = [
     "Models",
     "build",
     "build_detr",
+    "build_dino",
     "interface_of",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -12,36 +12,26 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.backbone import Backbone
-from deformable_detr.models.layers.branches import isolation_mask, output_of_branches
+from deformable_detr.models.layers.branches import output_of_branches
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
+from deformable_detr.models.layers.denoising import BoxQueries, Denoising
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise
 from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource, TrainingBranches
 from deformable_detr.models.losses import Criterion, CriterionConfig
-from deformable_detr.models.settings import check_attention, check_backbone, check_counts_of
+from deformable_detr.models.settings import (
+    LARGEST,
+    check_attention,
+    check_backbone,
+    check_counts,
+    check_groups_of_norms,
+    check_noise,
+)
 
 # The paper takes the maps of strides 8, 16 and 32 (A.2); further levels are strided convolutions.
 _MAX_BACKBONE_MAPS = 3
-_LARGEST = {
-    "num_classes": 100_000,
-    "num_levels": 8,
-    "hidden_dim": 2048,
-    "num_heads": 64,
-    "encoder_layers": 48,
-    "decoder_layers": 48,
-    "encoder_points": 32,
-    "decoder_points": 32,
-    "ffn_dim": 16_384,
-    "num_queries": 20_000,
-    "frozen_stages": 48,
-    "deformable_stages": 48,
-    "hybrid_queries": 20_000,
-    "hybrid_repeats": 100,
-    "query_groups": 50,
-}
-_MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,18 +103,31 @@ class DeformableDETRConfig:
     query_groups: int = 1
     """Number of groups of `num_queries` queries in training (Group DETR), 1..50; its authors have 11. Prediction uses
     the first group and is not changed."""
+    denoising_queries: int = 0
+    """Positive copies of objects in contrastive denoising, for one image in training; 0..20,000, for two-stage only.
+    0, as in the paper, is without denoising. DINO has 100."""
+    box_noise: float = 1.0
+    """Noise of the boxes in denoising: largest shift of an edge, in halves of a box's width or height; 0..10. Edges of
+    negative copies move by once to twice as much."""
+    label_noise: float = 0.5
+    """Noise of the labels in denoising: twice the probability that a label is drawn anew from all classes; 0..2."""
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
-        check_counts_of(self, _LARGEST, _MAY_BE_ZERO)
-        if self.hidden_dim % 32:
-            raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 32 (groups of the norms)")
+        check_counts(self)
+        check_groups_of_norms(self.hidden_dim)
         check_attention(self.hidden_dim, self.num_heads, self.dropout)
         check_backbone(self)
+        check_noise(self)
         if self.proposals != "paper" and self.variant != "two_stage":
             raise ConfigError(
                 f"proposals={self.proposals!r} has no meaning for variant {self.variant!r}; it needs 'two_stage', "
                 "or set proposals=paper"
+            )
+        if self.denoising_queries and self.variant != "two_stage":
+            raise ConfigError(
+                f"denoising_queries={self.denoising_queries} has no meaning for variant {self.variant!r}, whose "
+                "queries look from points and not from boxes; it needs 'two_stage', or set denoising_queries=0"
             )
         self._check_branches()
 
@@ -134,7 +137,7 @@ class DeformableDETRConfig:
                 f"hybrid_queries is {self.hybrid_queries} and query_groups {self.query_groups}: only one of them can "
                 "add queries in training; set hybrid_queries=0 or query_groups=1"
             )
-        total, most = self.num_queries * self.query_groups + self.hybrid_queries, _LARGEST["num_queries"]
+        total, most = self.num_queries * self.query_groups + self.hybrid_queries, LARGEST["num_queries"]
         if total > most:
             raise ConfigError(
                 f"with query_groups={self.query_groups} and hybrid_queries={self.hybrid_queries}, training has {total} "
@@ -155,17 +158,13 @@ class DeformableDETRConfig:
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """Settings on which no weight tensor depends; in two-stage, numbers of queries are among them."""
-        more = ("num_queries", "hybrid_queries") if self.variant == "two_stage" else ()
-        return frozenset(("dropout", "frozen_stages", "features", "proposals", "hybrid_repeats", *more))
+        """Settings on which no weight tensor depends, but for tensors that training alone needs.
 
-    @property
-    def training_tensors(self) -> str:
-        """Setting that gives the model weights which prediction does not use, as "name is value"; empty if none."""
-        if self.query_groups > 1:
-            return f"query_groups is {self.query_groups}"
-        has_own = self.hybrid_queries > 0 and self.variant != "two_stage"
-        return f"hybrid_queries is {self.hybrid_queries}" if has_own else ""
+        In two-stage, the number of queries is among them.
+        """
+        training = ("hybrid_queries", "hybrid_repeats", "query_groups", "denoising_queries", "box_noise", "label_noise")
+        more = ("num_queries",) if self.variant == "two_stage" else ()
+        return frozenset(("dropout", "frozen_stages", "features", "proposals", *training, *more))
 
     @property
     def downloads(self) -> str:
@@ -196,6 +195,7 @@ class DeformableDETR(nn.Module):
         encoder: self-attention over all levels.
         query_source: learned queries, or proposals of the encoder in two-stage.
         decoder: queries to predictions, with the class heads and box heads.
+        denoising: maker of noisy copies of the objects, which training learns from as well; None is without.
     """
 
     parts: Mapping[str, tuple[str, ...]] = {
@@ -206,7 +206,7 @@ class DeformableDETR(nn.Module):
         "backbone": ("pyramid.backbone.",),
         "projections": ("pyramid.projections.", "pyramid.level_embed"),
         "encoder": ("encoder.",),
-        "queries": ("query_source.",),
+        "queries": ("query_source.", "denoising."),
         "decoder": ("decoder.layers.",),
     }
     """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names."""
@@ -214,9 +214,13 @@ class DeformableDETR(nn.Module):
     """Words in names of parameters with the learning rate of sampling offsets (section 5)."""
     # The class head of the proposals uses channel 0 alone, as "there is an object", whatever the classes are.
     class_rows = ClassRows(
-        by_class=("decoder.class_heads.",), by_channel=("query_source.class_head.", "query_source.group_class_heads.")
+        by_class=("decoder.class_heads.", "denoising.label_embed."),
+        by_channel=("query_source.class_head.", "query_source.group_class_heads."),
     )
     """Weight tensors with one row per class, for fine-tuning."""
+    training_tensors = ("denoising.", "query_source.training_embedding.", "query_source.group_")
+    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, or have them
+    in vain."""
 
     def __init__(
         self,
@@ -224,12 +228,14 @@ class DeformableDETR(nn.Module):
         encoder: Encoder,
         query_source: QuerySource,
         decoder: Decoder,
+        denoising: Denoising | None = None,
     ) -> None:
         super().__init__()
         self.pyramid = pyramid
         self.encoder = encoder
         self.query_source = query_source
         self.decoder = decoder
+        self.denoising = denoising
 
     @property
     def num_classes(self) -> int:
@@ -254,15 +260,15 @@ class DeformableDETR(nn.Module):
         Args:
             images: normalised images, padded at the right and at the bottom.
             padding_mask: True = padding.
-            targets: not used; other networks learn from noisy copies of them.
+            targets: ground truth, which denoising uses in training; nothing else does.
         """
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
-        if queries.branches is None:
-            return DetectorOutput(self.decoder(queries, memory), proposals)
-        # Training only: further queries, which the answering ones must not see.
-        mask = isolation_mask(queries.branches.sizes, queries.content.device)
-        return output_of_branches(self.decoder(queries, memory, mask), proposals, queries.branches)
+        if self.denoising is None or targets is None or not self.training:
+            return output_of_branches(self.decoder(queries, memory), proposals, queries.branches)
+        # `build` adds denoising to proposals alone, whose queries are boxes.
+        noisy = self.denoising(targets, queries, cast(BoxQueries, self.query_source))
+        return noisy.output(self.decoder(noisy.queries, memory), proposals)
 
     def layers(self) -> list[nn.Module]:
         """Layers of the encoder, then of the decoder."""
@@ -337,4 +343,13 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         refine=refine,
     )
     initialise(pyramid, encoder, query_source, decoder)
-    return DeformableDETR(pyramid, encoder, query_source, decoder)
+    denoising = None
+    if config.denoising_queries:
+        denoising = Denoising(
+            config.denoising_queries,
+            dim,
+            config.num_classes,
+            box_noise=config.box_noise,
+            label_noise=config.label_noise,
+        )
+    return DeformableDETR(pyramid, encoder, query_source, decoder, denoising)

@@ -19,19 +19,7 @@ from deformable_detr.models.layers.dense_encoder import DenseEncoder, DenseEncod
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise_dense
 from deformable_detr.models.losses import CriterionConfig, SoftmaxCriterion
-from deformable_detr.models.settings import check_attention, check_backbone, check_counts_of
-
-_LARGEST = {
-    "num_classes": 100_000,
-    "hidden_dim": 2048,
-    "num_heads": 64,
-    "encoder_layers": 48,
-    "decoder_layers": 48,
-    "ffn_dim": 16_384,
-    "num_queries": 20_000,
-    "frozen_stages": 48,
-}
-_MAY_BE_ZERO = ("encoder_layers", "frozen_stages")
+from deformable_detr.models.settings import check_attention, check_backbone, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +70,7 @@ class DETRConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings out of range, and settings that exclude each other."""
-        check_counts_of(self, _LARGEST, _MAY_BE_ZERO)
+        check_counts(self)
         if self.hidden_dim % 4:
             raise ConfigError(f"hidden_dim is {self.hidden_dim}; it must be a multiple of 4 (sine and cosine of x, y)")
         check_attention(self.hidden_dim, self.num_heads, self.dropout)

@@ -278,6 +278,17 @@ def class_scores_of(model: object) -> ClassScores:
     return found
 
 
+def training_tensors_of(model: object) -> tuple[str, ...]:
+    """Beginnings of the names of tensors that training alone needs: the attribute `training_tensors`, else none.
+
+    A label table is such a tensor. Weights to start from may lack them, or have them in vain.
+
+    Args:
+        model: the network, or its class.
+    """
+    return tuple(getattr(model, "training_tensors", ()))
+
+
 def class_name_of(model: nn.Module) -> str:
     """Module and name of a network's class, such as "my_package.nets.Dense"."""
     kind = type(model)
@@ -324,6 +335,11 @@ class Models(dict[str, ModelKind]):
         """Way from logits to class scores in the network of these settings; None for a class of one's own."""
         kind = self.get(self.name_of(config))
         return None if kind is None else class_scores_of(kind.model_class)
+
+    def training_tensors(self, config: ModelConfig) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that training alone needs; none for a class of one's own."""
+        kind = self.get(self.name_of(config))
+        return () if kind is None else training_tensors_of(kind.model_class)
 
     def offsets(self, config: ModelConfig) -> tuple[str, ...] | None:
         """Words in names of parameters with the learning rate of sampling offsets; None for a class of one's own."""

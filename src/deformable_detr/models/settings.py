@@ -1,12 +1,35 @@
-"""Checks of settings that the models have in common: ranges of counts, the backbone, and what would stay frozen."""
+"""Checks of settings that the models have in common: counts, channels, the backbone, and noise of denoising."""
 
 import re
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from dataclasses import fields
+from typing import Any, Protocol, runtime_checkable
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.short_text import shown
 
+LARGEST = {
+    "num_classes": 100_000,
+    "num_levels": 8,
+    "hidden_dim": 2048,
+    "num_heads": 64,
+    "encoder_layers": 48,
+    "decoder_layers": 48,
+    "encoder_points": 32,
+    "decoder_points": 32,
+    "ffn_dim": 16_384,
+    "num_queries": 20_000,
+    "frozen_stages": 48,
+    "deformable_stages": 48,
+    "hybrid_queries": 20_000,
+    "hybrid_repeats": 100,
+    "query_groups": 50,
+    "denoising_queries": 20_000,
+}
+"""Largest value of each count, far above any network that was ever trained: whoever asks for more has made a mistake,
+or wants to fill the memory."""
+MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries", "denoising_queries")
+"""Counts that may be 0; the others are at least 1."""
+_MOST_NOISE = {"box_noise": 10.0, "label_noise": 2.0}
 _LONGEST_PATH = 4096
 # timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
 _BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
@@ -37,24 +60,67 @@ class BackboneSettings(Protocol):
         ...
 
 
-def check_counts_of(settings: object, largest: Mapping[str, int], may_be_zero: tuple[str, ...]) -> None:
+@runtime_checkable
+class DenoisingSettings(Protocol):
+    """Settings of a network that may learn from noisy copies of the objects."""
+
+    @property
+    def denoising_queries(self) -> int:
+        """Number of positive copies for one image; 0 is without denoising."""
+        ...
+
+    @property
+    def box_noise(self) -> float:
+        """Noise of the boxes."""
+        ...
+
+    @property
+    def label_noise(self) -> float:
+        """Noise of the labels."""
+        ...
+
+
+def check_counts(settings: Any) -> None:
     """Refuse counts out of range.
 
     Args:
-        settings: settings of a network.
-        largest: largest value of each count, far above any network that was ever trained: whoever asks for more has
-            made a mistake, or wants to fill the memory.
-        may_be_zero: names of counts that may be 0; the others are at least 1.
+        settings: settings of a network, as a dataclass; all its counts that are in `LARGEST` are checked.
 
     Raises:
         ConfigError: a count is too small or too large.
     """
-    for name, most in largest.items():
-        value, least = getattr(settings, name), 0 if name in may_be_zero else 1
+    for name in (field.name for field in fields(settings) if field.name in LARGEST):
+        value, least, most = getattr(settings, name), 0 if name in MAY_BE_ZERO else 1, LARGEST[name]
         if value < least:
             raise ConfigError(f"{name} is {shown(value)}; it must be at least {least}")
         if value > most:
             raise ConfigError(f"{name} is {shown(value)}; it can be at most {most}")
+
+
+def check_noise(settings: DenoisingSettings) -> None:
+    """Refuse noise out of range, and noise without denoising.
+
+    Raises:
+        ConfigError: a setting is out of range, or would have no effect.
+    """
+    for name, most in _MOST_NOISE.items():
+        value = getattr(settings, name)
+        if not 0 <= value <= most:
+            raise ConfigError(f"{name} is {value}; it must be in 0..{most:g}")
+        if settings.denoising_queries == 0 and value != getattr(type(settings), name):
+            raise ConfigError(
+                f"{name}={value} has no meaning without denoising; set denoising_queries=100, or leave {name} out"
+            )
+
+
+def check_groups_of_norms(dim: int) -> None:
+    """Refuse channels that the group norms of a pyramid cannot share.
+
+    Raises:
+        ConfigError: `dim` is no multiple of 32.
+    """
+    if dim % 32:
+        raise ConfigError(f"hidden_dim is {dim}; it must be a multiple of 32 (groups of the norms)")
 
 
 def check_attention(dim: int, num_heads: int, dropout: float) -> None:

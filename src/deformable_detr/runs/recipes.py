@@ -14,6 +14,7 @@ from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, DETRConfig
 from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from deformable_detr.runs.config_file import from_json
+from deformable_detr.runs.dino_recipes import dino_r50, dino_r50_5scale, dino_r50_improved, dino_small
 
 __all__ = [
     "RECIPES",
@@ -21,6 +22,10 @@ __all__ = [
     "detr_r50",
     "detr_r50_dc5",
     "detr_small",
+    "dino_r50",
+    "dino_r50_5scale",
+    "dino_r50_improved",
+    "dino_small",
     "find_recipe",
     "finetune",
     "paper_r50",
@@ -278,6 +283,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         detr_r50,
         detr_r50_dc5,
         detr_small,
+        dino_r50,
+        dino_r50_5scale,
+        dino_r50_improved,
+        dino_small,
         demo,
     )
 }

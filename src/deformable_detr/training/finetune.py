@@ -16,7 +16,7 @@ from deformable_detr.core.errors import CheckpointError, ConfigError, listed
 from deformable_detr.core.progress import Reporter
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, interface_of
-from deformable_detr.models.interface import ClassRows, GivenModelConfig
+from deformable_detr.models.interface import ClassRows, GivenModelConfig, training_tensors_of
 from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import with_image_size
 from deformable_detr.training.freezing import check_parts
@@ -256,6 +256,9 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     are trained as background. So its channels are taken over one by one, whatever the classes are. Rows after those of
     the classes, such as that of "no object", are taken over, too.
 
+    Tensors that training alone needs keep their initial values where the weights lack them or have others, and are left
+    out where the network does not need them.
+
     Args:
         model: network to change.
         transfer: weights and classes, from `plan`.
@@ -271,7 +274,7 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
     kept = [(new, old) for new, old in enumerate(transfer.rows) if old is not None]
     for name in (*by_class, *by_channel):
         if name not in own or own[name].shape[1:] != weights[name].shape[1:]:
-            continue  # refused below
+            continue  # refused below, unless training alone needs it
         if name in by_channel:
             pairs = [(channel, channel) for channel in range(min(len(own[name]), len(weights[name])))]
         else:
@@ -284,6 +287,11 @@ def fill(model: nn.Module, transfer: Transfer) -> None:
                 )
             pairs = kept + [(ours + row, theirs + row) for row in range(further)]
         weights[name] = _rows(own[name], weights[name], pairs)
+    optional = training_tensors_of(model)
+    for name in [name for name in weights if name.startswith(optional)]:
+        if name not in own or own[name].shape != weights[name].shape:
+            del weights[name]
+    weights |= {name: own[name] for name in own.keys() - weights.keys() if name.startswith(optional)}
     load_weights(model, weights, transfer.source.name)
 
 

@@ -80,11 +80,13 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
     ranks, precision, optimizer = learner.ranks, learner.precision, learner.optimizer
     # Split. The images of a step may go through in parts and in several processes. The loss of each part is divided by
     # the number of objects in the whole step, so that the sum over the parts is the loss of the step; a mean over all
-    # predictions, by the sum of their weights in the whole step.
+    # predictions, by the sum of their weights in the whole step. So is the size of denoising groups that of the whole
+    # step: it follows the image with the most objects.
     criterion = learner.criterion
     averaging = criterion if isinstance(criterion, AveragingCriterion) else None
     weight = averaging.total_weight(batch.targets) if averaging is not None else 0.0
     num_boxes, weight = ranks.total(sum(len(one.labels) for one in batch.targets), weight)
+    most_objects = ranks.largest(max((len(one.labels) for one in batch.targets), default=0))
     parts = split(batch, learner.accumulate)
     if learner.sharded:
         parts = equally_many(parts, ranks)
@@ -94,7 +96,7 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
     for number, part in enumerate(parts, start=1):
         counts = 1.0 if part.sample_indices else 0.0  # an empty part, which only keeps the processes in step, does not
         with _exchange_after(learner.network, last=number == len(parts)):
-            images, padding_mask, targets = _on(learner.device, part)
+            images, padding_mask, targets = _on(learner.device, part, most_objects)
             with precision.applied():
                 output = learner.network(images, padding_mask, targets)
             if averaging is None:
@@ -125,10 +127,14 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
     return Step(loss, terms, class_error, grad_norm)
 
 
-def _on(device: torch.device, part: Batch) -> tuple[Tensor, Tensor, list[Target]]:
+def _on(device: torch.device, part: Batch, most_objects: int) -> tuple[Tensor, Tensor, list[Target]]:
     images = part.images.to(device, non_blocking=True)
     padding_mask = part.padding_mask.to(device, non_blocking=True)
-    return images, padding_mask, [Target(one.labels.to(device), one.boxes.to(device)) for one in part.targets]
+    targets = [
+        one._replace(labels=one.labels.to(device), boxes=one.boxes.to(device), most_objects=most_objects)
+        for one in part.targets
+    ]
+    return images, padding_mask, targets
 
 
 def _exchange_after(network: nn.Module, *, last: bool) -> AbstractContextManager[object]:

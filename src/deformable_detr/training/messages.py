@@ -11,7 +11,7 @@ import torch
 from deformable_detr.core.errors import TrainingError
 from deformable_detr.core.progress import Reporter, duration, memory_in_use, percent
 from deformable_detr.core.types import Batch
-from deformable_detr.data.crowding import MOST_EVALUATED, crowding, evaluation_text, queries_text
+from deformable_detr.data.crowding import MOST_EVALUATED, crowding, denoising_text, evaluation_text, queries_text
 from deformable_detr.data.repeats import training_images_among
 from deformable_detr.evaluation.evaluate import EvaluationReport
 from deformable_detr.models.interface import num_queries_of
@@ -22,6 +22,8 @@ from deformable_detr.training.optimizer import learning_rate
 from deformable_detr.training.state import RunState
 
 _NAMED_IMAGES = 8
+# Stages of the loss that do not predict what the network is asked for.
+_OTHER_STAGES = ("proposals", "denoising")
 
 
 class Pace:
@@ -103,6 +105,10 @@ def data_warnings(run: RunState) -> list[str]:
         is_fixed = run.origin.weights and "num_queries" not in run.config.model.free_settings
         way_out = "the weights fix their number; train without --weights, or cut the images into tiles"
         warnings.append(queries_text(crowded, "the model", way_out=way_out if is_fixed else None))
+    copied = getattr(run.config.model, "denoising_queries", 0)
+    crowded = crowding([train], copied) if copied else None
+    if crowded is not None:
+        warnings.append(denoising_text(crowded))
     crowded = crowding([val], MOST_EVALUATED)
     if crowded is not None:
         warnings.append(evaluation_text(crowded))
@@ -140,7 +146,7 @@ def details(run: RunState, record: dict[str, Any], pace: Pace) -> str:
     """Details of a step for the progress line: loss, learning rate, speed, memory, and time left."""
     progress = run.progress
     stages = [name.rsplit("/", 1)[0] for name in record["terms"]]
-    last = next((stage for stage in reversed(stages) if stage != "proposals"), "")
+    last = next((stage for stage in reversed(stages) if stage.partition(".")[0] not in _OTHER_STAGES), "")
     terms = {name.rsplit("/", 1)[-1]: term for name, term in record["terms"].items() if name.startswith(f"{last}/")}
     shown = " ".join(f"{name} {value:.2f}" for name, value in terms.items())
     left = pace.seconds_per_step * (run.steps_per_epoch - progress.step_in_epoch)

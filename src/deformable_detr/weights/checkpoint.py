@@ -228,11 +228,17 @@ def deformable_config(checkpoint: Checkpoint, layout: str) -> DeformableDETRConf
         layout: name of a layout that is for this model, for messages.
 
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is of another model, or has tensors that training alone needs.
     """
-    if isinstance(checkpoint.model, DeformableDETRConfig):
-        return checkpoint.model
-    raise no_such_model(checkpoint, layout)
+    if not isinstance(checkpoint.model, DeformableDETRConfig):
+        raise no_such_model(checkpoint, layout)
+    beyond = [name for name in checkpoint.weights if name.startswith(MODELS.training_tensors(checkpoint.model))]
+    if beyond:
+        raise CheckpointError(
+            f"{layout} has no place for tensors that training alone needs, {one_line(listed(beyond), 1000)}; write a "
+            ".safetensors file, which holds every model"
+        )
+    return checkpoint.model
 
 
 def no_such_model(checkpoint: Checkpoint, layout: str) -> CheckpointError:

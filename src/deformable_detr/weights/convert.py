@@ -17,10 +17,11 @@ from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.core.torch_files import read_torch_file
-from deformable_detr.models import DeformableDETRConfig, DETRConfig
+from deformable_detr.models import DeformableDETRConfig, DETRConfig, DINOConfig
 from deformable_detr.weights.checkpoint import TRAINING_PREFIX, Checkpoint, build_model, no_such_model, save
 from deformable_detr.weights.detr.folder import write_detr_folder
 from deformable_detr.weights.detr.reader import write_official_detr
+from deformable_detr.weights.dino.reader import write_dino
 from deformable_detr.weights.huggingface.reader import write_transformers
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.locate import locate
@@ -31,7 +32,11 @@ from deformable_detr.weights.recognise import Layout, Recognised, recognise
 _SUFFIXES: dict[Layout, tuple[str, ...]] = {"ours": (".safetensors",), "official": (".pth", ".pt"), "transformers": ()}
 # Writers of the published layouts, by the settings of the models that they are for.
 _WRITERS: dict[Layout, dict[type, Callable[[Checkpoint, Path], None]]] = {
-    "official": {DeformableDETRConfig: write_official, DETRConfig: write_official_detr},
+    "official": {
+        DeformableDETRConfig: write_official,
+        DETRConfig: write_official_detr,
+        DINOConfig: write_dino,
+    },
     "transformers": {DeformableDETRConfig: write_transformers, DETRConfig: write_detr_folder},
 }
 _LAYOUT_NAMES: dict[Layout, str] = {"official": "the official code", "transformers": "transformers"}

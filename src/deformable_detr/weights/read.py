@@ -1,25 +1,34 @@
 """Reading of checkpoints in every layout from a path, an address or a name on huggingface.co."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.core.torch_files import inner_table, read_torch_file
+from deformable_detr.core.torch_files import read_torch_file
 from deformable_detr.weights import checkpoint
 from deformable_detr.weights.checkpoint import Checkpoint
 from deformable_detr.weights.detr.folder import read_detr_folder
 from deformable_detr.weights.detr.reader import detr_from_document
-from deformable_detr.weights.detr.settings import looks_like_detr
+from deformable_detr.weights.dino.reader import dino_from_document
 from deformable_detr.weights.huggingface.reader import read_transformers
 from deformable_detr.weights.locate import locate
+from deformable_detr.weights.official.document import parameter_names
 from deformable_detr.weights.official.reader import from_document
-from deformable_detr.weights.recognise import Recognised, recognise, transformers_type
-
-# Official files of other models than Deformable DETR: what tells their parameter names, and what reads them.
-_OFFICIAL: tuple[tuple[Callable[[Collection[str]], bool], Callable[[Path, Any], Checkpoint]], ...] = (
-    (looks_like_detr, detr_from_document),
+from deformable_detr.weights.recognise import (
+    PublishedModel,
+    Recognised,
+    published_model,
+    recognise,
+    transformers_type,
 )
+
+# Files of the published codes, by the model that their parameter names tell.
+_OFFICIAL: dict[PublishedModel, Callable[[Path, Any], Checkpoint]] = {
+    "DETR": detr_from_document,
+    "DINO": dino_from_document,
+    "Deformable DETR": from_document,
+}
 # Folders of transformers, by "model_type" in their config.json.
 _TRANSFORMERS: dict[str, Callable[[Path], Checkpoint]] = {
     "deformable_detr": read_transformers,
@@ -60,16 +69,8 @@ def read_recognised(found: Recognised) -> Checkpoint:
     if found.layout == "ours":
         return checkpoint.load(found.path)
     if found.layout == "official":
-        return _from_official(found.path)
+        document = read_torch_file(found.path)
+        # Where the names are those of no model, the reader of Deformable DETR says what else it is.
+        model = published_model(parameter_names(document)) or "Deformable DETR"
+        return _OFFICIAL[model](found.path, document)
     return _TRANSFORMERS.get(transformers_type(found.path), read_transformers)(found.path)
-
-
-def _from_official(path: Path) -> Checkpoint:
-    document = read_torch_file(path)
-    table = inner_table(document)
-    # A parallel run has a prefix before all names.
-    names = {str(name).removeprefix("module.") for name in table} if isinstance(table, dict) else set()
-    for is_of, read_it in _OFFICIAL:
-        if is_of(names):
-            return read_it(path, document)
-    return from_document(path, document)  # which says what else it is

@@ -12,6 +12,7 @@ from deformable_detr.core.reading import open_file, read_json, settings_value
 from deformable_detr.core.short_text import shown
 from deformable_detr.weights.checkpoint import BEST_NAME, HEADER_ENTRY, LAST_NAME
 from deformable_detr.weights.detr.settings import looks_like_detr
+from deformable_detr.weights.dino.keys import looks_like_dino
 from deformable_detr.weights.hub import CONFIG, WEIGHTS
 from deformable_detr.weights.official.settings import has_size_tensors
 
@@ -19,10 +20,13 @@ Layout = Literal["ours", "official", "transformers"]
 
 TRANSFORMERS_TYPES = ("deformable_detr", "detr")
 """Values of "model_type" in the config.json of transformers' models that are read."""
-# Official models by what tells their parameter names.
-_OFFICIAL: dict[str, Callable[[Collection[str]], bool]] = {
-    "Deformable DETR": has_size_tensors,
+PublishedModel = Literal["DETR", "DINO", "Deformable DETR"]
+"""Model of a published code whose files are read."""
+# What tells their parameter names. The first that fits decides: a DINO has all names that tell a Deformable DETR.
+_PUBLISHED: dict[PublishedModel, Callable[[Collection[str]], bool]] = {
     "DETR": looks_like_detr,
+    "DINO": looks_like_dino,
+    "Deformable DETR": has_size_tensors,
 }
 # The format allows three times as much; a hundred thousand tensors need half of it.
 _LONGEST_HEADER = 1 << 25
@@ -113,10 +117,10 @@ def _safetensors(path: Path) -> Recognised:
     if model_type:
         return _of_transformers(path.parent, model_type)
     names = [name for name in header if name != "__metadata__"]
-    official = next((model for model, is_of in _OFFICIAL.items() if is_of(names)), None)
-    if official is not None:
+    model = published_model(names)
+    if model is not None:
         raise CheckpointError(
-            f"{path} holds an official {official}, which is read from .pth files: "
+            f"{path} holds a published {model}, which is read from .pth files: "
             'torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pth") makes one'
         )
     kind = foreign_model(names)
@@ -125,6 +129,11 @@ def _safetensors(path: Path) -> Recognised:
         + (f"it looks like {kind}" if kind else "it does not say what model it is of")
         + "; weights of a backbone go to --backbone-weights" * (kind is None)
     )
+
+
+def published_model(names: Collection[str]) -> PublishedModel | None:
+    """Model of a published code that has these parameter names; None if none of them has."""
+    return next((model for model, is_of in _PUBLISHED.items() if is_of(names)), None)
 
 
 def _raw_header(path: Path) -> dict[str, Any]:

@@ -94,9 +94,9 @@ def test_a_mask_keeps_queries_apart():
 
     apart = torch.zeros(QUERIES, QUERIES, dtype=torch.bool)
     apart[first, second] = True  # the first do not see the second
-    whole, one_way = decoder(queries, memory), decoder(queries, memory, apart)
+    whole, one_way = decoder(queries, memory), decoder(queries._replace(attention_mask=apart), memory)
     apart[second, first] = True
-    both_ways = decoder(queries, memory, apart)
+    both_ways = decoder(queries._replace(attention_mask=apart), memory)
     for part in (first, second):
         alone = decoder(of(part), memory)
         for layer, own in zip(both_ways, alone, strict=True):

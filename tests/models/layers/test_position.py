@@ -36,3 +36,18 @@ def test_boxes_in_the_order_cx_cy_w_h():
         for feature in range(6):
             expected = wave(box[coordinate].item() * 2 * math.pi, feature, 6)
             assert embedded[coordinate * 6 + feature].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("temperature", "offset"), [(20.0, 0.0), (10_000.0, -0.5)])
+def test_other_temperatures_and_offsets(temperature, offset):
+    mask = torch.zeros(1, 3, 5, dtype=torch.bool)
+    mask[:, :, 4:] = True
+    found = embed_pixels(mask, 8, temperature=temperature, offset=offset)[0]
+    for y in range(3):
+        for x in range(4):
+            for half, (place, length) in enumerate(((y, 3), (x, 4))):
+                angle = (place + 1 + offset) / (length + 1e-6) * 2 * math.pi
+                for index in range(4):
+                    phase = angle / temperature ** (2 * (index // 2) / 4)
+                    wanted = math.cos(phase) if index % 2 else math.sin(phase)
+                    assert float(found[y, x, 4 * half + index]) == pytest.approx(wanted, abs=1e-5)

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from deformable_detr.core.boxes import cxcywh_to_xyxy, generalized_iou
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.types import DetectorOutput, GroupPredictions, OneToManyPredictions, Predictions, Target
+from deformable_detr.core.types import (
+    Denoised,
+    DetectorOutput,
+    GroupPredictions,
+    OneToManyPredictions,
+    Predictions,
+    Target,
+)
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.models.losses.classification import ClassLossName
 from deformable_detr.models.losses.losses import focal_loss
@@ -199,3 +207,48 @@ def test_one_to_many_queries_may_be_too_few_or_none():
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         CriterionConfig(**setting)
+
+
+def test_proposals_learn_classes_if_they_are_told():
+    output, targets = make_output(), make_targets(2, 1)
+    targets = [target._replace(labels=torch.full_like(target.labels, 2)) for target in targets]
+    objects = Criterion(CriterionConfig())(output, targets)
+    classes = Criterion(CriterionConfig(), proposals="class")(output, targets)
+    assert objects.terms["proposals/class"] != classes.terms["proposals/class"]
+    assert objects.terms["decoder.1/class"] == classes.terms["decoder.1/class"]
+    as_object = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+    same = Criterion(CriterionConfig(), proposals="class")(output, as_object)
+    assert same.terms["proposals/class"] == objects.terms["proposals/class"]
+
+
+def test_noisy_copies_have_the_same_losses_without_matching():
+    """Two groups of two slots each for a positive copy; image 0 has two objects, image 1 one, and an empty slot."""
+    objects = torch.tensor([[0, 1, -1, -1, 0, 1, -1, -1], [0, -1, -1, -1, 0, -1, -1, -1]])
+    noisy = [make_predictions(2, 8) for _ in range(2)]
+    output = make_output()._replace(denoising=Denoised(noisy, objects, num_groups=2))
+    targets = make_targets(2, 1)
+    losses = Criterion(CriterionConfig())(output, targets)
+    layer = Predictions(*(part.detach() for part in noisy[1]))
+    wanted, l1, giou = torch.zeros(2, 8, CLASSES), 0.0, 0.0
+    for image, slot in (objects >= 0).nonzero().tolist():
+        label, box = (part[objects[image, slot]] for part in targets[image][:2])
+        wanted[image, slot, label] = 1
+        l1 += float((layer.boxes[image, slot] - box).abs().sum())
+        giou += 1 - float(generalized_iou(cxcywh_to_xyxy(layer.boxes[image, slot]), cxcywh_to_xyxy(box)))
+    focal = float(focal_loss(layer.logits, wanted, alpha=0.25, gamma=2.0).sum())
+    for term, value in (("class", focal), ("l1", l1), ("giou", giou)):
+        assert float(losses.terms[f"denoising.1/{term}"]) == pytest.approx(value / (3 * 2), rel=1e-5)
+    of_the_step = Criterion(CriterionConfig())(output, targets, num_boxes=12.0)
+    for name, value in losses.terms.items():
+        assert float(of_the_step.terms[name]) == pytest.approx(float(value) * 3 / 12, rel=1e-5)
+    assert not any(stage.startswith("denoising") for stage in losses.assignments)
+    losses.total.backward()
+    assert all(layer.boxes.grad.abs().sum() > 0 for layer in noisy)
+
+
+def test_without_slots_the_terms_are_zero_and_there():
+    noisy = [make_predictions(2, 0)]
+    output = make_output()._replace(denoising=Denoised(noisy, torch.zeros(2, 0, dtype=torch.int64), num_groups=1))
+    losses = Criterion(CriterionConfig())(output, make_targets(0, 0))
+    assert [float(losses.terms[f"denoising.0/{term}"]) for term in ("class", "l1", "giou")] == [0, 0, 0]
+    losses.total.backward()

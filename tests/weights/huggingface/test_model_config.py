@@ -202,7 +202,6 @@ def test_every_setting_of_ours_comes_back():
         {"proposals": "valid"},
         {"proposals": "distinct"},
         {"deformable_stages": 1},
-        {"query_groups": 2},
     ],
 )
 def test_what_they_cannot_do_is_refused(change):

@@ -1,6 +1,7 @@
 import argparse
 import logging
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint
 from deformable_detr.weights.coco_classes import COCO_CLASSES
 from deformable_detr.weights.official.document import (
     arguments_of,
+    averaged_first,
     counted,
     description,
     official_tensors,
     owned,
+    parameter_names,
     unlike,
     warn_of_what_changes,
     write_document,
@@ -47,9 +50,26 @@ def test_tensors_in_all_shapes_that_files_have(tmp_path, caplog):
             official_tensors(tmp_path, wrong)
 
 
+class Settings:
+    """Settings object as DINO's code has it."""
+
+    _cfg_dict: ClassVar = {"nheads": 5}
+
+
+def test_averaged_weights_come_first():
+    plain, averaged = {"model": {"module.a": 1}, "epoch": 3}, {"model": {"a": 1}, "ema_model": {"module.b": 2}}
+    assert averaged_first(plain) is plain
+    assert averaged_first(averaged) == {"model": {"module.b": 2}}
+    assert averaged_first(3) == 3
+    assert averaged_first({"ema_model": {}}) == {"ema_model": {}}
+    assert (parameter_names(plain), parameter_names(averaged), parameter_names(3)) == ({"a"}, {"b"}, set())
+
+
 def test_arguments():
     assert arguments_of({"args": argparse.Namespace(nheads=3)}) == {"nheads": 3}
     assert arguments_of({"args": {"nheads": 3}}) == {"nheads": 3}
+    assert arguments_of({"args": argparse.Namespace(_cfg_dict={"nheads": 3})}) == {"_cfg_dict": {"nheads": 3}}
+    assert arguments_of({"args": Settings()}) == {"nheads": 5}
     assert arguments_of({"args": 3}) is arguments_of({}) is arguments_of(torch.ones(2)) is None
 
 

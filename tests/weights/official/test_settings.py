@@ -159,8 +159,6 @@ def test_backbones_are_torchvisions(name):
         ({"features": "per_image"}, "has no features='per_image', and would find something else"),
         ({"variant": "two_stage", "proposals": "valid"}, "has no proposals='valid'"),
         ({"num_levels": 2}, "has no num_levels=2"),
-        ({"query_groups": 2}, "has no queries for training alone, and query_groups is 2"),
-        ({"hybrid_queries": 9}, "has no queries for training alone, and hybrid_queries is 9"),
         ({"deformable_stages": 3}, "has no deformable convolutions, and deformable_stages is 3"),
         ({"variant": "two_stage", "hidden_dim": 288}, "no two-stage model of hidden_dim=288; it has 256 only"),
     ],
@@ -170,9 +168,11 @@ def test_models_without_official_form_are_refused(changes, message):
         to_args(replace(DeformableDETRConfig(), **changes))
 
 
-def test_hybrid_queries_from_proposals_have_no_weights():
+def test_settings_of_training_alone_have_no_argument():
+    """Whether tensors belong to them is looked up in the weights, see `deformable_config`."""
     plain = DeformableDETRConfig(variant="two_stage")
-    assert to_args(replace(plain, hybrid_queries=9)) == to_args(plain)
+    for setting in ({"hybrid_queries": 9}, {"query_groups": 2}, {"denoising_queries": 10}):
+        assert to_args(replace(plain, **setting)) == to_args(plain)
 
 
 def test_any_weights_of_a_backbone_will_do():

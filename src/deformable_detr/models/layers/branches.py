@@ -18,6 +18,16 @@ from deformable_detr.core.types import (
 )
 
 
+def mask_of(branches: Branches | None, device: torch.device) -> Bool[Tensor, "queries queries"] | None:
+    """Mask of the self-attention in which no branch sees another; None if there are no branches.
+
+    Args:
+        branches: sizes of the branches.
+        device: device of the mask.
+    """
+    return None if branches is None else isolation_mask(branches.sizes, device)
+
+
 def isolation_mask(sizes: tuple[int, ...], device: torch.device) -> Bool[Tensor, "queries queries"]:
     """Mask for the self-attention of branches that stand one after another; True = blocked.
 
@@ -31,14 +41,18 @@ def isolation_mask(sizes: tuple[int, ...], device: torch.device) -> Bool[Tensor,
     return branch[:, None] != branch[None, :]
 
 
-def output_of_branches(layers: list[Predictions], proposals: Predictions | None, branches: Branches) -> DetectorOutput:
+def output_of_branches(
+    layers: list[Predictions], proposals: Predictions | None, branches: Branches | None
+) -> DetectorOutput:
     """Output in which the first branch answers and the others are apart.
 
     Args:
         layers: predictions of each decoder layer for the queries of all branches, one branch after another.
         proposals: predictions of the first stage; with groups those of each group, one group after another.
-        branches: sizes and kind of the branches.
+        branches: sizes and kind of the branches; None if all queries answer.
     """
+    if branches is None:
+        return DetectorOutput(layers, proposals)
     by_branch: list[list[Predictions]] = [[] for _ in branches.sizes]
     for layer in layers:
         parts = zip(layer.logits.split(branches.sizes, dim=1), layer.boxes.split(branches.sizes, dim=1), strict=True)

@@ -54,7 +54,7 @@ class DecoderLayer(nn.Module):
             position: position of the queries, added wherever they attend, never to values.
             reference: for each level, a point (x, y) or a box cxcywh in 0..1 of the padded map.
             memory: encoded tokens of the image.
-            attention_mask: True = the query of the row does not attend to that of the column.
+            attention_mask: True where a query (row) cannot see another (column) in self-attention; None if all can.
         """
         query = content + position
         attended, _ = self.self_attention(query, query, content, need_weights=False, attn_mask=attention_mask)
@@ -88,25 +88,12 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_heads)
         self.refine = refine
 
-    def forward(
-        self,
-        queries: Queries,
-        memory: Memory,
-        attention_mask: Bool[Tensor, "queries queries"] | None = None,
-    ) -> list[Predictions]:
-        """Predictions of every layer, in order; the last are the final ones.
-
-        Args:
-            queries: queries to begin with.
-            memory: encoded tokens of the image.
-            attention_mask: mask of the self-attention; True = the query of the row does not attend to that of the
-                column.
-        """
-        content, reference = queries.content, queries.reference
+    def forward(self, queries: Queries, memory: Memory) -> list[Predictions]:
+        """Predictions of every layer, in order; the last are the final ones."""
+        content, reference, mask = queries.content, queries.reference, queries.attention_mask
         predictions = []
         for index, layer in enumerate(self.layers):
-            in_each_level = _in_each_level(reference, memory.valid_ratios)
-            content = layer(content, queries.position, in_each_level, memory, attention_mask)
+            content = layer(content, queries.position, in_each_level(reference, memory.valid_ratios), memory, mask)
             head = index if self.refine else 0
             boxes = shifted(reference, in_float32(self.box_heads[head], content))
             predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))
@@ -116,7 +103,7 @@ class Decoder(nn.Module):
         return predictions
 
 
-def _in_each_level(
+def in_each_level(
     reference: Float[Tensor, "batch queries coordinates"], valid_ratios: Float[Tensor, "batch levels 2"]
 ) -> Float[Tensor, "batch queries levels coordinates"]:
     """References for each level: from 0..1 of the image without padding to 0..1 of each padded map."""
@@ -125,12 +112,16 @@ def _in_each_level(
 
 
 def shifted(
-    reference: Float[Tensor, "batch queries coordinates"], delta: Float[Tensor, "batch queries 4"]
+    reference: Float[Tensor, "batch queries coordinates"],
+    delta: Float[Tensor, "batch queries 4"],
+    *,
+    eps: float = 1e-5,
 ) -> Float[Tensor, "batch queries 4"]:
     """Boxes cxcywh in 0..1: the reference shifted by `delta` in logits (A.3).
 
-    A reference point shifts the centre alone; `delta` is then the size itself, in logits.
+    A reference point shifts the centre alone; `delta` is then the size itself, in logits. Coordinates nearer than `eps`
+    to 0 or 1 are shifted from there.
     """
     known = reference.shape[-1]
-    moved = delta[..., :known] + inverse_sigmoid(reference)
+    moved = delta[..., :known] + inverse_sigmoid(reference, eps)
     return torch.cat([moved, delta[..., known:]], dim=-1).sigmoid()

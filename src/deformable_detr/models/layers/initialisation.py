@@ -15,6 +15,9 @@
 
 DETR (arXiv 2005.12872) draws the matrices of encoder and decoder layers likewise, those of an attention's queries, keys
 and values as one, and has no other rules: its heads, projection and queries start as PyTorch makes them.
+
+DINO (arXiv 2203.03605 and its code) has the rules of Deformable DETR; its learned content and its position head are
+Xavier uniform as well, and the label table of denoising is normal with mean 0 and standard deviation 1.
 """
 
 import math
@@ -22,6 +25,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from deformable_detr.models.layers.box_decoder import BoxDecoder
 from deformable_detr.models.layers.decoder import Decoder
 from deformable_detr.models.layers.deformable_attention import DeformableAttention
 from deformable_detr.models.layers.dense_decoder import DenseDecoder
@@ -29,7 +33,7 @@ from deformable_detr.models.layers.dense_encoder import DenseEncoder
 from deformable_detr.models.layers.encoder import Encoder
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.pyramid import Pyramid
-from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries
+from deformable_detr.models.layers.queries import LearnedQueries, MixedQueries, ProposalQueries
 
 PRIOR_PROBABILITY = 0.01
 """Initial probability of every class, in 0..1 (focal loss, Lin et al. 2017)."""
@@ -41,19 +45,8 @@ def initialise(
     pyramid: Pyramid, encoder: Encoder, query_source: LearnedQueries | ProposalQueries, decoder: Decoder
 ) -> None:
     """Set the initial value of every parameter outside the backbone; random values use PyTorch's global generator."""
-    # Pyramid.
-    for module in pyramid.projections.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
-    nn.init.normal_(pyramid.level_embed)
-    # Layers: first every matrix, then the attention modules, which have rules of their own.
-    for layers in (encoder.layers, decoder.layers):
-        _xavier_matrices(layers)
-        for module in layers.modules():
-            if isinstance(module, DeformableAttention):
-                initialise_attention(module)
+    _initialise_pyramid(pyramid)
+    _initialise_layers(encoder.layers, decoder.layers)
     # Queries and heads. The heads of the proposals start like those of the decoder.
     two_stage = isinstance(query_source, ProposalQueries)
     class_heads, box_heads = list(decoder.class_heads), list(decoder.box_heads)
@@ -76,6 +69,39 @@ def initialise_dense(encoder: DenseEncoder, decoder: DenseDecoder) -> None:
     """Set the initial value of every matrix in the layers of DETR's encoder and decoder: Xavier uniform."""
     _xavier_matrices(encoder)
     _xavier_matrices(decoder.layers)
+
+
+@torch.no_grad()
+def initialise_dino(pyramid: Pyramid, encoder: Encoder, query_source: MixedQueries, decoder: BoxDecoder) -> None:
+    """Set the initial value of every parameter of DINO outside the backbone, with PyTorch's global generator.
+
+    The label table of denoising keeps the initial values of `nn.Embedding`.
+    """
+    _initialise_pyramid(pyramid)
+    _initialise_layers(encoder.layers, decoder.layers)
+    for module in (decoder.position_head, query_source.memory_proj, query_source.content):
+        _xavier_matrices(module)
+    _initialise_heads(
+        [*decoder.class_heads, query_source.class_head], [*decoder.box_heads, query_source.box_head], size_logit=0.0
+    )
+
+
+def _initialise_pyramid(pyramid: Pyramid) -> None:
+    for module in pyramid.projections.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(pyramid.level_embed)
+
+
+def _initialise_layers(*groups: nn.ModuleList) -> None:
+    # First every matrix, then the attention modules, which have rules of their own.
+    for layers in groups:
+        _xavier_matrices(layers)
+        for module in layers.modules():
+            if isinstance(module, DeformableAttention):
+                initialise_attention(module)
 
 
 def initialise_attention(attention: DeformableAttention) -> None:

@@ -6,19 +6,28 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_TEMPERATURE = 10000.0
+TEMPERATURE = 10_000.0
+"""Ratio of the longest wavelength to the shortest, about, in the paper and for all boxes."""
+OFFSET = -0.5
+"""Shift of pixels in the paper: with it their centres are at half-integers."""
 
 
-def _wave(angles: Float[Tensor, "*axes"], features: int) -> Float[Tensor, "*axes features"]:
+def _wave(
+    angles: Float[Tensor, "*axes"], features: int, temperature: float = TEMPERATURE
+) -> Float[Tensor, "*axes features"]:
     """Sine embedding of angles: sine at even features and cosine at odd ones; each pair shares a wavelength."""
     index = torch.arange(features, device=angles.device, dtype=torch.float32)
-    wavelength = _TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+    wavelength = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     phase = angles[..., None] / wavelength
     return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
 def embed_pixels(
-    padding_mask: Bool[Tensor, "batch height width"], dim: int, *, offset: float = 0.5
+    padding_mask: Bool[Tensor, "batch height width"],
+    dim: int,
+    *,
+    temperature: float = TEMPERATURE,
+    offset: float = OFFSET,
 ) -> Float[Tensor, "batch height width dim"]:
     """Sine embedding of every pixel of a map: rows in the first half of the features, columns in the second.
 
@@ -28,14 +37,15 @@ def embed_pixels(
     Args:
         padding_mask: True = padding.
         dim: number of features.
-        offset: distance of the first pixel's place from 1, in pixels. With 0.5 the places are the centres of the
-            pixels, as in the official code of Deformable DETR; with 0 their far edges, as in DETR.
+        temperature: ratio of the longest wavelength to the shortest, about.
+        offset: shift of the pixels, which are counted from 1. With -0.5 their places are their centres, as in the
+            official code of Deformable DETR; with 0 their far edges, as in DETR and DINO.
     """
     valid = (~padding_mask).float()
     rows, columns = valid.cumsum(1), valid.cumsum(2)
-    rows = (rows - offset) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
-    columns = (columns - offset) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
-    return torch.cat([_wave(rows, dim // 2), _wave(columns, dim // 2)], dim=-1)
+    rows = (rows + offset) / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
+    columns = (columns + offset) / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    return torch.cat([_wave(rows, dim // 2, temperature), _wave(columns, dim // 2, temperature)], dim=-1)
 
 
 def embed_boxes(boxes: Float[Tensor, "batch queries 4"], dim: int) -> Float[Tensor, "batch queries dim"]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.types import Memory
 from deformable_detr.models.layers.backbone import Backbone
-from deformable_detr.models.layers.position import embed_pixels
+from deformable_detr.models.layers.position import OFFSET, TEMPERATURE, embed_pixels
 
 _NORM_GROUPS = 32
 
@@ -23,12 +23,24 @@ class Pyramid(nn.Module):
         per_image: run backbone and projections on each image without its padding. The paper runs them on the padded
             batch, where group norms and the borders of convolutions see the padding; the detections in an image then
             depend a little on the other images.
+        temperature: temperature of the sine embedding of positions, see `embed_pixels`.
+        offset: shift of the pixels in it, see `embed_pixels`.
     """
 
-    def __init__(self, backbone: Backbone, *, num_levels: int, dim: int, per_image: bool) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        num_levels: int,
+        dim: int,
+        per_image: bool,
+        temperature: float = TEMPERATURE,
+        offset: float = OFFSET,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.per_image = per_image
+        self.temperature, self.offset = temperature, offset
         num_maps = len(backbone.num_channels)
         assert num_maps <= num_levels
         projections = [_projection(channels, dim, kernel=1) for channels in backbone.num_channels]
@@ -54,10 +66,7 @@ class Pyramid(nn.Module):
             levels = self._project(images)
             masks = [resize_mask(padding_mask, level) for level in levels]
         # Each level has a sine embedding of its own size and a learned vector that tells it from the other levels.
-        position = [
-            embed_pixels(mask, level.shape[1]) + embedding
-            for mask, level, embedding in zip(masks, levels, self.level_embed, strict=True)
-        ]
+        position = self.positions(masks)
         return Memory(
             tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1),
             position=torch.cat([level.flatten(1, 2) for level in position], dim=1),
@@ -65,6 +74,13 @@ class Pyramid(nn.Module):
             valid_ratios=torch.stack([valid_ratio(mask) for mask in masks], dim=1),
             spatial_shapes=tuple((level.shape[2], level.shape[3]) for level in levels),
         )
+
+    def positions(self, masks: list[Bool[Tensor, "batch _ _"]]) -> list[Float[Tensor, "batch _ _ dim"]]:
+        """Position embedding of each level, from its padding mask."""
+        return [
+            embed_pixels(mask, len(embedding), temperature=self.temperature, offset=self.offset) + embedding
+            for mask, embedding in zip(masks, self.level_embed, strict=True)
+        ]
 
     def gathered_together(self) -> list[nn.Module]:
         """Modules that sharded training gathers as units: the stages of the backbone, then the pyramid itself.

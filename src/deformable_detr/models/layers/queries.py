@@ -1,5 +1,6 @@
-"""Sources of decoder queries: learned queries (one stage), or the best proposals of the encoder (two-stage, A.4)."""
+"""Sources of decoder queries: learned queries (one stage), the encoder's best proposals (two-stage, A.4), or both."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
 from deformable_detr.core.types import Branches, Memory, Predictions, Queries, SpatialShapes
+from deformable_detr.models.layers.branches import mask_of
 from deformable_detr.models.layers.encoder import pixel_centres
 from deformable_detr.models.layers.feedforward import MLP, in_float32
 from deformable_detr.models.layers.position import embed_boxes
@@ -26,7 +28,7 @@ class QuerySource(Protocol):
     """Source of queries: encoder memory to decoder queries, and to the proposals that training supervises."""
 
     def __call__(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Decoder queries, and all proposals they were chosen from; None without proposals.
+        """Decoder queries, and the proposals that training supervises; None without proposals.
 
         If there are branches of queries, those of all groups come one group after another.
         """
@@ -79,7 +81,8 @@ class LearnedQueries(nn.Module):
             weight = torch.cat([weight, self.training_embedding.weight])
             branches = self.added.branches(self.num_queries, self.added.hybrid_queries)
         position, content = weight.expand(batch, -1, -1).chunk(2, dim=-1)
-        return Queries(content, position, in_float32(self.reference_points, position).sigmoid(), branches), None
+        reference = in_float32(self.reference_points, position).sigmoid()
+        return Queries(content, position, reference, branches, mask_of(branches, reference.device)), None
 
 
 class ProposalQueries(nn.Module):
@@ -150,12 +153,27 @@ class ProposalQueries(nn.Module):
             branches = self.added.branches(chosen[0].shape[1], chosen[-1].shape[1])
         # The chosen boxes become queries. They are detached: the proposals learn from their own loss alone.
         reference = torch.cat(references, dim=1).detach()
-        embedded = embed_boxes(reference, self.position_proj.in_features)
-        position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
+        position, content = self._embedded(reference)
         every = proposals[0]
         if len(proposals) > 1:
             every = Predictions(*(torch.cat(parts, dim=1) for parts in zip(*proposals, strict=True)))
-        return Queries(content, position, reference, branches), every
+        return Queries(content, position, reference, branches, mask_of(branches, reference.device)), every
+
+    def at_boxes(
+        self, content: Float[Tensor, "batch queries dim"], reference: Float[Tensor, "batch queries 4"]
+    ) -> Queries:
+        """Queries of this content at these boxes, cxcywh in 0..1."""
+        position, _ = self._embedded(reference)
+        return Queries(content, position, reference)
+
+    def _embedded(self, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and content from boxes alone."""
+        embedded = embed_boxes(reference, self.position_proj.in_features)
+        position, content = self.position_norm(self.position_proj(embedded)).chunk(2, dim=-1)
+        return position, content
+
+    def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
+        return best_positions(logits[..., 0], valid, lambda: boxes, count=self.num_queries, choice=self.choice)
 
     @torch.no_grad()
     def _next_best(self, logits: Tensor, best: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
@@ -166,19 +184,83 @@ class ProposalQueries(nn.Module):
         count = min(self.added.hybrid_queries, scores.shape[1] - best.shape[1])
         return scores.scatter(1, best, -torch.inf).topk(count, dim=1).indices
 
-    @torch.no_grad()
-    def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
-        scores = logits[..., 0]
-        kept = min(self.num_queries, scores.shape[1])
-        if self.choice == "paper":
-            return scores.topk(kept, dim=1).indices
-        scores = scores.masked_fill(~valid, -torch.inf)
-        if self.choice == "valid":
-            return scores.topk(kept, dim=1).indices
-        # Comparing all positions of a large image takes long; a multiple of the queries has enough distinct ones.
-        candidates = scores.topk(min(CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
-        pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes), strict=True)
-        return torch.stack([own[distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
+
+class MixedQueries(nn.Module):
+    """Mixed queries of DINO: boxes of the best proposals, and learned content by rank (arXiv 2203.03605, section 3.3).
+
+    The features of a proposal are not used. Classification of the proposals is by class, and only those that become
+    queries are given out for training.
+
+    Args:
+        num_queries: number of proposals that are kept; all of them if the image has fewer positions.
+        dim: channels of the memory.
+        num_classes: channels of the class head; a position is ranked by its best class.
+        choice: ranking of the proposals, as in `ProposalQueries`.
+    """
+
+    def __init__(
+        self, num_queries: int, dim: int, num_classes: int, *, choice: Literal["paper", "valid", "distinct"]
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.choice = choice
+        self.content = nn.Embedding(num_queries, dim)
+        self.memory_proj = nn.Linear(dim, dim)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.class_head = nn.Linear(dim, num_classes)
+        self.box_head = MLP(dim, dim, 4, num_layers=3)
+
+    def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
+        """Queries with reference boxes cxcywh in 0..1, and the proposals that they come from, by falling score."""
+        valid, anchor_logits = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
+        tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
+        logits = in_float32(self.class_head, tokens)
+
+        def all_boxes() -> Tensor:
+            return (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
+
+        best = best_positions(logits.amax(-1), valid, all_boxes, count=self.num_queries, choice=self.choice)
+        # Boxes are needed of the chosen positions alone. An invalid one gets the box (1, 1, 1, 1).
+        boxes = (in_float32(self.box_head, pick(tokens, best)) + pick(anchor_logits, best)).sigmoid()
+        content = self.content.weight[: best.shape[1]].expand(len(best), -1, -1)
+        # Detached: the proposals learn from their own loss alone.
+        return self.at_boxes(content, boxes.detach()), Predictions(pick(logits, best), boxes)
+
+    def at_boxes(
+        self, content: Float[Tensor, "batch queries dim"], reference: Float[Tensor, "batch queries 4"]
+    ) -> Queries:
+        """Queries of this content at these boxes, cxcywh in 0..1; the decoder computes their position."""
+        return Queries(content, None, reference)
+
+
+@torch.no_grad()
+def best_positions(
+    scores: Float[Tensor, "batch positions"],
+    valid: Bool[Tensor, "batch positions"],
+    boxes: Callable[[], Tensor],
+    *,
+    count: int,
+    choice: Literal["paper", "valid", "distinct"],
+) -> Tensor:
+    """Positions of the best proposals of each image, best first.
+
+    Args:
+        scores: score of each proposal.
+        valid: whether each proposal is valid.
+        boxes: function that returns the boxes cxcywh of all proposals, (batch, positions, 4).
+        count: number of proposals to choose; all of them if there are fewer.
+        choice: ranking of the proposals, as in `ProposalQueries`.
+    """
+    kept = min(count, scores.shape[1])
+    if choice == "paper":
+        return scores.topk(kept, dim=1).indices
+    scores = scores.masked_fill(~valid, -torch.inf)
+    if choice == "valid":
+        return scores.topk(kept, dim=1).indices
+    # Comparing all positions of a large image takes long; a multiple of the queries has enough distinct ones.
+    candidates = scores.topk(min(CANDIDATES_PER_QUERY * kept, scores.shape[1]), dim=1).indices
+    pairs = zip(candidates, scores, cxcywh_to_xyxy(boxes()), strict=True)
+    return torch.stack([own[distinct_first(box[own], score[own])[:kept]] for own, score, box in pairs])
 
 
 class Anchors(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy, overlap_ratio
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.core.types import DetectorOutput, Predictions, Target
+from deformable_detr.core.types import Denoised, DetectorOutput, Predictions, Target
 from deformable_detr.models.losses.classification import ClassLossName, class_loss
 from deformable_detr.models.losses.losses import giou_loss, l1_loss
 from deformable_detr.models.losses.matching import Assignment, Costs, match
@@ -30,18 +30,18 @@ class CriterionConfig:
     class_loss: ClassLossName = "focal"
     """Loss of the class scores: "focal", the paper's; or one that draws the score of a matched prediction to the
     quality of its box: "ia_bce" (Align-DETR), "varifocal" (VarifocalNet), "mal" (DEIM), or "position" (Stable-DINO),
-    with which the class cost heeds the boxes, too. See `models/losses/classification.py`."""
+    with which the class cost heeds the boxes, too. See `models/losses/classification.py`. Denoising keeps "focal"."""
     class_weight: float | Literal["auto"] = "auto"
-    """Weight of the loss of the class scores; at least 0. "auto": the model's published one, which is 2 for the focal
-    loss of Deformable DETR and 1 for the cross-entropy of DETR. The papers have 1 with "ia_bce", "varifocal" and
-    "mal", and 6 with "position"."""
+    """Weight of the loss of the class scores; at least 0. "auto": the model's published one, which is 2 for
+    Deformable DETR and 1 for DINO, both with the focal loss, and 1 for the cross-entropy of DETR. The papers have 1
+    with "ia_bce", "varifocal" and "mal", and 6 with "position"."""
     l1_weight: float = 5.0
     """Weight of the L1 loss of the boxes, cxcywh in 0..1; at least 0."""
     giou_weight: float = 2.0
     """Weight of the GIoU loss of the boxes, 1 - GIoU; at least 0."""
     class_cost: float | Literal["auto"] = "auto"
     """Weight of the class term in the matching cost; at least 0. "auto": the model's published one, which is 2 for
-    Deformable DETR and 1 for DETR."""
+    Deformable DETR and DINO, and 1 for DETR."""
     l1_cost: float = 5.0
     """Weight of the L1 distance of the boxes, cxcywh in 0..1, in the matching cost; at least 0."""
     giou_cost: float = 2.0
@@ -91,13 +91,30 @@ class Losses(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """Set loss of the paper (section 3): every decoder layer, and the proposals if any, against all objects."""
+    """Set loss of the paper (section 3): every decoder layer, and the proposals if any, against all objects.
 
-    def __init__(self, config: CriterionConfig) -> None:
+    Predictions for noisy copies of the objects (denoising) have the same losses with the same weights, without
+    matching.
+
+    Args:
+        config: weights and costs.
+        proposals: labels that the proposals learn: "object", where every label is class 0, so that their score only
+            says whether there is an object (A.4, two-stage); or "class", as in DINO.
+        class_weight: weight of the class loss that is meant by "auto": 2 is that of Deformable DETR.
+    """
+
+    def __init__(
+        self,
+        config: CriterionConfig,
+        *,
+        proposals: Literal["object", "class"] = "object",
+        class_weight: float = 2.0,
+    ) -> None:
         super().__init__()
         self.config = config
-        class_weight, class_cost = published_weights(config, class_weight=2.0, class_cost=2.0)
-        self.weights = {"class": class_weight, "l1": config.l1_weight, "giou": config.giou_weight}
+        self.proposals = proposals
+        weight, class_cost = published_weights(config, class_weight=class_weight, class_cost=2.0)
+        self.weights = {"class": weight, "l1": config.l1_weight, "giou": config.giou_weight}
         self.costs = Costs(
             class_cost,
             config.l1_cost,
@@ -108,12 +125,11 @@ class Criterion(nn.Module):
         )
 
     def forward(self, output: DetectorOutput, targets: list[Target], *, num_boxes: float | None = None) -> Losses:
-        """Losses of one batch, over all stages: the decoder layers and the proposals.
+        """Losses of one batch, over all stages: the decoder layers, the proposals, and the denoised copies.
 
-        The proposals are compared with the same boxes, but every label is class 0: their score only says whether
-        there is an object (A.4, two-stage). With groups of queries, each stage is the average over the groups, every
-        one of which is matched for itself (Group DETR). The stage "one_to_many" is the sum over all layers of the
-        queries that are matched several to one, divided by that number of times (H-DETR).
+        With groups of queries, each stage is the average over the groups, every one of which is matched for itself
+        (Group DETR). The stage "one_to_many" is the sum over all layers of the queries that are matched several to one,
+        divided by that number of times (H-DETR). Copies have the focal loss, whatever `class_loss` is.
 
         Args:
             output: predictions of the network.
@@ -127,7 +143,9 @@ class Criterion(nn.Module):
         check_targets(targets, len(output.final.logits), output.final.logits.shape[-1])
         # The targets of each stage: the labels tell classes apart in the decoder, and objects from background in the
         # proposals.
-        anything = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
+        wanted_of_proposals = targets
+        if self.proposals == "object":
+            wanted_of_proposals = [target._replace(labels=torch.zeros_like(target.labels)) for target in targets]
         stages: dict[str, tuple[Predictions, list[Target]]] = {}
         if output.one_to_many is not None:
             repeats = output.one_to_many.repeats
@@ -138,7 +156,7 @@ class Criterion(nn.Module):
         for suffix, layers, proposals in _groups_of(output):
             stages |= {f"decoder.{index}{suffix}": (layer, targets) for index, layer in enumerate(layers)}
             if proposals is not None:
-                stages[f"proposals{suffix}"] = (proposals, anything)
+                stages[f"proposals{suffix}"] = (proposals, wanted_of_proposals)
         if num_boxes is None:
             num_boxes = sum(len(target.labels) for target in targets)
         # All stages are matched together, so that the costs reach the CPU in one copy.
@@ -148,9 +166,12 @@ class Criterion(nn.Module):
         for stage, (predictions, wanted) in stages.items():
             name, _, _ = stage.partition("/")
             times = repeats if name == "one_to_many" else 1 + len(output.groups)
-            for term, loss in self._terms(predictions, wanted, assignments[stage]).items():
+            pairs = matched_pairs(wanted, assignments[stage])
+            for term, loss in self._terms(predictions, *pairs, self.config.class_loss).items():
                 share = loss / (max(num_boxes, 1) * times)
                 terms[f"{name}/{term}"] = terms[f"{name}/{term}"] + share if f"{name}/{term}" in terms else share
+        if output.denoising is not None:
+            terms |= self._denoising_terms(output.denoising, targets, max(num_boxes, 1))
         last = f"decoder.{len(output.layers) - 1}"
         return Losses(
             self.weighted_sum(terms),
@@ -167,20 +188,35 @@ class Criterion(nn.Module):
         """
         return weighted_sum(terms, self.weights)
 
+    def _denoising_terms(self, denoising: Denoised, targets: list[Target], num_boxes: float | int) -> dict[str, Tensor]:
+        """Loss terms of the noisy copies, divided by the number of boxes and of groups."""
+        pairs = _pairs_of_copies(targets, denoising.objects)
+        return {
+            f"denoising.{index}/{term}": loss / (num_boxes * denoising.num_groups)
+            for index, layer in enumerate(denoising.layers)
+            for term, loss in self._terms(layer, *pairs, "focal").items()
+        }
+
     def _terms(
-        self, predictions: Predictions, targets: list[Target], assignments: list[Assignment]
+        self, predictions: Predictions, assigned: Tensor, labels: Tensor, wanted: Tensor, name: ClassLossName
     ) -> dict[str, Tensor]:
         """Loss terms summed over the batch, before the division by the number of boxes.
 
         The box terms are 0, and still part of the graph of gradients, where nothing is matched.
+
+        Args:
+            predictions: predictions of one stage.
+            assigned: image and prediction of each pair, (2, pairs).
+            labels: class id of each pair, (pairs,).
+            wanted: box cxcywh of each pair, (pairs, 4).
+            name: loss of the class scores.
         """
         logits, boxes = predictions.logits.float(), predictions.boxes.float()
-        assigned, labels, wanted = matched_pairs(targets, assignments)
         matched = boxes[assigned[0], assigned[1]]
         overlaps = overlap_ratio(cxcywh_to_xyxy(matched.detach()), cxcywh_to_xyxy(wanted))
         config = self.config
         by_class = class_loss(
-            config.class_loss,
+            name,
             logits,
             assigned,
             labels,
@@ -240,6 +276,16 @@ def matched_pairs(targets: list[Target], assignments: list[Assignment]) -> tuple
     objects = [torch.from_numpy(one.objects).to(device) for one in assignments]
     labels = torch.cat([target.labels[index] for target, index in zip(targets, objects, strict=True)])
     wanted = torch.cat([target.boxes[index] for target, index in zip(targets, objects, strict=True)]).float()
+    return assigned, labels, wanted
+
+
+def _pairs_of_copies(targets: list[Target], objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of noisy copies and their objects, as from `matched_pairs`; `objects` is that of `Denoised`."""
+    device = targets[0].boxes.device
+    assigned = (objects >= 0).nonzero().T.to(device)
+    behind = [one[one >= 0].to(device) for one in objects]
+    labels = torch.cat([target.labels[index] for target, index in zip(targets, behind, strict=True)])
+    wanted = torch.cat([target.boxes[index] for target, index in zip(targets, behind, strict=True)]).float()
     return assigned, labels, wanted
 
 

@@ -132,8 +132,6 @@ def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category
             f"deformable_stages is {model.deformable_stages}: models of transformers have no deformable convolutions "
             "in their backbones"
         )
-    if training_only := model.training_tensors:
-        raise CheckpointError(f"{training_only}: models of transformers have no queries for training alone")
     equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
     return {
         "model_type": MODEL_TYPE,

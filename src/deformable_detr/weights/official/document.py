@@ -28,9 +28,23 @@ from deformable_detr.weights.key_map import COUNTERS
 log = logging.getLogger(__name__)
 
 _PARALLEL = "module."
+_AVERAGED = "ema_model"
 _MOST_EPOCHS = 10**6
 # Left by a tool that counts operations; the official codes ignore them as well.
 _LEFTOVERS = ("total_params", "total_ops", COUNTERS)
+
+
+def averaged_first(document: Any) -> Any:
+    """Document with the averaged weights alone, in "model", if it has any; else the document itself."""
+    if isinstance(document, dict) and isinstance(document.get(_AVERAGED), dict) and document[_AVERAGED]:
+        return {"model": document[_AVERAGED]}
+    return document
+
+
+def parameter_names(document: Any) -> set[str]:
+    """Names of the tensors in a document, without the prefix of a parallel run; none if it holds no table of them."""
+    table = inner_table(averaged_first(document))
+    return {str(name).removeprefix(_PARALLEL) for name in table} if isinstance(table, dict) else set()
 
 
 def official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
@@ -65,6 +79,8 @@ def arguments_of(document: Any) -> dict[str, Any] | None:
     args = document.get("args") if isinstance(document, dict) else None
     if isinstance(args, argparse.Namespace):
         return vars(args)
+    # A settings object of DINO's authors keeps its table in an attribute.
+    args = getattr(args, "_cfg_dict", args)
     return args if isinstance(args, dict) else None
 
 

@@ -13,22 +13,25 @@ from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.shared_heads import proposal_head_here, proposal_head_there, with_copies, without_copies
 
-# Our prefix, official prefix.
+LAYERS = (
+    ("pyramid.backbone.body.", "backbone.0.body."),
+    ("pyramid.projections.#.", "input_proj.#."),
+    ("pyramid.level_embed", "transformer.level_embed"),
+    ("encoder.layers.#.self_attention.", "transformer.encoder.layers.#.self_attn."),
+    ("encoder.layers.#.norm_attention.", "transformer.encoder.layers.#.norm1."),
+    ("encoder.layers.#.norm_ffn.", "transformer.encoder.layers.#.norm2."),
+    ("encoder.layers.#.ffn.linear#.", "transformer.encoder.layers.#.linear#."),
+    ("decoder.layers.#.self_attention.", "transformer.decoder.layers.#.self_attn."),
+    ("decoder.layers.#.cross_attention.", "transformer.decoder.layers.#.cross_attn."),
+    ("decoder.layers.#.norm_cross.", "transformer.decoder.layers.#.norm1."),
+    ("decoder.layers.#.norm_self.", "transformer.decoder.layers.#.norm2."),
+    ("decoder.layers.#.norm_ffn.", "transformer.decoder.layers.#.norm3."),
+    ("decoder.layers.#.ffn.linear#.", "transformer.decoder.layers.#.linear#."),
+)
+"""Names of what the official code and that of DINO have in common: our prefix, their prefix."""
 _NAMES = KeyMap(
     (
-        ("pyramid.backbone.body.", "backbone.0.body."),
-        ("pyramid.projections.#.", "input_proj.#."),
-        ("pyramid.level_embed", "transformer.level_embed"),
-        ("encoder.layers.#.self_attention.", "transformer.encoder.layers.#.self_attn."),
-        ("encoder.layers.#.norm_attention.", "transformer.encoder.layers.#.norm1."),
-        ("encoder.layers.#.norm_ffn.", "transformer.encoder.layers.#.norm2."),
-        ("encoder.layers.#.ffn.linear#.", "transformer.encoder.layers.#.linear#."),
-        ("decoder.layers.#.self_attention.", "transformer.decoder.layers.#.self_attn."),
-        ("decoder.layers.#.cross_attention.", "transformer.decoder.layers.#.cross_attn."),
-        ("decoder.layers.#.norm_cross.", "transformer.decoder.layers.#.norm1."),
-        ("decoder.layers.#.norm_self.", "transformer.decoder.layers.#.norm2."),
-        ("decoder.layers.#.norm_ffn.", "transformer.decoder.layers.#.norm3."),
-        ("decoder.layers.#.ffn.linear#.", "transformer.decoder.layers.#.linear#."),
+        *LAYERS,
         ("decoder.class_heads.#.", "class_embed.#."),
         ("decoder.box_heads.#.", "bbox_embed.#."),
         ("query_source.embedding.", "query_embed."),

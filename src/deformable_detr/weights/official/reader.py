@@ -88,8 +88,8 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
         CheckpointError: the official code has no such model; the message names the setting.
         OutputError: the file cannot be written.
     """
+    model = deformable_config(checkpoint, "the official code")
     try:
-        model = deformable_config(checkpoint, "the official code")
         args = to_args(model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error

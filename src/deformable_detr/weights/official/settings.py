@@ -116,8 +116,6 @@ def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
         raise CheckpointError(
             f"the official code has no deformable convolutions, and deformable_stages is {config.deformable_stages}"
         )
-    if training_only := config.training_tensors:
-        raise CheckpointError(f"the official code has no queries for training alone, and {training_only}")
     if config.features != "padded" or config.proposals != "paper":
         setting = f"features={config.features!r}" if config.features != "padded" else f"proposals={config.proposals!r}"
         raise CheckpointError(f"the official code has no {setting}, and would find something else without it")

@@ -1,0 +1,179 @@
+"""Reading of published checkpoints of DINO, and writing of those of its authors (`.pth`).
+
+The authors' files hold "model", perhaps averaged weights in "ema_model", "epoch" and "args"; those of detrex "model",
+those of OpenMMLab "state_dict" and "meta". No published file of detrex or OpenMMLab could be opened when this was
+written: their names were taken from their code.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from deformable_detr.core.config import to_dict
+from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.torch_files import check_memory, check_numbers
+from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models import DINOConfig
+from deformable_detr.weights.checkpoint import (
+    HEADER_ENTRY,
+    Checkpoint,
+    from_header,
+    parse_header,
+    sketch,
+)
+from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
+from deformable_detr.weights.dino.keys import (
+    Sizes,
+    Source,
+    key_map,
+    shares_heads,
+    sizes_of,
+    source_of,
+    to_authors_keys,
+    to_our_keys,
+)
+from deformable_detr.weights.dino.settings import (
+    FoundSettings,
+    dino_settings,
+    to_authors_args,
+    told_by_authors,
+    told_by_openmmlab,
+)
+from deformable_detr.weights.key_map import COUNTERS
+from deformable_detr.weights.official.document import (
+    arguments_of,
+    averaged_first,
+    counted,
+    official_tensors,
+    owned,
+    unlike,
+    warn_of_what_changes,
+    write_document,
+)
+
+log = logging.getLogger(__name__)
+
+_MOST_EPOCHS = 10**6
+_LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.([0-9]{1,6})\.")
+_MAP = re.compile(r"neck\.convs\.([0-9]{1,6})\.conv\.weight")
+_CODE = {"authors": "its authors", "detrex": "detrex", "openmmlab": "OpenMMLab"}
+_COCO_IDS = tuple(number for number, name in enumerate(COCO_CLASSES) if not name.startswith(UNUSED))
+
+
+def dino_from_document(path: Path, document: Any) -> Checkpoint:
+    """Checkpoint from the content of a published file of a DINO.
+
+    Averaged weights are taken where a file has them.
+
+    Args:
+        path: path of the file, for messages.
+        document: content of the file, as `read_torch_file` gives it.
+
+    Raises:
+        CheckpointError: it is of another model, or its settings and its tensors disagree; the message
+            names tensors that are unknown, missing or of another shape.
+    """
+    theirs = official_tensors(path, averaged_first(document))
+    source = source_of(theirs)
+    if source is None:
+        raise CheckpointError(f"{path} has no weights of a DINO")
+    try:
+        found, weights = _settings_and_weights(theirs, source, document)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _check_shapes(path, weights, found.config, source)
+    check_memory(theirs, path)
+    check_numbers(weights, path)
+    values = ", ".join(f"{name}={getattr(found.config, name)}" for name in found.assumed)
+    if values:
+        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    return from_header(path, _description(path, document, found.config, source, values), owned(weights))
+
+
+def write_dino(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint for the authors' code (`main.py --resume FILE --eval`); it is read here, too.
+
+    Raises:
+        CheckpointError: the authors' code has no such model; the message names the setting.
+        OutputError: the file cannot be written.
+    """
+    config = checkpoint.model
+    assert isinstance(config, DINOConfig)
+    try:
+        args = to_authors_args(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
+    warn_of_what_changes(checkpoint, path, DINOConfig())
+    write_document(checkpoint, to_authors_keys(owned(checkpoint.weights), config), args, path)
+
+
+def _settings_and_weights(
+    theirs: Mapping[str, Tensor], source: Source, document: Any
+) -> tuple[FoundSettings, dict[str, Tensor]]:
+    if any("relative_position_bias_table" in name for name in theirs):
+        raise CheckpointError("its backbone is a Swin transformer; here there are ResNets alone")
+    layers = {match[1] for name in theirs if (match := _LAYER.match(name))}
+    entries = document if isinstance(document, dict) else {}
+    told: dict[str, Any] = {}
+    shared, num_maps = False, 0
+    if source == "authors":
+        args = arguments_of(entries) or {}
+        told = told_by_authors(args)
+        shares = [args.get(f"dec_pred_{kind}_embed_share") for kind in ("class", "bbox")]
+        # Heads of their own are equal, too, before any training.
+        shared = all(shares) if None not in shares else shares_heads(theirs, len(layers))
+    else:
+        num_maps = sum(_MAP.fullmatch(name) is not None for name in theirs)
+        told = told_by_openmmlab(entries.get("meta")) if source == "openmmlab" else {}
+    weights = to_our_keys(theirs, source, Sizes(len(layers), num_maps, shared))
+    return dino_settings(weights, source, told, shared_heads=shared), weights
+
+
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], config: DINOConfig, source: Source) -> None:
+    """Check that the tensors are exactly those of a model with these settings."""
+    names = key_map(source, sizes_of(config))
+    own = {name: one for name, one in sketch(config, path).state_dict().items() if not name.endswith(COUNTERS)}
+    expected = {names.to_theirs(name) or name: one.shape for name, one in own.items()}
+    problems = counted(unlike({names.to_theirs(name) or name: one for name, one in weights.items()}, expected))
+    if problems:
+        raise CheckpointError(
+            f"{path} is not a DINO as of {_CODE[source]}; of the {len(expected)} tensors of such a model, {problems}"
+        )
+
+
+def _description(path: Path, document: Any, config: DINOConfig, source: Source, assumed: str) -> dict[str, Any]:
+    """Description of the checkpoint: ours if the file has one, else what is known of the published models."""
+    ours = document.get(HEADER_ENTRY) if isinstance(document, dict) else None
+    if isinstance(ours, str):
+        header = parse_header(path, ours)
+    else:
+        classes, ids = _classes(config.num_classes)
+        header = {
+            "classes": classes,
+            "category_ids": ids,
+            "preprocessing": to_dict(Preprocessing()),
+            "metrics": {},
+            "provenance": {"source": f"checkpoint {path.name} of DINO, as of {_CODE[source]}"},
+            "licence": "Apache-2.0" if config.num_classes in (len(COCO_CLASSES), len(_COCO_IDS)) else "",
+        }
+        epoch = document.get("epoch") if isinstance(document, dict) else None
+        if isinstance(epoch, int) and 0 <= epoch < _MOST_EPOCHS:
+            header["provenance"]["epochs"] = str(epoch + 1)
+        if averaged_first(document) is not document:
+            header["provenance"]["averaged"] = "the entry 'ema_model'"
+        if assumed:
+            header["provenance"]["assumed"] = assumed
+    return header | {"model": {"name": "dino", "config": to_dict(config)}}
+
+
+def _classes(num_classes: int) -> tuple[list[str], list[int]]:
+    """Class names and category ids: all of COCO's ids, as the authors have them, COCO's 80 classes, or numbers."""
+    if num_classes == len(COCO_CLASSES):
+        return list(COCO_CLASSES), list(range(num_classes))
+    if num_classes == len(_COCO_IDS):
+        return [COCO_CLASSES[number] for number in _COCO_IDS], list(_COCO_IDS)
+    return [f"class {number}" for number in range(num_classes)], list(range(num_classes))
