@@ -68,8 +68,9 @@ def dino_small() -> TrainConfig:
     """Recipe of a small DINO for a few hundred photos, on a CPU or GPU: the sizes of `small`.
 
     ddetr train dino_small --data /data/photos
-    Cost: PENDING
-    Expected: depends on the photos. PENDING
+    Cost: a step of 4 images of 256 x 320 pixels takes 1.0 s on one core, 0.9 s of it without denoising (2026-11).
+    Expected: depends on the photos; no complete run yet. Blood cells at 192 pixels, 220 steps, one seed: AP50 57
+    (validation split).
     """
     return TrainConfig(
         name="dino_small",
