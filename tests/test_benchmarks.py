@@ -11,7 +11,7 @@ from benchmarks import __main__ as bench
 from benchmarks import clock, memory, timing
 from benchmarks.cases import MODEL_CASES, OPERATOR_CASES, STEP_CASES, OperatorCase
 from benchmarks.data import bench_loading
-from benchmarks.model import bench_training, bench_vs_transformers, profile_training
+from benchmarks.model import bench_processes, bench_training, bench_vs_transformers, profile_training
 from benchmarks.ops import bench_msda, contenders, peak_memory
 from benchmarks.ops.check import Expected, check
 from benchmarks.ops.problem import FORMS, LOCATIONS, make, pixel_coordinates
@@ -360,6 +360,16 @@ def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
     assert all(speed > 0 for speed in content["images_per_second"].values())
     bench_training.main([*common, "--memory-of", "float32"])
     assert int(capsys.readouterr().out) >= 0  # this process is not a fresh one
+
+
+@pytest.mark.slow
+def test_throughput_of_processes(capsys, monkeypatch, tiny_config):
+    monkeypatch.setattr(bench_processes, "RECIPES", {"small": lambda: tiny_config})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    bench_processes.main(["--image-size", "64", "--images", "9", "--rounds", "1"])
+    content = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(content["images_per_second"]) == ["one thread", "2 threads", "2 processes"]
+    assert all(speed > 0 for speed in content["images_per_second"].values())
 
 
 @pytest.mark.slow

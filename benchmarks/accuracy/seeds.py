@@ -24,7 +24,8 @@ from deformable_detr.data.open import list_splits, open_dataset
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.inference.detector import Detector
-from deformable_detr.runs.config import TrainConfig, from_json, settled, to_json
+from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config_file import from_json, to_json
 from deformable_detr.training.state import trained_weights
 from deformable_detr.weights import checkpoint as checkpoints
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from deformable_detr.cli import check_data as module
 from deformable_detr.cli.check_data import render
+from deformable_detr.core import progress
 from deformable_detr.core.errors import ConfigError, DataError, OutputError
 from deformable_detr.data.check import check_dataset
 from deformable_detr.data.formats import coco
@@ -84,9 +85,9 @@ def test_what_is_no_data_set_is_an_error_for_the_caller(tmp_path: Path) -> None:
 
 
 def test_a_bar_appears_if_it_takes_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SILENT_S", -1.0)
+    monkeypatch.setattr(progress, "SILENT_S", -1.0)
     assert "decoding images" in call(folder).stderr
-    monkeypatch.setattr(module, "_SILENT_S", 60.0)
+    monkeypatch.setattr(progress, "SILENT_S", 60.0)
     assert "decoding images" not in call(folder).stderr
 
 

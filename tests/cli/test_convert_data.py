@@ -1,7 +1,7 @@
 import json
 import shutil
 
-from deformable_detr.cli import check_data
+from deformable_detr.core import progress
 from deformable_detr.data.open import open_dataset
 
 
@@ -58,6 +58,6 @@ def test_errors_are_one_line(ddetr, scenes, tmp_path):
 
 
 def test_a_bar_appears_if_it_takes_long(ddetr, scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_data, "_SILENT_S", -1.0)
+    monkeypatch.setattr(progress, "SILENT_S", -1.0)
     result = ddetr("convert-data", scenes, tmp_path / "out", "--to", "coco")
     assert "writing images" in result.err

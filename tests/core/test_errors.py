@@ -27,3 +27,8 @@ def test_long_lists_are_shortened():
     assert errors.listed(["a", "b", "c"]) == "a, b, c"
     assert errors.listed(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert errors.listed(("a", "b", "c"), most=1) == "a and 2 more"
+
+
+def test_things_are_counted():
+    assert [errors.counted(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [errors.counted(number, "class", "classes") for number in (1, 3)] == ["1 class", "3 classes"]

@@ -67,14 +67,14 @@ def test_a_wait_of_unknown_length_is_shown_after_a_while(monkeypatch, is_termina
     file = io.StringIO()
     console = Console(file=file, force_terminal=is_terminal, width=60, color_system=None)
     monkeypatch.setattr("rich.console.Console", lambda **_: console)
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SILENT_S", 0.0)
     monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.01)
     with shown_wait("reading [all] of it"):
         deadline = time.monotonic() + 5
         while shown not in file.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert shown in file.getvalue()
-    monkeypatch.setattr(progress, "_SILENT_SECONDS", 60.0)
+    monkeypatch.setattr(progress, "SILENT_S", 60.0)
     before = file.getvalue()
     with pytest.raises(KeyError), shown_wait("a short one"):
         raise KeyError
@@ -121,3 +121,11 @@ def test_a_terminal_that_is_closed_ends_nothing(is_terminal, monkeypatch):
         file.gone = True
         reporter.update("epoch 1/2", 2, 9, "loss 2")
         reporter.say("stopped and saved")
+
+
+def test_a_bar_is_shown_of_what_lasts(capsys, monkeypatch):
+    for silent_s, is_shown in ((60.0, False), (-1.0, True)):
+        monkeypatch.setattr(progress, "SILENT_S", silent_s)
+        with progress.shown_progress("writing images") as on_progress:
+            on_progress(2, 5)
+        assert ("writing images" in capsys.readouterr().err) is is_shown

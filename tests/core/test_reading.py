@@ -79,6 +79,18 @@ def test_depth_of_values_that_stand_in_many_places():
     assert not shallow(within)
 
 
+def test_settings_are_no_millions_of_lists():
+    for text in ("[" + "[]," * 200_000 + "0]", b'{"a": [' + b"{}," * 200_000 + b"0]}"):
+        with pytest.raises(ValueError, match="more than 200,000 lists and objects"):
+            settings_value(text)
+    assert len(settings_value("[" + "[]," * 100_000 + "0]")) == 100_001
+    for deepest in (99, 101):
+        value = 0
+        for level in range(deepest):
+            value = {"a": value, "b": 0} if level % 2 else [[], value]
+        assert shallow(value, shared=False) is shallow(value) is (deepest < 100)
+
+
 def test_json_of_settings(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, 2]})
     assert read_json(tmp_path / "a.json") == {"b": [1, 2]}

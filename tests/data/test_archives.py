@@ -15,6 +15,7 @@ from filelock import FileLock
 from deformable_detr.core.errors import DataError, OutputError
 from deformable_detr.data import archives, list_splits, open_dataset
 from deformable_detr.data.archives import unpack
+from deformable_detr.data.convert import convert_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, yolo
 from deformable_detr.data.splits import open_training_data
@@ -94,6 +95,15 @@ def test_a_changed_archive_is_unpacked_anew(drawn: DetectionDataset, tmp_path: P
     coco.save(drawn.subset([0]), tmp_path / "there")
     packed(tmp_path / "there", file)
     assert len(open_dataset(file)) == 1
+
+
+def test_no_links_lead_into_the_cache(drawn: DetectionDataset, tmp_path: Path) -> None:
+    coco.save(drawn, tmp_path / "there")
+    file = packed(tmp_path / "there", tmp_path / "x.zip")
+    with pytest.raises(DataError, match=r"x\.zip: links would lead into the cache, .* copy the images, or unpack it"):
+        convert_dataset(file, tmp_path / "out", to="voc", images="link")
+    assert not (tmp_path / "out").exists()
+    assert convert_dataset(file, tmp_path / "out", to="voc").splits[0].images == 3
 
 
 def test_a_folder_that_was_deleted_comes_back(tmp_path: Path, cache: Path) -> None:
@@ -282,7 +292,7 @@ def test_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_was_interrupted_leaves_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = zipped(tmp_path / "x.zip", *((f"{number}.txt", b"1") for number in range(3)))
-    monkeypatch.setattr(archives, "_SILENT_S", -1.0)
+    monkeypatch.setattr(archives, "SILENT_S", -1.0)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -307,7 +317,7 @@ def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = zipped(tmp_path / "x.zip", *((f"{number}.txt", bytes(1 << 20)) for number in range(3)))
     unpack(file, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == []  # it did not last two seconds
-    monkeypatch.setattr(archives, "_SILENT_S", -1.0)
+    monkeypatch.setattr(archives, "SILENT_S", -1.0)
     os.utime(file, (1, 1))
     unpack(file, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.format_names import TargetName
 from deformable_detr.data import convert
-from deformable_detr.data.convert import TargetName, convert_dataset
+from deformable_detr.data.convert import convert_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc
 from deformable_detr.data.open import list_splits, open_dataset

@@ -1,4 +1,6 @@
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,9 +8,14 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
+from deformable_detr.data import open as opening
+from deformable_detr.data.check import check_dataset
+from deformable_detr.data.convert import convert_dataset
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.formats import coco, voc, yolo
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.formats import coco, json_kinds, parsing, voc, yolo
+from deformable_detr.data.open import recognise, recognise_format
+from deformable_detr.data.splits import open_for_evaluation, read_splits
+from tests.data import written
 
 
 @pytest.fixture
@@ -113,3 +120,81 @@ def test_an_export_of_label_studio_is_yolo(tmp_path: Path, photo: Callable[..., 
     assert dataset.source.startswith("YOLO")
     assert "also holds" not in dataset.source
     assert (dataset.classes, len(dataset), dataset.num_objects) == (tuple(names), 3, 6)
+
+
+SAVED: dict[str, Callable[..., object]] = {
+    "coco": coco.save, "yolo": yolo.save, "voc": voc.save, "csv": written.write_csv, "labelme": written.write_labelme,
+    "cvat": written.write_cvat, "via": written.write_via, "createml": written.write_createml,
+    "labelstudio": written.write_labelstudio,
+}  # fmt: skip
+
+
+def three_splits(name: str, drawn: DetectionDataset, folder: Path) -> Path:
+    for split in ("train", "val", "test"):
+        if name in ("coco", "yolo", "voc"):
+            SAVED[name](drawn, folder, split=split)
+        else:
+            SAVED[name](drawn, folder / split)
+    return folder
+
+
+class Counted:
+    """Stands for a function of a path and counts its calls by path."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, path: str | Path, *arguments: object, **options: object) -> object:
+        self.counts[str(path)] += 1
+        return self.function(path, *arguments, **options)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_each_file_is_read_once_for_all_splits(
+    name: str, drawn: DetectionDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = three_splits(name, drawn, tmp_path / "out")
+    read, looked_at = Counted(parsing.read_file), Counted(json_kinds.open_file)
+    monkeypatch.setattr(parsing, "read_file", read)
+    monkeypatch.setattr(json_kinds, "open_file", looked_at)
+    assert list(check_dataset(folder, decode=False).splits) == ["train", "val", "test"]
+    lists = {str(folder / one) for one in ("classes.txt", "data.yaml")}  # a line for each class
+    counts = {count for path, count in read.counts.items() if path not in lists}
+    # In an xml of CVAT, its subsets are looked for before it is parsed.
+    assert counts == {2 if name == "cvat" else 1}
+    assert set(looked_at.counts.values()) <= {1}
+
+
+def test_a_data_set_is_recognised_once(
+    drawn: DetectionDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = three_splits("coco", drawn, tmp_path / "out")
+    recognised = Counted(opening._formats_in)
+    monkeypatch.setattr(opening, "_formats_in", recognised)
+    for work in (check_dataset, read_splits, lambda path: open_for_evaluation(path, None, None, False)):
+        recognised.counts.clear()
+        work(folder)
+        assert recognised.counts == {str(folder): 1}
+    recognised.counts.clear()
+    convert_dataset(folder, tmp_path / "voc", to="voc")
+    assert sorted(recognised.counts.values()) == [1, 1]  # what is read, and what was written
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_files_that_change_are_read_anew(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
+    """Also where neither their sizes nor their times tell."""
+    folder = three_splits(name, drawn, tmp_path / "out")
+    assert "zebra" in open_dataset(folder, split="val").classes
+    for file in (path for path in folder.rglob("*") if path.suffix in (".json", ".csv", ".xml", ".txt", ".yaml")):
+        status = file.stat()
+        file.write_bytes(file.read_bytes().replace(b"zebra", b"sheep"))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "sheep" in open_dataset(folder, split="val").classes
+
+
+def test_what_was_recognised_answers_for_itself(all_forms: Path) -> None:
+    found = recognise(all_forms)
+    assert (found.format, found.splits, found.others) == ("coco", ("train", "val"), ("yolo", "voc"))
+    assert len(found.open(strict=True)) == 3
+    assert len(found.open("val2017", strict=True)) == 1

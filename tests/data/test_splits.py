@@ -7,6 +7,7 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Sample, align_classes
+from deformable_detr.data.formats import coco
 from deformable_detr.data.open import open_dataset
 from deformable_detr.data.splits import (
     check_has_training_split,
@@ -233,7 +234,7 @@ def test_splits_are_read_once(scenes, monkeypatch):
     assert (read.path, read.format, len(read.train), len(read.val)) == (scenes, "coco", 8, 3)
     assert read_splits(scenes, with_validation=False).val is None
     expected = open_training_data(scenes, **OPTIONS)
-    monkeypatch.setattr("deformable_detr.data.splits.open_dataset", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("deformable_detr.data.splits.recognise", lambda *_, **__: pytest.fail("read again"))
     data = open_training_data(read, **OPTIONS)
     assert paths(data.train) == paths(expected.train)
     assert paths(data.val) == paths(expected.val)
@@ -273,3 +274,58 @@ def test_a_single_file_is_all_there_is(scenes):
     assert len(open_dataset(path)) == 8
     data = open_training_data(path, **OPTIONS)
     assert (len(data.train), len(data.val)) in ((7, 1), (8, 3))
+
+
+CSV = "filename,split,class,xmin,ymin,xmax,ymax\n{0}.png,{1},cat,1,2,11,22\n"
+CVAT = (
+    '<annotations><image id="0" name="{0}.png" subset="{1}" width="50" height="30"><box label="cat" xtl="1" ytl="2" '
+    'xbr="11" ybr="22"/></image></annotations>'
+)
+YAML, DARKNET = "names: [cat]\n{1}: {0}.png\n", "names = names.txt\n{1} = {0}.png\n"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(
+    "text", [("boxes.csv", CSV), ("boxes.xml", CVAT), ("boxes.yaml", YAML), ("boxes.data", DARKNET)]
+)
+def test_a_file_that_names_its_split_is_no_training_data_unless_that_is_train(split, text, tmp_path, photo):
+    """Also the only split in it: it is for validation, whoever says so."""
+    name, content = text
+    folder = tmp_path / "boxes"
+    photo(folder / "a.png", (50, 30))
+    (folder / "names.txt").write_text("cat\n")
+    (folder / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    file = folder / name
+    file.write_text(content.format("a", split))
+    with pytest.raises(DataError, match=f"no split to train on; there is {split}. Call one of them train"):
+        read_splits(file)
+    with pytest.raises(DataError, match="no split to train on"):
+        read_splits(folder, format=open_dataset(file).source.split()[0].lower())
+    file.write_text(content.format("a", "train"))
+    assert len(read_splits(file).train) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["val.json", "instances_val2017.json", "my-test_v2.json", "valid/_annotations.coco.json"]
+)
+def test_the_very_file_of_a_split_is_training_data(name, tmp_path, photo):
+    """Its own name says so, or that of its folder: whoever gives it means it."""
+    photo(tmp_path / "valid/a.png", (50, 30))
+    coco.save(open_for(tmp_path), tmp_path / "out")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "out/annotations/train.json", tmp_path / name)
+    shutil.copytree(tmp_path / "out/images/train", tmp_path / "images")
+    shutil.copytree(tmp_path / "out/images/train", tmp_path / "valid", dirs_exist_ok=True)
+    assert len(read_splits(tmp_path / name).train) == 1
+
+
+@pytest.mark.parametrize("name", ["val.csv", "train/boxes.csv", "val/boxes.csv"])
+def test_a_file_of_a_split_may_name_it_once_more(name, tmp_path, photo):
+    photo(tmp_path / name.replace(name.rpartition("/")[2], "a.png"), (50, 30))
+    (tmp_path / name).write_text(CSV.format("a", "train" if "train" in name else "valid"))
+    assert len(read_splits(tmp_path / name).train) == 1
+
+
+def open_for(folder):
+    sample = replace(dataset(folder, 1, labels=(0,)).samples[0], path=folder / "valid/a.png", size_wh=(50, 30))
+    return DetectionDataset(classes=("a",), category_ids=(1,), samples=[sample], source="one picture")

@@ -12,7 +12,7 @@ from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.inference.detector import Detector
 from deformable_detr.models import MODELS
 from deformable_detr.report import write_report
-from deformable_detr.runs.config import from_json
+from deformable_detr.runs.config_file import from_json
 from deformable_detr.training import loop
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load

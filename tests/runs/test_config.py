@@ -6,17 +6,8 @@ import pytest
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import MODELS
-from deformable_detr.runs.config import (
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainConfig,
-    from_json,
-    idle_remarks,
-    to_json,
-)
-from deformable_detr.runs.recipes import detr_small, finetune, small, with_backbone, with_image_size
-from tests.dense import KIND, DenseConfig
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, idle_remarks
+from deformable_detr.runs.recipes import detr_small, finetune, small, with_image_size
 
 
 @pytest.mark.parametrize(
@@ -138,21 +129,3 @@ def test_settings_of_another_kind_of_model_are_idle():
     assert idle_remarks(detr_small()) == []
     assert detr_small().with_settings(no_object_weight=0.2).criterion.no_object_weight == 0.2
     assert small().with_settings(focal_alpha=0.3).criterion.focal_alpha == 0.3
-
-
-def test_a_file_says_its_version_and_its_model(monkeypatch):
-    data = to_json(small())
-    assert (data["schema_version"], data["model"]["name"]) == (2, "deformable_detr")
-    with pytest.raises(ConfigError, match=r"it.json has schema version 3, .* reads up to 2"):
-        from_json({**data, "schema_version": 3}, "it.json")
-    with pytest.raises(ConfigError, match=r"setting model.name is 'yolo'; there are deformable_detr"):
-        from_json({**data, "model": {"name": "yolo"}}, "it.json")
-    monkeypatch.setitem(MODELS, "dense", KIND)
-    dense = replace(small(), model=DenseConfig(dim=5))
-    assert to_json(dense)["model"] == {"name": "dense", "num_classes": 3, "dim": 5, "dropout": 0.0}
-    assert from_json(to_json(dense), "it.json") == dense
-    assert dense.with_settings({"model.dropout": 0.5}).model == DenseConfig(dim=5, dropout=0.5)
-    with pytest.raises(ConfigError, match=r"unknown setting model.num_queries"):
-        dense.with_settings({"model.num_queries": 5})
-    with pytest.raises(ConfigError, match="has no backbone to choose: dense, 5 channels"):
-        with_backbone(dense, name="resnet18", weights=None)

@@ -63,6 +63,37 @@ def test_the_same_process_cannot_have_it_twice(tmp_path: Path) -> None:
         pass
 
 
+def test_of_threads_that_ask_at_once_one_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a process nothing that it has, and frees the lock with the first of several open files."""
+    lock_it, at_once, all_asked = lock._lock, threading.Barrier(4), threading.Barrier(4)
+    within, refused = [], []
+
+    def slowly(handle: int) -> None:
+        lock_it(handle)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(lock, "_lock", slowly)
+
+    def work() -> None:
+        at_once.wait()
+        try:
+            with locked(tmp_path, say_nothing):
+                within.append((tmp_path / lock.NAME).exists())
+                all_asked.wait()
+        except OutputError as error:
+            refused.append(str(error))
+            all_asked.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert within == [True]
+    assert refused == [f"{tmp_path} is in use: this process trains in it; wait for its end, or stop it first"] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="processes are forked, and killed by a signal")
 def test_a_living_process_keeps_it_and_a_killed_one_frees_it_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"

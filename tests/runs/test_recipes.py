@@ -7,7 +7,8 @@ import torch
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.models import MODELS, build
-from deformable_detr.runs.config import TrainConfig, from_json, to_json
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import from_json, to_json
 from deformable_detr.runs.recipes import (
     RECIPES,
     find_recipe,

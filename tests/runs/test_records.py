@@ -77,3 +77,12 @@ def test_no_file_and_no_file_that_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(DataError, match=r"metrics\.jsonl: cannot read the metrics of the run: it is a folder"):
         list(RecordReader(tmp_path / "metrics.jsonl"))
+
+
+def test_another_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n" * 9_999 + json.dumps(STEP) + "\n\n")
+    assert list(RecordReader(path)) == [STEP]
+    path.write_text("{}\n" * 9_999 + json.dumps(STEP) + "\n{}\n" + "x" * 10**6)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: 10,000 lines are no records of a run, .* move it away"):
+        list(RecordReader(path))

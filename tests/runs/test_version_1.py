@@ -1,11 +1,8 @@
 import pytest
 
 from deformable_detr.core.errors import ConfigError
-from deformable_detr.runs.config import (
-    TrainConfig,
-    from_json,
-    to_json,
-)
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import from_json, to_json
 
 OLD = {
     "name": "old",
@@ -56,3 +53,20 @@ def test_every_setting_of_the_first_version_has_a_place_now():
     default = to_json(TrainConfig())
     flat = {name: value for group in default.values() if isinstance(group, dict) for name, value in group.items()}
     assert from_json({name: flat[name] for name in names}, "config.json") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": 5}, "setting optimizer is 5; it must be a group of settings"),
+        ({"optimizer": None}, "setting optimizer is None; it must be a group"),
+        ({"run": "x"}, "setting run is 'x'; it must be a group of settings"),
+        ({"schedule": []}, r"setting schedule is \[\]; it must be a group"),
+        ({"eval_every": 0}, r"run\.eval_every is 0; it must be at least 1"),
+        ({"schema_version": "x" * 10**6}, r"has schema version 'xxx.*x'"),
+    ],
+)
+def test_what_was_no_settings_then_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_json({**OLD, **changes}, "config.json")
+    assert len(str(caught.value)) < 300

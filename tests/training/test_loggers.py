@@ -165,3 +165,15 @@ def test_tensorboard_writes_nothing_before_there_are_figures(tmp_path):
     service = open_service("tensorboard", RunFolder(tmp_path), {}, pytest.fail)
     service.close(failed=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("strange", [7, "", "a\nb", "x" * 200, ["w1"], {}])
+def test_an_id_of_a_strange_hand_is_not_passed_on(wandb, tmp_path, strange):
+    folder, said = RunFolder(tmp_path), []
+    folder.services.write_text(json.dumps({"wandb": strange}))
+    open_service("wandb", folder, SETTINGS, said.append)
+    assert wandb.began == []
+    (line,) = said
+    assert "services.json: the id at Weights & Biases is " in line
+    assert "; take the line out" in line
+    assert len(line) < 600

@@ -121,3 +121,12 @@ def test_every_service_gets_every_record_and_hears_of_the_end(tmp_path, monkeypa
 def test_numbers_by_their_path():
     assert flat_numbers({"epoch": 1, "step": 2, "val": {"ap": 1}, "x": 3}, "epoch") == {"epoch/val/ap": 1, "epoch/x": 3}
     assert services.chosen_services([]) == ()
+
+
+def test_a_class_whose_name_is_no_unicode_costs_no_run(tmp_path):
+    """A run never writes one, but a file may have been changed by a strange hand before the run is resumed."""
+    folder = RunFolder(tmp_path)
+    folder.log({"kind": "epoch", **epoch(1, val={"ap": 0.5}, val_per_class={"\ud800": {"ap": 0.25}})})
+    with MetricsLog(folder):
+        pass
+    assert rows(tmp_path)[0]["val_per_class/\\ud800/ap"] == "0.25"

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import deformable_detr
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
 from deformable_detr.data.open import open_dataset
-from deformable_detr.runs.config import OptimizerConfig, from_json
+from deformable_detr.runs.config import OptimizerConfig
+from deformable_detr.runs.config_file import from_json
 from deformable_detr.training import loop
 from deformable_detr.training import train as training
 from deformable_detr.training.setup import set_up

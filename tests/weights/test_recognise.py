@@ -261,7 +261,7 @@ RESNET = ["backbone.0.body.conv1.weight", "backbone.0.body.layer1.0.conv1.weight
 
 
 NAMES = {
-    "DETR with attention that is not": [
+    "relative of DETR with dense attention": [
         "transformer.encoder.layers.0.self_attn.in_proj_weight",
         "transformer.decoder.norm.weight",
         "class_embed.weight",

@@ -2,8 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deformable_detr.cli.lines import tell
+from deformable_detr.core.errors import counted
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.core.printing import LONGEST_LINE, LONGEST_NAME, printable
+from deformable_detr.core.short_text import LONGEST_LINE, LONGEST_NAME, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.progress import Progress
     from rich.table import Table
 
     from deformable_detr.data.check import DatasetReport
     from deformable_detr.data.dataset import Problem
     from deformable_detr.data.statistics import SplitStatistics
     from deformable_detr.runs.config import TrainConfig
-
-_SILENT_S = 2.0
 
 
 def check_data(
@@ -59,7 +57,7 @@ def check_data(
     import json
 
     from deformable_detr.core.files import check_output_file
-    from deformable_detr.core.progress import shown_wait
+    from deformable_detr.core.progress import shown_progress, shown_wait
     from deformable_detr.data.archives import unpack
     from deformable_detr.data.check import check_dataset
 
@@ -116,46 +114,13 @@ def _config(recipe: str, augment: str | None) -> "TrainConfig":
     return config if augment is None else with_augmentation(config, augment)
 
 
-@contextmanager
-def shown_progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Context with a function to report progress, which a bar shows after two seconds: images done, and their total."""
-    import time
-
-    began = time.monotonic()
-    bar: Progress | None = None
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None and time.monotonic() - began > _SILENT_S:
-            bar = _bar(doing)
-        if bar is not None:
-            bar.update(bar.task_ids[0], completed=done, total=total)
-
-    try:
-        yield on_progress
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
-def _bar(doing: str) -> "Progress":
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    bar.add_task(doing)
-    bar.start()
-    return bar
-
-
 def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
     """Tables of the report for a terminal, to print with `rich`; `examples` limits those of each kind of problem."""
     from rich.console import Group
     from rich.text import Text
 
     # Without a split that could be read nothing is known about classes, and tables would be empty.
-    classes = f", {_counted(len(report.classes), 'class', 'classes')}" if report.splits else ""
+    classes = f", {counted(len(report.classes), 'class', 'classes')}" if report.splits else ""
     title = f"{report.path} ({report.format.upper()}{classes})"
     parts: list[Any] = [Text(printable(title, LONGEST_LINE), style="bold")]
     if report.splits:
@@ -168,20 +133,16 @@ def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
         parts.append(Text(f"Warning, {problem.where}: {problem.message}.", style="bold yellow"))
     if not report.ok:
         fatal = sum(problem.fatal for problem in report.problems)
-        stopping = _counted(fatal, "problem", "problems")
+        stopping = counted(fatal, "problem")
         parts.append(Text(f"Not usable as it is: {stopping} would stop training.{unchecked}", style="red"))
     elif report.warnings:
-        warnings = _counted(len(report.warnings), "warning", "warnings")
-        remarks = f", {_counted(len(in_table), 'remark', 'remarks')}" if in_table else ""
+        warnings = counted(len(report.warnings), "warning")
+        remarks = f", {counted(len(in_table), 'remark')}" if in_table else ""
         parts.append(Text(f"Nothing stops training, but see {warnings} above{remarks}.{unchecked}", style="yellow"))
     else:
-        remarks = _counted(len(report.problems), "remark", "remarks") + ", nothing that stops training"
+        remarks = counted(len(report.problems), "remark") + ", nothing that stops training"
         parts.append(Text(f"OK: {remarks if report.problems else 'no problems'}.{unchecked}", style="green"))
     return Group(*parts)
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _split_table(report: "DatasetReport") -> "Table":

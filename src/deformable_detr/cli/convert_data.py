@@ -3,12 +3,11 @@
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deformable_detr.cli.check_data import shown_progress
-from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.format_names import FormatName, TargetName
 
 if TYPE_CHECKING:
     from deformable_detr.data.convert import DataConversion
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def convert_data(
     source: Annotated[Path, typer.Argument(help="Data set in any known format.", metavar="IN")],
     output: Annotated[Path, typer.Argument(help="Folder to write, empty or not there yet.", metavar="OUT")],
-    to: Annotated[Literal["coco", "yolo", "voc"], typer.Option(help="Format to write.")],
+    to: Annotated[TargetName, typer.Option(help="Format to write.")],
     format: Annotated[
         FormatName | None,
         typer.Option(help="Format of IN; recognised automatically if left out."),
@@ -27,7 +26,8 @@ def convert_data(
     ] = False,
 ) -> None:
     """Convert a data set to another format: all splits, and a count of what that format cannot hold."""
-    from deformable_detr.core.progress import shown_wait
+    from deformable_detr.core.errors import counted
+    from deformable_detr.core.progress import shown_progress, shown_wait
     from deformable_detr.data.convert import convert_dataset
 
     with ExitStack() as reading:
@@ -47,7 +47,7 @@ def convert_data(
                 on_progress=on_image,
             )
     splits = ", ".join(f"{one.name} with {one.images} images and {one.objects} objects" for one in done.splits)
-    classes = f"{len(done.classes)} {'class' if len(done.classes) == 1 else 'classes'}"
+    classes = counted(len(done.classes), "class", "classes")
     typer.echo(f"{output}: {done.source_format.upper()} as {done.to.upper()}, {classes}; {splits}", err=True)
     for problem in done.not_kept:
         typer.echo(f"not kept: {problem.where}: {problem.message}", err=True)

@@ -10,7 +10,7 @@ import typer
 from deformable_detr.cli.lines import tell
 from deformable_detr.cli.views import TTA_HELP, TTA_SET_HELP, tta_of
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.core.printing import LONGEST_NAME, printable
+from deformable_detr.core.short_text import LONGEST_NAME, printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from deformable_detr.core.printing import LONGEST_LINE, printable
+from deformable_detr.core.short_text import LONGEST_LINE, printable
 
 
 def tell(line: str) -> None:

@@ -23,7 +23,7 @@ from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
 from deformable_detr.cli.train import train
 from deformable_detr.core.errors import DeformableDetrError
-from deformable_detr.core.printing import LONGEST_LINE, printable, printable_line
+from deformable_detr.core.short_text import LONGEST_LINE, printable, printable_line
 from deformable_detr.core.version import __version__
 
 _FIRST_SPEAKS_S = 5.0

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from deformable_detr.core.format_names import FormatName
-from deformable_detr.core.printing import printable
+from deformable_detr.core.short_text import printable
 
 
 def report(

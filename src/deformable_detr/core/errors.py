@@ -51,6 +51,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """Number of things in words: "1 image", "3 images".
+
+    Args:
+        number: how many there are.
+        one: name of one of them.
+        several: name of several; left out if only an "s" is added.
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 def listed(names: Sequence[str], most: int = 3) -> str:
     """First names of a list with commas between them, and the number of the others: "a, b, c and 5 more"."""
     others = f" and {len(names) - most} more" if len(names) > most else ""

@@ -1,4 +1,4 @@
-"""Names of the annotation formats that are read; `data/open.py` has the reader of each."""
+"""Names of the annotation formats that are read and written; `data/open.py` has the reader of each."""
 
 from typing import Literal
 
@@ -21,3 +21,6 @@ FormatName = Literal[
     "supervisely",
 ]
 """Name of an annotation format."""
+
+TargetName = Literal["coco", "yolo", "voc"]
+"""Name of a format that data sets can be written in."""

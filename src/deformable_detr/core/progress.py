@@ -3,19 +3,20 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from deformable_detr.core.printing import LONGEST_LINE, printable
+from deformable_detr.core.short_text import LONGEST_LINE, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 _PLAIN_SECONDS = 30.0
-_SILENT_SECONDS = 2.0
+SILENT_S = 2.0
+"""Seconds before work that may be short is shown."""
 
 
 @runtime_checkable
@@ -161,7 +162,7 @@ def shown_wait(doing: str) -> Iterator[None]:
 
 def _show_wait(doing: str, over: threading.Event) -> None:
     began = time.monotonic()
-    if over.wait(_SILENT_SECONDS):
+    if over.wait(SILENT_S):
         return
     from rich.console import Console
     from rich.text import Text
@@ -175,6 +176,37 @@ def _show_wait(doing: str, over: threading.Event) -> None:
     with console.status(Text(doing)) as status:
         while not over.wait(1.0):
             status.update(Text(f"{doing} {duration(time.monotonic() - began)}"))
+
+
+@contextmanager
+def shown_progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Context with a function to report progress, which a bar shows after two seconds: images done, and their total."""
+    began = time.monotonic()
+    bar: Progress | None = None
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None and time.monotonic() - began > SILENT_S:
+            bar = _bar_of(doing)
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield on_progress
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar_of(doing: str) -> "Progress":
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True))
+    bar.add_task(doing)
+    bar.start()
+    return bar
 
 
 def duration(seconds: float) -> str:

@@ -18,12 +18,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from deformable_detr.core.cache import cache_folder, writing_to_cache
 from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.core.files import write_json
-from deformable_detr.core.reading import open_file, read_file, settings_value
+from deformable_detr.core.progress import SILENT_S
+from deformable_detr.core.reading import open_file
+from deformable_detr.data.archive_cache import locked_key, mark_in_use, read_note, remove_old, write_note
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.images import IMAGE_SUFFIXES
 
@@ -39,8 +40,6 @@ _MOST_RATIO = 200
 _SMALL = 1 << 30  # what may be unpacked whatever the ratio is
 _MOST_DIRECTORY = 128 << 20  # the list of a million files
 _MEGABYTE = 1 << 20
-_SILENT_S = 2.0
-_NOTE = "unpacked.json"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _OTHERS = (
     (re.compile(rb"\x1f\x8b"), "a gzip archive"),
@@ -88,7 +87,8 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
     """Unpack an archive into the cache, if it is not there yet; None if the path is no archive.
 
     An archive is known by its place, size and time of change, and the end of its content; a changed one is unpacked
-    anew. Folders of the cache can be deleted at any time.
+    anew. Folders of the cache can be deleted at any time; old ones that no process uses are, when another archive is
+    unpacked: see `archive_cache`.
 
     Args:
         path: any path.
@@ -115,17 +115,15 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
     home = cache_folder() / "archives" / key
     with writing_to_cache(home.parent, "what is unpacked"):
         home.parent.mkdir(parents=True, exist_ok=True)
-    from filelock import FileLock
-
-    with writing_to_cache(home.parent, "what is unpacked"):
-        lock = FileLock(home.with_name(f"{key}.lock"))
-        lock.acquire()
-    try:
-        if not (home / _NOTE).is_file():
+    with locked_key(home):
+        is_new = read_note(home) is None
+        if is_new:
             _unpack_into(home, name, place, path, on_progress)
-        return UnpackedArchive(home / name, _remark(home / _NOTE, path))
-    finally:
-        lock.release()
+        mark_in_use(home)
+        unpacked = UnpackedArchive(home / name, _remark(read_note(home), path))
+    if is_new:
+        remove_old(home, place)
+    return unpacked
 
 
 def _refuse_other_archives(start: bytes, path: str | Path) -> None:
@@ -143,11 +141,8 @@ def _key_of(place: Path, stream: BinaryIO) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:24]
 
 
-def _remark(note: Path, path: str | Path) -> str:
-    try:
-        num_left = settings_value(read_file(note, most=_MEGABYTE))["left"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return f"unpacked from {path}"
+def _remark(note: dict[str, Any] | None, path: str | Path) -> str:
+    num_left = (note or {}).get("left")
     files = f"{num_left} other file{'s' if num_left != 1 else ''}"
     return f"unpacked from {path}" + (f", where {files} stayed" if num_left else "")
 
@@ -169,7 +164,7 @@ def _unpack_into(
                     (partial / name).mkdir(parents=True)
                 _extract(archive, plan, partial / name, path, on_progress)
         with writing_to_cache(home, "what is unpacked"):
-            write_json(partial / _NOTE, {"archive": str(path), "files": len(plan.members), "left": plan.num_left})
+            write_note(partial, place, files=len(plan.members), left=plan.num_left)
             os.replace(partial, home)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -311,7 +306,7 @@ def _extract(
                 while piece := source.read(_MEGABYTE):
                     output.write(piece)
                     done += len(piece)
-                    if on_progress is not None and time.monotonic() - began > _SILENT_S:
+                    if on_progress is not None and time.monotonic() - began > SILENT_S:
                         on_progress(done // _MEGABYTE, max(1, total // _MEGABYTE))
         except OSError as error:
             if error.errno in _BAD_NAMES:

@@ -19,7 +19,7 @@ from deformable_detr.data.crowding import (
 )
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.images import SizeMismatchError, is_image_file, read_image
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import recognise
 from deformable_detr.data.repeats import repeated_images
 from deformable_detr.data.splits import check_has_training_split, fitting_validation
 from deformable_detr.data.statistics import SplitStatistics, statistics_of
@@ -97,13 +97,15 @@ def check_dataset(
     """
     problems: list[Problem] = []
     datasets: dict[str, DetectionDataset] = {}
-    splits = list_splits(path, format=format)
+    found = recognise(path, format=format)
+    splits, recognised = found.splits, found.format
     for split in splits:
         try:
-            datasets[split] = open_dataset(path, split=split, format=format, strict=False)
+            datasets[split] = found.open(split, strict=False)
             problems += datasets[split].problems
         except DataError as error:
             problems.append(Problem("invalid_annotation", f"split {split}", str(error), True))
+    del found  # with all that it keeps for further splits
     if on_read is not None:
         on_read()
     problems = list(dict.fromkeys(problems))  # Splits that overlap report the same file.
@@ -118,7 +120,7 @@ def check_dataset(
     first = next(iter(datasets.values()), None)
     return DatasetReport(
         path=str(path),
-        format=recognise_format(path, format=format),
+        format=recognised,
         classes=first.classes if first is not None else (),
         splits={split: statistics_of(dataset) for split, dataset in datasets.items()},
         problems=tuple(problems),

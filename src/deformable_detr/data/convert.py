@@ -8,19 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from deformable_detr.core.errors import DataError, OutputError, listed
-from deformable_detr.core.format_names import FormatName
+from deformable_detr.core.errors import DataError, OutputError, counted, listed
+from deformable_detr.core.format_names import FormatName, TargetName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
 from deformable_detr.data.formats.writing import Placement
 from deformable_detr.data.images import image_size
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format, refuse_fatal
-
-TargetName = Literal["coco", "yolo", "voc"]
-"""Format that data sets can be written in."""
+from deformable_detr.data.open import FoundDataset, recognise, refuse_fatal
 
 _WRITERS = {"coco": coco.save, "yolo": yolo.save, "voc": voc.save}
 _PARTIAL = ".partial"
@@ -83,12 +79,21 @@ def convert_dataset(
         on_progress: called after each image with the number of images done and their total.
 
     Raises:
-        DataError: the data set cannot be used, or nothing of it fits into the format.
+        DataError: the data set cannot be used, nothing of it fits into the format, or images of an archive were to be
+            linked.
         OutputError: the folder is not empty, lies among the images of the data set, or cannot be written.
     """
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     _refuse_what_is_there(folder, output)
-    datasets, not_kept = _all_splits(path, format)
+    found = recognise(path, format=format)
+    if images == "link" and found.archive is not None:
+        raise DataError(
+            f"{path}: links would lead into the cache, from where an unpacked archive is removed when it is no longer "
+            "used; copy the images, or unpack it yourself and give the folder"
+        )
+    source_format = found.format
+    datasets, not_kept = _all_splits(found)
+    del found  # with all that it keeps for further splits
     mended = Counter(problem.kind for one in datasets.values() for problem in one.problems if not problem.fatal)
     if to == "yolo":
         datasets, more = _for_yolo(datasets, path)
@@ -114,7 +119,7 @@ def convert_dataset(
     return DataConversion(
         output=folder,
         to=to,
-        source_format=recognise_format(path, format=format),
+        source_format=source_format,
         classes=next(iter(datasets.values())).classes,
         splits=tuple(
             ConvertedSplit(name=split, images=len(dataset), objects=dataset.num_objects)
@@ -139,16 +144,18 @@ def _refuse_what_is_there(folder: Path, output: str | Path) -> None:
         raise OutputError(f"output folder {output} is {what}; name another one")
 
 
-def _all_splits(path: str | Path, format: FormatName | None) -> tuple[dict[str, DetectionDataset], list[Problem]]:
+def _all_splits(found: FoundDataset) -> tuple[dict[str, DetectionDataset], list[Problem]]:
     """All splits, and the images that had to be left out."""
     datasets: dict[str, DetectionDataset] = {}
     not_kept = []
-    for split in list_splits(path, format=format):
-        dataset = open_dataset(path, split=split, format=format, strict=False)
-        refuse_fatal(dataset, path, skip_bad_images=len(dataset) > 0)
+    for split in found.splits:
+        dataset = found.open(split, strict=False)
+        refuse_fatal(dataset, found.path, skip_bad_images=len(dataset) > 0)
         bad = Counter(problem.kind for problem in dataset.fatal_problems if problem.kind in IMAGE_PROBLEMS)
         for kind, number in bad.items():
-            text = f"{_counted_images(number)} left out as {_REASONS[kind]}; `ddetr check-data {path}` lists them"
+            text = (
+                f"{counted(number, 'image')} left out as {_REASONS[kind]}; `ddetr check-data {found.path}` lists them"
+            )
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
         datasets[split] = dataset
     return datasets, not_kept
@@ -178,16 +185,12 @@ def _for_yolo(
         fits = [_is_as_displayed(sample) for sample in dataset.samples]
         if not all(fits):
             text = (
-                f"{_counted_images(fits.count(False))} left out as annotated in another size than displayed, of which "
+                f"{counted(fits.count(False), 'image')} left out as annotated in another size than displayed, of which "
                 "YOLO has shares; save them turned, without EXIF orientation"
             )
             not_kept.append(Problem("not_kept", f"split {split}", text, False))
             kept[split] = dataset.subset([index for index, fit in enumerate(fits) if fit])
     return kept, not_kept
-
-
-def _counted_images(number: int) -> str:
-    return "1 image" if number == 1 else f"{number} images"
 
 
 def _is_as_displayed(sample: Sample) -> bool:
@@ -260,13 +263,14 @@ def _read_back(folder: Path, to: TargetName, datasets: dict[str, DetectionDatase
     Raises:
         OutputError: they differ, so that the result is of no use.
     """
-    there = list_splits(folder, format=to)
+    found = recognise(folder, format=to)
+    there = found.splits
     if len(datasets) > 1 and set(there) != set(datasets):
         raise OutputError(
             f"the splits {', '.join(datasets)} are read back from {to.upper()} as {', '.join(there)}; rename them first"
         )
     for split, dataset in datasets.items():
-        again = open_dataset(folder, split=split if split in there else there[0], format=to, strict=False)
+        again = found.open(split if split in there else there[0], strict=False)
         written, wanted = ((len(one), one.num_objects, len(one.classes)) for one in (again, dataset))
         if written != wanted:
             raise OutputError(

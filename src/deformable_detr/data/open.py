@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from deformable_detr.data.formats import (
     voc,
     yolo,
 )
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import read_json, shown
 from deformable_detr.data.formats.split_names import SplitLoaders, main_split
 from deformable_detr.data.images import is_image_file
@@ -39,22 +41,28 @@ _MOST_NEIGHBOURS = 50
 
 
 class _Format(NamedTuple):
-    find_splits: Callable[[Path], SplitLoaders]
+    find_splits: Callable[[Path], SplitLoaders] | Callable[[Path, JsonStarts], SplitLoaders]
     looked_for: str
+    looks_into_json: bool = False
+
+    def splits_in(self, place: Path, starts: JsonStarts) -> SplitLoaders:
+        """Splits of the format in a folder or a file; empty if there are none."""
+        find: Callable[..., SplitLoaders] = self.find_splits
+        return find(place, starts) if self.looks_into_json else find(place)
 
 
 # In this order they are tried; of several in one folder the first is read.
 _FORMATS: dict[FormatName, _Format] = {
-    "coco": _Format(coco.find_splits, coco.LOOKED_FOR),
+    "coco": _Format(coco.find_splits, coco.LOOKED_FOR, looks_into_json=True),
     "yolo": _Format(yolo.find_splits, yolo.LOOKED_FOR),
     "voc": _Format(voc.find_splits, voc.LOOKED_FOR),
     "csv": _Format(csv.find_splits, csv.LOOKED_FOR),
-    "labelme": _Format(labelme.find_splits, labelme.LOOKED_FOR),
+    "labelme": _Format(labelme.find_splits, labelme.LOOKED_FOR, looks_into_json=True),
     "cvat": _Format(cvat.find_splits, cvat.LOOKED_FOR),
-    "via": _Format(via.find_splits, via.LOOKED_FOR),
-    "createml": _Format(createml.find_splits, createml.LOOKED_FOR),
-    "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR),
-    "datumaro": _Format(datumaro.find_splits, datumaro.LOOKED_FOR),
+    "via": _Format(via.find_splits, via.LOOKED_FOR, looks_into_json=True),
+    "createml": _Format(createml.find_splits, createml.LOOKED_FOR, looks_into_json=True),
+    "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR, looks_into_json=True),
+    "datumaro": _Format(datumaro.find_splits, datumaro.LOOKED_FOR, looks_into_json=True),
     "visdrone": _Format(visdrone.find_splits, visdrone.LOOKED_FOR),
     "kitti": _Format(kitti.find_splits, kitti.LOOKED_FOR),
     "openimages": _Format(openimages.find_splits, openimages.LOOKED_FOR),
@@ -82,24 +90,7 @@ def open_dataset(
     Raises:
         DataError: no such path, no known format, no such split, a file that cannot be parsed, or a fatal problem.
     """
-    name, splits, others, archive = _recognise(path, format)
-    wanted = split
-    if wanted is None:
-        wanted = "train" if "train" in splits else next(iter(splits))
-    elif wanted not in splits:
-        wanted = main_split(wanted) or wanted
-    if wanted not in splits:
-        raise DataError(f"{path}: no split {split!r}; this {name.upper()} data set has {', '.join(splits)}")
-    try:
-        dataset = splits[wanted]()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    also = f"; the folder also holds {' and '.join(other.upper() for other in others)}" if others else ""
-    unpacked = f"; {archive.remark}" if archive else ""
-    dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}{unpacked}")
-    if strict:
-        refuse_fatal(dataset, path)
-    return dataset
+    return recognise(path, format=format).open(split, strict=strict)
 
 
 def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[str, ...]:
@@ -110,7 +101,7 @@ def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[
     Raises:
         DataError: no such path or no known format.
     """
-    return tuple(_recognise(path, format).splits)
+    return recognise(path, format=format).splits
 
 
 def recognise_format(path: str | Path, *, format: FormatName | None = None) -> FormatName:
@@ -119,21 +110,74 @@ def recognise_format(path: str | Path, *, format: FormatName | None = None) -> F
     Raises:
         DataError: no such path or no known format.
     """
-    return _recognise(path, format).name
+    return recognise(path, format=format).format
 
 
-class _Recognised(NamedTuple):
-    """Format to read, its splits, the other formats that the folder holds, and the archive it was unpacked from."""
+class FoundDataset(NamedTuple):
+    """Data set that was recognised: its format and splits, none of which is read before it is opened.
 
-    name: FormatName
-    splits: SplitLoaders
-    others: list[FormatName]
+    Opening several splits reads each annotation file once: what one split was read with is kept for the others, as long
+    as this object lives. After a change of the files, recognise the data set again.
+    """
+
+    path: str | Path
+    """Path of the data set, as it was given."""
+    format: FormatName
+    """Format to read."""
+    loaders: SplitLoaders
+    """Functions that read the splits."""
+    others: tuple[FormatName, ...]
+    """Other formats that the folder holds."""
     archive: UnpackedArchive | None
+    """Archive that it was unpacked from."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: train, val, test as far as they exist, then others; never empty."""
+        return tuple(self.loaders)
+
+    def open(self, split: str | None = None, *, strict: bool) -> DetectionDataset:
+        """One split, read.
+
+        Args:
+            split: name of the split; train if left out, else the first split there is.
+            strict: raise the first problem that would stop training.
+
+        Raises:
+            DataError: no such split, a file that cannot be parsed, or a fatal problem.
+        """
+        wanted = split
+        if wanted is None:
+            wanted = "train" if "train" in self.loaders else self.splits[0]
+        elif wanted not in self.loaders:
+            wanted = main_split(wanted) or wanted
+        if wanted not in self.loaders:
+            there = f"this {self.format.upper()} data set has {', '.join(self.splits)}"
+            raise DataError(f"{self.path}: no split {split!r}; {there}")
+        try:
+            dataset = self.loaders[wanted]()
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        also = f"; the folder also holds {' and '.join(map(str.upper, self.others))}" if self.others else ""
+        unpacked = f"; {self.archive.remark}" if self.archive else ""
+        dataset = replace(dataset, source=f"{dataset.source}, split {wanted}{also}{unpacked}")
+        if strict:
+            refuse_fatal(dataset, self.path)
+        return dataset
 
 
-def _recognise(path: str | Path, wanted: FormatName | None) -> _Recognised:
-    if wanted is not None and wanted not in _FORMATS:
-        raise DataError(f"{path}: no format is called {shown(wanted)}; there are {', '.join(_FORMATS)}")
+def recognise(path: str | Path, *, format: FormatName | None = None) -> FoundDataset:
+    """Data set at a path, recognised once for all questions about it.
+
+    Args:
+        path: a folder, an annotation file such as a COCO json, or a zip archive.
+        format: one of the formats, where a folder holds several.
+
+    Raises:
+        DataError: no such path or no known format.
+    """
+    if format is not None and format not in _FORMATS:
+        raise DataError(f"{path}: no format is called {shown(format)}; there are {', '.join(_FORMATS)}")
     # Absolute, so that parents exist for ".", and samples stay valid if the working directory changes.
     place = Path(os.path.abspath(os.path.expanduser(path)))
     if not os.path.exists(place):
@@ -142,20 +186,21 @@ def _recognise(path: str | Path, wanted: FormatName | None) -> _Recognised:
     if archive is not None:
         place = archive.folder
     given = place
-    found = _formats_in(place, wanted)
+    starts = cache(start_of_json)  # many formats are json, and each asks
+    found = _formats_in(place, format, starts)
     for _ in range(_NESTED_FOLDERS):
-        inner = {} if found else _data_sets_below(place, wanted)
+        inner = {} if found else _data_sets_below(place, format, starts)
         if len(inner) > 1:
             names = [f"{next(iter(formats)).upper()} in {folder.name}/" for folder, formats in inner.items()]
             raise DataError(f"{path}: several data sets are here: {listed(names, 5)}; give the folder of one of them")
         if not inner:
             break
         ((place, found),) = inner.items()
-    chosen = wanted or next(iter(found), None)
+    chosen = format or next(iter(found), None)
     if chosen is None or chosen not in found:
         unpacked = f" ({archive.remark})" if archive else ""
-        raise DataError(f"{_not_recognised(path, given, wanted)}{unpacked}")
-    return _Recognised(chosen, found[chosen], [name for name in found if name != chosen], archive)
+        raise DataError(f"{_not_recognised(path, given, format)}{unpacked}")
+    return FoundDataset(path, chosen, found[chosen], tuple(name for name in found if name != chosen), archive)
 
 
 def _not_recognised(path: str | Path, place: Path, wanted: FormatName | None) -> str:
@@ -206,11 +251,11 @@ def _content_of(file: Path) -> str:
     return f", not an object but {shown(value)}"
 
 
-def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, SplitLoaders]:
+def _formats_in(place: Path, wanted: FormatName | None, starts: JsonStarts) -> dict[FormatName, SplitLoaders]:
     found: dict[FormatName, SplitLoaders] = {}
     for name, reader in _FORMATS.items():
         try:
-            splits = reader.find_splits(place)
+            splits = reader.splits_in(place, starts)
         except (DataError, OSError) as error:
             if name != wanted and (wanted or found):
                 continue  # Errors in a format that will not be read do not matter.
@@ -222,7 +267,9 @@ def _formats_in(place: Path, wanted: FormatName | None) -> dict[FormatName, Spli
     return found
 
 
-def _data_sets_below(place: Path, wanted: FormatName | None) -> dict[Path, dict[FormatName, SplitLoaders]]:
+def _data_sets_below(
+    place: Path, wanted: FormatName | None, starts: JsonStarts
+) -> dict[Path, dict[FormatName, SplitLoaders]]:
     """Folders within a folder that are data sets; the only folder there is, even if it is none.
 
     Archives are often unpacked into a folder more than was meant, and data sets lie beside scripts and papers.
@@ -235,11 +282,11 @@ def _data_sets_below(place: Path, wanted: FormatName | None) -> dict[Path, dict[
     except OSError as error:
         raise _unreadable(place, error) from error
     if len(folders) == 1:
-        return {folders[0]: _formats_in(folders[0], wanted)}
+        return {folders[0]: _formats_in(folders[0], wanted, starts)}
     found = {}
     for folder in folders[:_MOST_NEIGHBOURS]:
         try:
-            formats = _formats_in(folder, wanted)
+            formats = _formats_in(folder, wanted, starts)
         except DataError:
             continue  # It may be no data set at all; given by itself, it is explained.
         if formats and (wanted is None or wanted in formats):

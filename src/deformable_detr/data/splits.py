@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deformable_detr.core.errors import DataError
+from deformable_detr.core.errors import DataError, counted
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, align_classes
-from deformable_detr.data.open import list_splits, open_dataset, refuse_fatal
+from deformable_detr.data.formats.split_names import canonical_split, split_in_name
+from deformable_detr.data.open import FoundDataset, recognise, refuse_fatal
 
 _MANY_SPLITS = (".yaml", ".yml", ".data", ".zip")
 """Endings of files that describe or hold a whole data set; any other file holds one split."""
@@ -75,17 +76,20 @@ def read_splits(path: str | Path, *, format: FormatName | None = None, with_vali
         DataError: the data set cannot be read, or has no split to train on. Problems of images and boxes do not raise:
             see `TrainingSplits.refuse_fatal`.
     """
-    names = list_splits(path, format=format)
-    check_has_training_split(path, names)
-    train = open_dataset(path, split="train" if "train" in names else None, format=format, strict=False)
+    found = recognise(path, format=format)
+    check_has_training_split(path, found.splits)
+    train = found.open(strict=False)
     val = None
-    if with_validation and {"train", "val"} <= set(names):
-        val = open_dataset(path, split="val", format=format, strict=False)
+    if with_validation and {"train", "val"} <= set(found.splits):
+        val = found.open("val", strict=False)
     return TrainingSplits(path, format, train, val)
 
 
 def check_has_training_split(path: str | Path, names: Sequence[str]) -> None:
     """Refuse a data set without a training split, unless it is the very file of one split.
+
+    That is a file whose own name, or whose folder's, says which split it is. One that says so inside, in a column or
+    for each image, is a data set like any other, of which only that split is left.
 
     Args:
         path: the data set.
@@ -95,12 +99,18 @@ def check_has_training_split(path: str | Path, names: Sequence[str]) -> None:
         DataError: none is called train.
     """
     place = Path(path).expanduser()
-    is_one_split = place.is_file() and len(names) == 1 and place.suffix.lower() not in _MANY_SPLITS
-    if "train" not in names and not is_one_split:
+    if "train" not in names and not (len(names) == 1 and _is_file_of(place, names[0])):
         raise DataError(
             f"{path}: no split to train on; there is {', '.join(names)}. Call one of them train, or give the very file "
             "of it"
         )
+
+
+def _is_file_of(place: Path, split: str) -> bool:
+    if not place.is_file() or place.suffix.lower() in _MANY_SPLITS:
+        return False
+    folders = [canonical_split(folder.name) for folder in place.absolute().parents[:2]]
+    return split in (split_in_name(place.stem), *folders)
 
 
 def open_training_data(
@@ -165,9 +175,7 @@ def open_split(
     Raises:
         DataError: the data set cannot be used.
     """
-    dataset = open_dataset(path, split=split, format=format, strict=False)
-    refuse_fatal(dataset, path, skip_bad_images=skip_bad_images)
-    return dataset
+    return _without_fatal(recognise(path, format=format), split, skip_bad_images)
 
 
 def open_for_evaluation(
@@ -178,18 +186,24 @@ def open_for_evaluation(
     Raises:
         DataError: the data set cannot be used, or no split is named and several could be meant.
     """
-    names = list_splits(path, format=format)
+    found = recognise(path, format=format)
     if split is None:
-        if "val" in names:
+        if "val" in found.splits:
             split = "val"
-        elif len(names) == 1:
-            split = names[0]
+        elif len(found.splits) == 1:
+            split = found.splits[0]
         else:
             raise DataError(
-                f"{path}: no split val; name one of {', '.join(names)} with --split, or split= in Python, "
+                f"{path}: no split val; name one of {', '.join(found.splits)} with --split, or split= in Python, "
                 "or give the very file of it"
             )
-    return open_split(path, split, format, skip_bad_images)
+    return _without_fatal(found, split, skip_bad_images)
+
+
+def _without_fatal(found: FoundDataset, split: str | None, skip_bad_images: bool) -> DetectionDataset:
+    dataset = found.open(split, strict=False)
+    refuse_fatal(dataset, found.path, skip_bad_images=skip_bad_images)
+    return dataset
 
 
 def pair(
@@ -219,7 +233,9 @@ def pair(
     source = train.source or "the data set"
     fitting = fitting_validation(train, val)
     if fitting is not None:
-        return _training_data(train, fitting, f"the validation split, {_images(len(fitting))}", [train, fitting])
+        return _training_data(
+            train, fitting, f"the validation split, {counted(len(fitting), 'image')}", [train, fitting]
+        )
     read = [train] if val is None else [train, val]
     why = "there is no validation split" if val is None else "the validation split has no image that can be used"
     if len(train) == 1:
@@ -230,15 +246,15 @@ def pair(
         if not 0 < len(out) < len(train):
             what = "none" if not out else "all"
             raise DataError(
-                f"{source}: of its {_images(len(train))} {what} were held out by this run, which began with "
-                f"{_images(len(held_out))} for validation; is it another data set?"
+                f"{source}: of its {counted(len(train), 'image')} {what} were held out by this run, which began with "
+                f"{counted(len(held_out), 'image')} for validation; is it another data set?"
             )
         gone = f" ({len(held_out) - len(out)} more are gone)" if len(out) < len(held_out) else ""
     else:
         order = list(range(len(train)))
         random.Random(seed).shuffle(order)
         out, gone = set(order[: min(len(train) - 1, max(1, round(val_share * len(train))))]), ""
-    origin = f"{_images(len(out))} held out, as {why}{gone}"
+    origin = f"{counted(len(out), 'image')} held out, as {why}{gone}"
     kept, judged = (
         train.subset([index for index in range(len(train)) if (index in out) is judges]) for judges in (False, True)
     )
@@ -305,7 +321,3 @@ def _training_data(
 def num_bad_images(dataset: DetectionDataset) -> int:
     """Number of images that the reader left out: missing, unreadable or of another size."""
     return sum(problem.fatal and problem.kind in IMAGE_PROBLEMS for problem in dataset.problems)
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from deformable_detr.core.detections import Detections
-from deformable_detr.core.printing import printable
+from deformable_detr.core.short_text import printable
 from deformable_detr.data.dataset import Sample
 
 Color = tuple[int, int, int]

@@ -10,8 +10,8 @@ from PIL import Image
 
 from deformable_detr.core.errors import DataError, OutputError, listed
 from deformable_detr.core.files import write_atomically, write_json
-from deformable_detr.core.printing import printable
 from deformable_detr.core.progress import Reporter, Silence
+from deformable_detr.core.short_text import printable
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector

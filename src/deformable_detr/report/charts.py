@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Num
 
+from deformable_detr.core.short_text import LONGEST_NAME, shortened
+from deformable_detr.report.html_text import html_text
+
 # In CSS pixels, the width of a phone held upright: a chart is never scaled down, so that its letters stay readable.
 _WIDTH, _HEIGHT = 340, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 38
@@ -111,16 +114,16 @@ def column_chart(title: str, labels: Sequence[str], series: Sequence[Series], *,
     for number, one in enumerate(series):
         for position, value in enumerate(one.ys):
             left, top = frame.x(position + 0.1) + number * width, frame.y(value)
-            tip = f"<title>{escape(one.label)}, {escape(labels[position])}: {_number(value)}</title>"
+            tip = f"<title>{html_text(one.label)}, {html_text(labels[position])}: {_number(value)}</title>"
             parts.append(
                 f'<rect class="f{number}" x="{left:.1f}" y="{top}" width="{width:.1f}" '
                 f'height="{max(0.0, frame.y(0) - top):.1f}">{tip}</rect>'
             )
     keys = "".join(
-        f'<span class="key"><i class="swatch f{n}"></i>{escape(s.label)}</span>' for n, s in enumerate(series)
+        f'<span class="key"><i class="swatch f{n}"></i>{html_text(s.label)}</span>' for n, s in enumerate(series)
     )
-    words = "; ".join(f"{one.label}: {', '.join(_number(y) for y in one.ys)}" for one in series)
-    return _figure(title, f"{title}. {words}", "".join(parts), f'<div class="legend">{keys}</div>')
+    words = "; ".join(f"{_in_words(one.label)}: {', '.join(_number(y) for y in one.ys)}" for one in series)
+    return _figure(title, f"{_in_words(title)}. {words}", "".join(parts), f'<div class="legend">{keys}</div>')
 
 
 def heat_map(
@@ -150,18 +153,18 @@ def heat_map(
         tip = tips.format(row=rows[row], column=columns[column], share=f"{100 * share:.0f} %")
         parts.append(
             f'<rect class="ink" x="{_NAME_WIDTH + _CELL * column}" y="{_NAME_WIDTH + _CELL * row}" width="{_CELL}" '
-            f'height="{_CELL}" fill-opacity="{0.12 + 0.88 * share:.2f}"><title>{escape(tip)}</title></rect>'
+            f'height="{_CELL}" fill-opacity="{0.12 + 0.88 * share:.2f}"><title>{html_text(tip)}</title></rect>'
         )
-    body = "".join(parts)
+    body, words = "".join(parts), html_text(title)
     return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}"><svg class="heat" width="{width}" '
-        f'height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{body}</svg></div>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{words}"><svg class="heat" width="{width}" '
+        f'height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="{words}">{body}</svg></div>'
     )
 
 
 def _figure(title: str, words: str, body: str, legend: str) -> str:
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'<figure><figcaption>{html_text(title)}</figcaption><svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'role="img" aria-label="{escape(words)}">{body}</svg>{legend}</figure>'
     )
 
@@ -173,8 +176,8 @@ def _described(title: str, series: Sequence[Series]) -> str:
         points = [(x, y) for x, y in zip(one.xs, one.ys, strict=True) if math.isfinite(y)]
         if points and not one.faint:
             (x0, y0), (x1, y1) = points[0], points[-1]
-            words.append(f"{one.label}: {_number(y0)} at {_number(x0)}, {_number(y1)} at {_number(x1)}")
-    return f"{title}. {'; '.join(words)}"
+            words.append(f"{_in_words(one.label)}: {_number(y0)} at {_number(x0)}, {_number(y1)} at {_number(x1)}")
+    return f"{_in_words(title)}. {'; '.join(words)}"
 
 
 def _thinned(series: Series) -> Series:
@@ -215,12 +218,12 @@ def _axes(frame: _Frame, x_label: str, y_label: str, *, x_names: Sequence[str] |
         places = [(frame.x(position + 0.5), name) for position, name in enumerate(x_names)]
     else:
         places = [(frame.x(v), _number(v)) for v in _ticks(*frame.x_range) if v <= frame.x_range[1] * 1.001]
-    parts += [f'<text class="mid" x="{x}" y="{bottom + 15}">{escape(name)}</text>' for x, name in places]
+    parts += [f'<text class="mid" x="{x}" y="{bottom + 15}">{html_text(name)}</text>' for x, name in places]
     parts.append(f'<path class="axis" d="M{left} {_TOP}V{bottom}H{right}"/>')
-    parts.append(f'<text class="mid" x="{(left + right) / 2}" y="{_HEIGHT - 5}">{escape(x_label)}</text>')
+    parts.append(f'<text class="mid" x="{(left + right) / 2}" y="{_HEIGHT - 5}">{html_text(x_label)}</text>')
     if y_label:
         parts.append(
-            f'<text class="mid" transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)">{escape(y_label)}</text>'
+            f'<text class="mid" transform="translate(11 {(_TOP + bottom) / 2}) rotate(-90)">{html_text(y_label)}</text>'
         )
     return "".join(parts)
 
@@ -248,7 +251,7 @@ def _mark(frame: _Frame, place: Number, text: str) -> str:
     anchor, beside = ("end", x - 4) if at_right else ("start", x + 4)
     return (
         f'<path class="mark" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-        f'<text class="{anchor} halo" x="{beside}" y="{_HEIGHT - _BOTTOM - 6}">{escape(text)}</text>'
+        f'<text class="{anchor} halo" x="{beside}" y="{_HEIGHT - _BOTTOM - 6}">{html_text(text)}</text>'
     )
 
 
@@ -257,12 +260,17 @@ def _key(series: Series, number: int) -> str:
     faint = " faint" if series.faint else ""
     return (
         f'<span class="key"><svg width="26" height="10" aria-hidden="true"><g class="s{number % _NUM_COLORS}{faint}">'
-        f'<path d="M1 5H25"{dash}/></g></svg>{escape(series.label)}</span>'
+        f'<path d="M1 5H25"{dash}/></g></svg>{html_text(series.label)}</span>'
     )
 
 
 def _dash(number: int) -> str:
     return _DASHES[number % len(_DASHES)]
+
+
+def _in_words(name: str) -> str:
+    """Name among the words of a chart, of which there may be as many as there are values."""
+    return shortened(name, LONGEST_NAME)
 
 
 def _short(name: str) -> str:

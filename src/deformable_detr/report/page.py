@@ -1,10 +1,10 @@
 """Self-contained HTML page and its elements: no network, no scripts, light and dark, readable on a phone."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Literal, NamedTuple
 
 from deformable_detr.core.version import __version__
+from deformable_detr.report.html_text import html_text
 
 # A table with more rows scrolls in a window of its own, in which the headings stay visible.
 _MOST_ROWS = 25
@@ -31,9 +31,11 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
         sections: sections, from top to bottom; their contents are HTML.
     """
     shown = [one for one in sections if one.content]
-    links = "".join(f'<a href="#{one.anchor}">{escape(one.title)}</a>' for one in shown)
-    warnings = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    body = "".join(f'<section id="{one.anchor}"><h2>{escape(one.title)}</h2>{one.content}</section>' for one in shown)
+    links = "".join(f'<a href="#{one.anchor}">{html_text(one.title)}</a>' for one in shown)
+    warnings = "".join(f"<p>{html_text(note)}</p>" for note in notes)
+    body = "".join(
+        f'<section id="{one.anchor}"><h2>{html_text(one.title)}</h2>{one.content}</section>' for one in shown
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -42,8 +44,8 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
         "style-src 'unsafe-inline'\">"
         f'<meta name="generator" content="deformable-detr {__version__}">'
         '<meta name="color-scheme" content="light dark">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
-        f'<header><h1>{escape(title)}</h1><p class="subtitle">{escape(subtitle)}</p></header>'
+        f'<link rel="icon" href="data:,"><title>{html_text(title)}</title><style>{_STYLE}</style></head><body>'
+        f'<header><h1>{html_text(title)}</h1><p class="subtitle">{html_text(subtitle)}</p></header>'
         f'<nav aria-label="Sections">{links}</nav><main>'
         f'{f"""<div class="notes" role="note">{warnings}</div>""" if warnings else ""}{body}</main></body></html>\n'
     )
@@ -51,12 +53,12 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
 
 def paragraph(text: str) -> str:
     """Paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
+    return f"<p>{html_text(text)}</p>"
 
 
 def cards(facts: Sequence[tuple[str, str]]) -> str:
     """Cards with the main figures: a name and a value each."""
-    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    cells = "".join(f"<div><dt>{html_text(name)}</dt><dd>{html_text(value)}</dd></div>" for name, value in facts)
     return f'<dl class="cards">{cells}</dl>'
 
 
@@ -73,11 +75,11 @@ def table(
             readers skip the bars, which only repeat what the cells say.
     """
     classes = [' class="n"' if _is_numeric(column, rows) else "" for column in range(len(headings))]
-    head = [f'<th scope="col"{name}>{escape(text)}</th>' for name, text in zip(classes, headings, strict=True)]
+    head = [f'<th scope="col"{name}>{html_text(text)}</th>' for name, text in zip(classes, headings, strict=True)]
     lines = []
     for number, row in enumerate(rows):
-        cells = [f"<td{name}>{escape(text)}</td>" for name, text in zip(classes[1:], row[1:], strict=True)]
-        cells.insert(0, f'<th scope="row">{escape(row[0])}</th>')
+        cells = [f"<td{name}>{html_text(text)}</td>" for name, text in zip(classes[1:], row[1:], strict=True)]
+        cells.insert(0, f'<th scope="row">{html_text(row[0])}</th>')
         if bars is not None:
             width = 100 * (bars[number] or 0)
             cells.insert(2, f'<td class="track" aria-hidden="true"><i class="bar" style="width:{width:.1f}%"></i></td>')
@@ -100,7 +102,7 @@ def matrix_table(
         counts: numbers to show, by row and column.
         shares: colour of each cell, 0..1, also shown in percent.
     """
-    head = "".join(f'<th scope="col" class="n">{escape(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col" class="n">{html_text(name)}</th>' for name in names)
     lines = []
     for name, row, inks in zip(names, counts, shares, strict=True):
         cells = "".join(
@@ -109,9 +111,9 @@ def matrix_table(
             else '<td class="n cell">·</td>'
             for count, ink in zip(row, inks, strict=True)
         )
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+        lines.append(f'<tr><th scope="row">{html_text(name)}</th>{cells}</tr>')
     return _scrolling(
-        caption, f"<thead><tr><th>{escape(corner)}</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        caption, f"<thead><tr><th>{html_text(corner)}</th>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     )
 
 
@@ -119,8 +121,8 @@ def pictures(items: Sequence[tuple[str, str, str, str, tuple[int, int]]]) -> str
     """Pictures side by side, each given as (title, explanation, small print, URI, width and height in pixels)."""
     shown = "".join(
         f'<figure class="photo"><img src="{uri}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="{escape(f"{title}: {text}")}"><figcaption><b>{escape(title)}</b> {escape(text)}'
-        f"<small>{escape(small)}</small></figcaption></figure>"
+        f'alt="{html_text(f"{title}: {text}")}"><figcaption><b>{html_text(title)}</b> {html_text(text)}'
+        f"<small>{html_text(small)}</small></figcaption></figure>"
         for title, text, small, uri, (width, height) in items
     )
     return f'<div class="photos">{shown}</div>' if shown else ""
@@ -134,18 +136,18 @@ def grid(charts: Sequence[str], *, columns: Literal[2, 3] = 3) -> str:
 
 def command(text: str) -> str:
     """Command to type, in a box."""
-    return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
+    return f'<pre tabindex="0"><code>{html_text(text)}</code></pre>'
 
 
 def folded(summary: str, content: str) -> str:
     """Content that is hidden until the reader opens it, by a click on `summary`."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
+    return f"<details><summary>{html_text(summary)}</summary>{content}</details>" if content else ""
 
 
 def _scrolling(caption: str, body: str, *, is_long: bool = False) -> str:
     return (
-        f'<div class="scroll{" long" if is_long else ""}" tabindex="0" role="group" aria-label="{escape(caption)}">'
-        f"<table><caption>{escape(caption)}</caption>{body}</table></div>"
+        f'<div class="scroll{" long" if is_long else ""}" tabindex="0" role="group" aria-label="{html_text(caption)}">'
+        f"<table><caption>{html_text(caption)}</caption>{body}</table></div>"
     )
 
 

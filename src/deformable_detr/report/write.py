@@ -23,7 +23,8 @@ from deformable_detr.report import sections
 from deformable_detr.report.history import History, history_of
 from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import Section, page
-from deformable_detr.runs.config import TrainConfig, from_json, settled, to_json
+from deformable_detr.runs.config import TrainConfig, settled
+from deformable_detr.runs.config_file import from_json, to_json
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.progress import saved_run_progress
@@ -74,7 +75,7 @@ def write_report(
 
     Raises:
         OutputError: there is no such run, or the page cannot be written.
-        DataError: `data` or `val_data` was given and cannot be used.
+        DataError: `data` or `val_data` was given and cannot be used, or the metrics are those of no run.
         BackendError: the device is not available.
     """
     reporter, folder = reporter or Silence(), RunFolder(Path(run))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from deformable_detr.core.config import from_dict, to_dict, updated
+from deformable_detr.core.config import updated
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
@@ -13,10 +13,7 @@ from deformable_detr.evaluation.coco_metrics import check_metric_name
 from deformable_detr.models import MODELS, DeformableDETRConfig, ModelConfig
 from deformable_detr.models.losses import CriterionConfig
 from deformable_detr.runs.bounds import check_counts
-from deformable_detr.runs.version_1 import from_version_1, is_version_1
 
-SCHEMA_VERSION = 2
-"""Version of config.json. Files of version 1 had few groups, and neither their version nor the model's name."""
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 ProductsName = Literal["auto", "pytorch", "onednn"]
 _FACTORS = (
@@ -380,29 +377,3 @@ def idle_remarks(config: TrainConfig) -> list[str]:
 
 
 _LENGTHS = ("crop_short_sides", "crop_min", "crop_max")
-
-
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Content of config.json for these settings."""
-    return {"schema_version": SCHEMA_VERSION, **to_dict(config)}
-
-
-def from_json(data: Mapping[str, Any], source: str) -> TrainConfig:
-    """Settings from the content of a config.json of this or an earlier version.
-
-    Args:
-        data: content of the file.
-        source: name of the file, for messages.
-
-    Raises:
-        ConfigError: a setting does not exist or has the wrong type, or the file is of a newer version.
-    """
-    data = dict(data)
-    version = data.pop("schema_version", 1 if is_version_1(data) else SCHEMA_VERSION)
-    if version == 1:
-        return from_dict(TrainConfig, from_version_1(data))
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{source} has schema version {version!r}, this version of deformable-detr reads up to {SCHEMA_VERSION}"
-        )
-    return from_dict(TrainConfig, data)

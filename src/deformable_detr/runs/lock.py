@@ -10,13 +10,14 @@ import os
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deformable_detr.core.errors import OutputError
-from deformable_detr.core.printing import printable
 from deformable_detr.core.reading import read_file
+from deformable_detr.core.short_text import printable
 
 NAME = ".lock"
 """Name of the file in a run folder that is locked; it is there as long as the run lives, or after it was killed."""
@@ -28,11 +29,13 @@ _MOST_TRIES = 10
 _LOCKED_BYTE = 1 << 30
 # A process is never refused a lock that it has itself, so these files are known here, by device and number.
 _ours: set[tuple[int, int]] = set()
+# Two threads must not both find that the file is not yet among these.
+_one_thread = threading.Lock()
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Context in which no other process can train in a run folder.
+    """Context in which no other process, and no other thread of this one, can train in a run folder.
 
     Args:
         folder: the run folder.
@@ -42,21 +45,24 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         OutputError: another process trains in the folder, or the file of the lock cannot be made.
     """
     path = folder / NAME
-    handle = _acquired(path, folder, say)
+    with _one_thread:
+        handle = _acquired(path, folder, say)
+        if handle is not None:
+            identity = _identity(os.fstat(handle))
+            _ours.add(identity)
     if handle is None:
         yield
         return
-    identity = _identity(os.fstat(handle))
-    _ours.add(identity)
     try:
         _write(handle)
         yield
     finally:
-        _ours.discard(identity)
-        # Removed while it is still locked, so that nobody locks it in between; on Windows an open file stays.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        os.close(handle)
+        with _one_thread:
+            # Removed while it is still locked, so that nobody locks it in between; on Windows an open file stays.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            os.close(handle)
+            _ours.discard(identity)
         if sys.platform == "win32":
             with suppress(OSError):
                 path.unlink(missing_ok=True)

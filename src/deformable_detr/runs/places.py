@@ -6,6 +6,9 @@ from typing import Any, NamedTuple, cast, get_args
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.reading import read_json
+from deformable_detr.core.short_text import shown
+
+_LONGEST_PATH = 4096
 
 
 class DataPlaces(NamedTuple):
@@ -33,8 +36,9 @@ def read_places(file: Path) -> DataPlaces:
     """
     data = read_json(file)
     for name in ("path", "val_path"):
-        if not isinstance(data.get(name), str | None) or data.get(name) == "":
-            raise ConfigError(f"{file}: {name} must be a path or null")
+        value = data.get(name)
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= _LONGEST_PATH and "\0" not in value):
+            raise ConfigError(f"{file}: {name} must be a path or null, not {shown(value)}")
     formats = get_args(FormatName)
     format_name = data.get("format")
     if format_name is not None and not (isinstance(format_name, str) and format_name in formats):

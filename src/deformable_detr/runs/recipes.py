@@ -12,7 +12,8 @@ from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.augmentation.settings import LARGEST_SIDE, Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DeformableDETRConfig, DETRConfig
-from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, from_json
+from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from deformable_detr.runs.config_file import from_json
 from deformable_detr.runs.dino_recipes import dino_r50, dino_r50_5scale, dino_r50_improved, dino_small
 
 __all__ = [
@@ -149,7 +150,7 @@ def detr_small() -> TrainConfig:
     """Recipe of a small DETR for a few hundred photos, to compare with `small`, which is the better one for them.
 
     ddetr train detr_small --data /data/photos
-    Cost: about that of `small`.
+    Cost: empty until there is a run of ours.
     Expected: less than with `small`, and later: DETR learns where to look from the data alone. Its authors advise
     against fewer than ten thousand images without the weights of a whole detector.
     """

@@ -12,7 +12,8 @@ from deformable_detr.core.reading import open_file, settings_value
 MOST_EPOCHS = 1_000_000
 """Largest number of epochs of a run."""
 _MOST_STEPS = 10**15
-_LONGEST_LINE = 1 << 24
+_LONGEST_LINE = 1 << 22
+_MOST_STRANGE = 10_000
 _DEEPEST = 3
 _KINDS = ("step", "epoch")
 _GROUPS = ("terms", "train", "val", "val_per_class")
@@ -25,7 +26,7 @@ class RecordReader:
     A line that is no record, as a crash may leave one, or a strange hand, is left out.
 
     Raises:
-        DataError: when it is iterated over, and the file exists and cannot be read.
+        DataError: when it is iterated over, and the file exists and cannot be read, or has 10,000 such lines.
     """
 
     path: Path
@@ -41,10 +42,15 @@ class RecordReader:
                     if not line.strip():
                         continue
                     record = _record(line)
-                    if record is None:
-                        self.num_strange += 1
-                    else:
+                    if record is not None:
                         yield record
+                        continue
+                    self.num_strange += 1
+                    if self.num_strange == _MOST_STRANGE:
+                        raise DataError(
+                            f"{self.path}: {_MOST_STRANGE:,} lines are no records of a run, so this seems to be "
+                            "another file; move it away to go on without the metrics so far"
+                        )
         except FileNotFoundError:
             return
         except OSError as error:

@@ -24,38 +24,50 @@ _LR, _LR_BATCH_SIZE = 2e-4, 32
 
 def is_version_1(data: Mapping[str, Any]) -> bool:
     """Whether settings that do not say their version are of version 1."""
-    return not {*_NOW, *_DECIDERS}.isdisjoint(data) or "schedule" in data.get("optimizer", {})
+    optimizer = data.get("optimizer")
+    return not {*_NOW, *_DECIDERS}.isdisjoint(data) or (isinstance(optimizer, Mapping) and "schedule" in optimizer)
 
 
 def from_version_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of version 2 for those of a file of version 1."""
-    # Into groups. Settings that version 2 does not know stay, so that reading them fails with their names.
-    new: dict[str, Any] = {}
-    for name, value in old.items():
-        if name in _NOW:
-            group, setting = _NOW[name]
-            new.setdefault(group, {})[setting] = value
-        elif name not in ("optimizer", *_DECIDERS):
-            new[name] = value
-    for name, value in old.get("optimizer", {}).items():
-        group, setting = _NOW_OF_OPTIMIZER.get(name, ("optimizer", name))
-        new.setdefault(group, {})[setting] = value
+    """Settings of version 2 for those of a file of version 1.
+
+    What is no setting of version 1, or a group that is none, stays as it is: reading the settings refuses it.
+    """
+    new: dict[str, Any] = {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in old.items()
+        if name not in (*_NOW, *_DECIDERS, "optimizer")
+    }
+    optimizer = old.get("optimizer", {})
+    if not isinstance(optimizer, Mapping):
+        return {**new, "optimizer": optimizer}
+    # Into groups.
+    places = {_NOW_OF_OPTIMIZER.get(name, ("optimizer", name)): value for name, value in optimizer.items()}
+    places |= {_NOW[name]: value for name, value in old.items() if name in _NOW}
+    for group in {"optimizer": None} | {group: None for group, _ in places}:
+        moved = {setting: value for (name, setting), value in places.items() if name == group}
+        if isinstance(new.setdefault(group, {}), dict):
+            new[group] |= moved
     # A missing value, or another setting that named who decides, is "auto" now.
     for group, setting in (("schedule", "epochs"), ("schedule", "warmup_steps"), ("run", "eval_every")):
-        if setting in new.get(group, {}) and new[group][setting] is None:
-            new[group][setting] = "auto"
+        if places.get((group, setting), 0) is None:
+            _set(new, group, setting, "auto")
     if old.get("batch_size_by") == "memory":
-        new.setdefault("run", {})["batch_size"] = "auto"
+        _set(new, "run", "batch_size", "auto")
     if old.get("size_by") in ("objects", "weights"):
         new["preprocessing"] = "auto" if old["size_by"] == "objects" else "weights"
     if old.get("augmentation_by") == "data":
         new["augmentation"] = "auto"
     # A rate that followed the batch size is the base rate now.
-    optimizer = new.setdefault("optimizer", {})
-    rate, batch_size = optimizer.pop("lr", _LR), optimizer.pop("lr_batch_size", _LR_BATCH_SIZE)
-    optimizer |= {"lr": rate} if batch_size is None else {"base_lr": rate, "base_batch_size": batch_size}
+    rate, batch_size = new["optimizer"].pop("lr", _LR), new["optimizer"].pop("lr_batch_size", _LR_BATCH_SIZE)
+    new["optimizer"] |= {"lr": rate} if batch_size is None else {"base_lr": rate, "base_batch_size": batch_size}
     # Patience counted epochs; now it counts evaluations.
-    interval, patience = new.get("run", {}).get("eval_every", 1), new.get("stopping", {}).get("patience")
-    if isinstance(interval, int) and isinstance(patience, int):
-        new["stopping"]["patience"] = -(-patience // interval)
+    interval, patience = places.get(("run", "eval_every"), 1), places.get(("stopping", "patience"))
+    if isinstance(interval, int) and isinstance(patience, int) and interval > 0:
+        _set(new, "stopping", "patience", -(-patience // interval))
     return new
+
+
+def _set(settings: dict[str, Any], group: str, setting: str, value: object) -> None:
+    if isinstance(settings.setdefault(group, {}), dict):
+        settings[group][setting] = value

@@ -12,12 +12,14 @@ from deformable_detr.core.config import flat_settings
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.files import write_json
 from deformable_detr.core.reading import read_json
+from deformable_detr.core.short_text import printable_line, shown
 from deformable_detr.runs.folder import RunFolder
 
 ServiceName = Literal["tensorboard", "wandb", "mlflow"]
 
 _TITLES: dict[ServiceName, str] = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
 _PROJECT = "deformable-detr"
+_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 # Characters that MLflow refuses in the name of a metric; the name of a class may hold them.
 _NOT_FOR_MLFLOW = re.compile(r"[^\w.\- /]")
 
@@ -108,7 +110,7 @@ class _Guarded:
             action()
         except Exception as error:
             self._service = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = printable_line(f"{type(error).__name__}: {error}")
             self._say(f"{self._title} failed and gets no more metrics ({reason}); metrics.jsonl has them all")
 
 
@@ -184,7 +186,11 @@ def _is_installed(name: ServiceName) -> bool:
 
 
 def _known_id(folder: RunFolder, name: ServiceName) -> str | None:
-    return read_json(folder.services).get(name) if folder.services.exists() else None
+    """Id of this run at a service; None if it is not known there yet."""
+    known = read_json(folder.services).get(name) if folder.services.exists() else None
+    if known is not None and not (isinstance(known, str) and _ID.fullmatch(known)):
+        raise ConfigError(f"{folder.services}: the id at {_TITLES[name]} is {shown(known)}; take the line out")
+    return known
 
 
 def _remember_id(folder: RunFolder, name: ServiceName, id_: str) -> None:

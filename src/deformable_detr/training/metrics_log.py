@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from deformable_detr.core.files import write_atomically
+from deformable_detr.core.files import write_text
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.training.loggers import ServiceName, open_service
 
@@ -104,7 +104,8 @@ class _EpochTable:
         for row in self._rows:
             # COCO's -1 means that there was no such object. All other values of metrics are in 0..1.
             writer.writerow({k: "" if v is None or (k.startswith("val") and v == -1) else v for k, v in row.items()})
-        write_atomically(self._path, lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+        # A record of a strange hand may name a class that is no valid Unicode.
+        write_text(self._path, text.getvalue(), errors="backslashreplace")
 
 
 def flat_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -17,7 +17,8 @@ from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.progress import Reporter, Silence
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.splits import TrainingData, TrainingSplits, open_training_data
-from deformable_detr.runs.config import TrainConfig, to_json
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import to_json
 from deformable_detr.runs.folder import RunFolder, create_run_folder, new_run_folder
 from deformable_detr.runs.lock import locked
 from deformable_detr.training.acceleration import bound_primitive_cache

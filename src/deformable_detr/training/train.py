@@ -21,7 +21,8 @@ from deformable_detr.data.splits import TrainingSplits
 from deformable_detr.models.interface import given_config, interface_of
 from deformable_detr.models.losses import NotFinitePredictionsError
 from deformable_detr.report import try_to_report
-from deformable_detr.runs.config import TrainConfig, from_json, to_json
+from deformable_detr.runs.config import TrainConfig
+from deformable_detr.runs.config_file import from_json, to_json
 from deformable_detr.runs.folder import RunFolder, open_run_folder
 from deformable_detr.runs.places import DataPlaces, read_places
 from deformable_detr.runs.progress import saved_run_progress

@@ -39,7 +39,7 @@ _MODELS_OF_OTHERS = (
     (r"transformer\.decoder\.ref_point_head\.", "DAB-DETR or a relative; IDEA-Research's code reads it"),
     (r"transformer\..*\.attentions\.\d+\.|neck\.convs\.", "a model of detrex; detrex reads it"),
     (r"model\.(encoder|decoder)\.layers\.", "a model of transformers; keep config.json beside it and name the folder"),
-    (r"class_embed\.(weight|bias)", "DETR with attention that is not deformable; facebookresearch/detr reads it"),
+    (r"class_embed\.(weight|bias)", "a relative of DETR with dense attention; its authors' code reads it"),
     (r"roi_heads\.|proposal_generator\.|backbone\.bottom_up\.", "a model of detectron2; detectron2 reads it"),
     (r"model\.\d+\.", "a YOLO of ultralytics; ultralytics reads it"),
     (r"layer1\.0\.conv1\.weight", "a ResNet alone; train with --backbone-weights FILE to start from it"),

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.formats.coco_layouts import annotation_files, is_coco
+from deformable_detr.data.formats.coco_layouts import annotation_files
+from deformable_detr.data.formats.json_kinds import start_of_json
 from deformable_detr.data.open import list_splits, open_dataset
 
 
@@ -148,7 +149,7 @@ def test_files_of_other_tools_are_not_coco(tmp_path: Path) -> None:
         file = tmp_path / name / "annotations" / "train.json"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(content))
-        assert not is_coco(file), name
+        assert not start_of_json(file).is_coco, name
         assert (annotation_files(tmp_path / name) == []) == (name != "darwin")  # which is refused for what it lacks
     (tmp_path / "notes/notes.json").write_text(json.dumps(NOTES))
     assert annotation_files(tmp_path / "notes") == []
@@ -171,7 +172,7 @@ def test_large_files_are_known_by_their_beginning(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(content))
         assert file.stat().st_size > 1 << 16
-        assert is_coco(file) is coco, list(content)[:3]
+        assert start_of_json(file).is_coco is coco, list(content)[:3]
 
 
 def test_a_long_beginning_without_any_list_counts_where_coco_is_expected(tmp_path: Path) -> None:
@@ -185,8 +186,8 @@ def test_a_long_beginning_without_any_list_counts_where_coco_is_expected(tmp_pat
         ({"version": "x" * 70_000, "shapes": []}, False),
     ):
         file.write_text(json.dumps(content))
-        assert is_coco(file, expected=True) is coco
-        assert not is_coco(file)
+        assert start_of_json(file).may_be_coco is coco
+        assert not start_of_json(file).is_coco
         assert bool(annotation_files(tmp_path)) is coco
     file.rename(tmp_path / "annotations/train.JSON")
     assert annotation_files(tmp_path) == []
@@ -197,7 +198,7 @@ def test_hostile_text_is_looked_at_once(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"' + '\\"' * 100_000)
     began = time.process_time()
-    assert not is_coco(file)
+    assert not start_of_json(file).is_coco
     assert time.process_time() - began < 5
 
 

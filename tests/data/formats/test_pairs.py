@@ -14,7 +14,6 @@ from deformable_detr.data.formats.pairs import (
     find_pairs,
     load_paired,
     read_lines,
-    split_in,
     start_of,
     subfolders,
 )
@@ -44,26 +43,6 @@ PLAIN = PairedFormat(
 def opened(folder: Path) -> DetectionDataset:
     parts = find_pairs(folder, PLAIN)
     return load_paired(parts[0], parts, PLAIN)
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("VisDrone2019-DET-test-dev", "test"),
-        ("VisDrone2019-DET-val", "val"),
-        ("DOTA-v1.5_train", "train"),
-        ("train_0", "train"),
-        ("oidv6-train-annotations-bbox", "train"),
-        ("validation", "val"),
-        ("val2017", "val"),
-        ("training", "train"),
-        ("constraint", "constraint"),
-        ("latest", "latest"),
-        ("my dev set", "my dev set"),
-    ],
-)
-def test_splits_in_names(name: str, split: str) -> None:
-    assert split_in(name) == split
 
 
 def test_splits_that_would_be_equal_keep_their_names() -> None:

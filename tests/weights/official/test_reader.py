@@ -259,7 +259,7 @@ MMDET = zeros("backbone.conv1.weight", "bbox_head.cls_branches.0.weight", "encod
         ),
         (
             {"model": DETR},
-            "DETR with attention that is not deformable; .* 560 missing: .*; 2 unexpected: .*; 1 of another shape: ",
+            "a relative of DETR with dense attention; .* 560 missing: .*; 2 unexpected: .*; 1 of another shape: ",
         ),
         ({"meta": {"epoch": 12}, "state_dict": MMDET}, "a model of mmdetection; .* 561 missing: .*; 3 unexpected: "),
     ],

@@ -17,13 +17,15 @@ from jaxtyping import Int
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
+from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.coco_boxes import CocoBoxes, read_boxes
 from deformable_detr.data.formats.coco_categories import read_categories
 from deformable_detr.data.formats.coco_document import to_document
 from deformable_detr.data.formats.coco_layouts import annotation_files
 from deformable_detr.data.formats.image_names import find_images, folders_like, usual_folders
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown, whole_number
+from deformable_detr.data.formats.records import checked_size
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, place_image, unique_names, write_in
 from deformable_detr.data.images import image_size
@@ -34,9 +36,9 @@ LOOKED_FOR = (
 )
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """COCO splits of a folder or of one json file; empty if there are none."""
-    found = annotation_files(path)
+    found = annotation_files(path, starts)
     return name_splits((name, partial(load, file, split=name)) for name, file in found)
 
 
@@ -178,10 +180,7 @@ def _annotated_size(item: dict[str, Any], where: str) -> tuple[int, int] | None:
     width, height = item.get("width"), item.get("height")
     if width is None or height is None:
         return None
-    size_wh = whole_number(width, where, "the width"), whole_number(height, where, "the height")
-    if not (0 < size_wh[0] <= LARGEST_SIDE and 0 < size_wh[1] <= LARGEST_SIDE):
-        raise DataError(f"{where}: an image cannot be {size_wh[0]} x {size_wh[1]} pixels")
-    return size_wh
+    return checked_size(width, height, where)
 
 
 def _read_objects(
@@ -250,10 +249,7 @@ def _truth(value: object, where: str) -> bool:
 
 def _problems_of(found: CocoBoxes, faults: dict[int, DataError], where: str) -> list[Problem]:
     """Faults of annotations, and a remark on boxes that were taken around segmentations."""
-    problems = [
-        Problem("invalid_annotation", where, str(faults[position]).removeprefix(f"{where}: "), True)
-        for position in sorted(faults)
-    ]
+    problems = [problem_of(faults[position], where, "invalid_annotation") for position in sorted(faults)]
     num_around = int(found.is_around.sum())
     if num_around:
         text = (

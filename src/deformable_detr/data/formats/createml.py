@@ -12,12 +12,12 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import Problem
-from deformable_detr.data.formats.json_kinds import kind_of_json
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import class_text, name_text, read_json, real_number, shown
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, RecordPart, load_part
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, RecordPart, part_loaders
 from deformable_detr.data.formats.shapes import Box
 from deformable_detr.data.formats.split_files import image_folders, split_files
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 
 LOOKED_FOR = (
     "CreateML: a json that lists images with annotations of label and coordinates, such as _annotations.createml.json, "
@@ -26,17 +26,16 @@ LOOKED_FOR = (
 _IMAGE_KEYS = ("image", "imagefilename", "imageURL")
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """CreateML splits of a folder or of one json file; empty if there are none."""
-    found = split_files(path, (".json",), lambda file: kind_of_json(file) == "createml")
+    found = split_files(path, (".json",), lambda file: starts(file).kind == "createml")
     parts = [
-        RecordPart(split, str(file), image_folders(file, split), partial(_read_or_report, file))
-        for split, file in found
+        RecordPart(split, str(file), image_folders(file, split), partial(_read_images, file)) for split, file in found
     ]
-    return name_splits((part.split, partial(load_part, part, parts, "CreateML")) for part in parts)
+    return part_loaders(parts, "CreateML")
 
 
-def _read_or_report(file: Path, problems: list[Problem]) -> list[ImageRecord]:
+def _read_images(file: Path, _: list[Problem]) -> list[ImageRecord]:
     return parse_images(read_json(file), str(file))
 
 

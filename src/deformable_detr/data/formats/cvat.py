@@ -8,8 +8,8 @@ images makes the splits. Tracks, from "CVAT for video", name no image files and 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from html import unescape
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ _CUBOID = ("xtl1", "ytl1", "xbl1", "ybl1", "xtr1", "ytr1", "xbr1", "ybr1",
            "xtl2", "ytl2", "xbl2", "ybl2", "xtr2", "ytr2", "xbr2", "ybr2")  # fmt: skip
 
 
-class _File(NamedTuple):
+class _XmlPart(NamedTuple):
     """Part of an xml that is one split."""
 
     split: str
@@ -64,10 +64,24 @@ class _File(NamedTuple):
     named: frozenset[str] = frozenset()
     """All subsets that have a split."""
 
-    def holds(self, image: Element) -> bool:
-        """Whether an image belongs here."""
-        subset = image.get("subset") or ""
-        return self.subset in (None, subset) or (self.subset == "" and subset not in self.named)
+
+class _Subset:
+    """Images of an xml that are one split."""
+
+    def __init__(self) -> None:
+        self.records: list[ImageRecord] = []
+        self.problems: list[Problem] = []
+        self.ignored: Counter[str] = Counter()
+        self.error: DataError | None = None
+
+
+class _XmlContent(NamedTuple):
+    """Content of an xml, for all of its splits."""
+
+    labels: list[tuple[int, str | None]]
+    """Number and name of each label."""
+    subsets: dict[str | None, _Subset]
+    """Images by the subset of `_XmlPart`."""
 
 
 def find_splits(path: Path) -> SplitLoaders:
@@ -77,9 +91,15 @@ def find_splits(path: Path) -> SplitLoaders:
         for split, file in split_files(path, (".xml",), starts_like_cvat)
         for part in _by_subset(split, file)
     ]
-    files = [part for part, _ in found]
+    content_of = cache(_content_of)
     names = names_of_parts([(part.split, split) for part, split in found])
-    return name_splits((name, partial(_load_xml, one, files)) for name, one in zip(names, files, strict=True))
+    parts = [_record_part(part, content_of) for part, _ in found]
+
+    def load(position: int) -> DetectionDataset:
+        file, named = found[position][0].file, found[position][0].named
+        return load_part(parts[position], parts, "CVAT", _classes_of(content_of(file, named).labels, file))
+
+    return name_splits((name, partial(load, position)) for position, name in enumerate(names))
 
 
 def starts_like_cvat(file: Path) -> bool:
@@ -93,37 +113,37 @@ def starts_like_cvat(file: Path) -> bool:
     return _BEGINS.match(head) is not None and _PARTS.search(head) is not None
 
 
-def _by_subset(split: str, file: Path) -> list[_File]:
+def _by_subset(split: str, file: Path) -> list[_XmlPart]:
     """Splits of a file: one for each subset that its images name, if they name any."""
     try:
         content = read_bytes(file)
     except DataError:
-        return [_File(split, file, None)]  # It is explained when it is read.
+        return [_XmlPart(split, file, None)]  # It is explained when it is read.
     found = _SUBSETS.findall(content)
     names = dict.fromkeys(unescape((double or single).decode("utf-8", "replace")) for double, single in found)
     if not names:
-        return [_File(split, file, None)]
+        return [_XmlPart(split, file, None)]
     if len(found) < len(_IMAGES.findall(content)):
         names[""] = None  # Some images name no subset.
     named = frozenset(names)
-    return [_File(name or split, file, name, named) for name in names]
+    return [_XmlPart(name or split, file, name, named) for name in names]
 
 
-def _load_xml(one: _File, files: Sequence[_File]) -> DetectionDataset:
-    root = _root_of(one.file)
-    labels = [
-        class_text(label.findtext("name"), f"{one.file}: label {number}")
-        for number, label in enumerate(root.iterfind("meta/*/labels/label"), start=1)
-        if label.find("parent") is None  # A part of a skeleton is no class of its own.
-    ]
-    classes = NamedClasses(list(dict.fromkeys(labels)), f"<labels> in {one.file}") if labels else None
-    parts = {other: _part_of(other) for other in files}
-    return load_part(parts[one], list(parts.values()), "CVAT", classes)
+def _classes_of(labels: Sequence[tuple[int, str | None]], file: Path) -> NamedClasses | None:
+    names = [class_text(name, f"{file}: label {number}") for number, name in labels]
+    return NamedClasses(list(dict.fromkeys(names)), f"<labels> in {file}") if names else None
 
 
-def _part_of(one: _File) -> RecordPart:
-    folders = image_folders(one.file, one.split)
-    return RecordPart(one.split, str(one.file), folders, partial(_read_elements, one))
+def _record_part(part: _XmlPart, content_of: Callable[[Path, frozenset[str]], _XmlContent]) -> RecordPart:
+    def read(problems: list[Problem]) -> list[ImageRecord]:
+        subset = content_of(part.file, part.named).subsets.get(part.subset, _Subset())
+        if subset.error is not None:
+            raise subset.error
+        problems += subset.problems
+        problems += ignored_shapes(subset.ignored, str(part.file))
+        return subset.records
+
+    return RecordPart(part.split, str(part.file), image_folders(part.file, part.split), read)
 
 
 def _root_of(file: Path) -> Element:
@@ -138,16 +158,30 @@ def _root_of(file: Path) -> Element:
     return root
 
 
-def _read_elements(one: _File, problems: list[Problem]) -> list[ImageRecord]:
-    images = _root_of(one.file).findall("image")
-    ignored: Counter[str] = Counter()
-    records = [
-        parse_image(image, f"{one.file}: image {number}", ignored, problems)
-        for number, image in enumerate(images, start=1)
-        if one.holds(image)
+def _content_of(file: Path, named: frozenset[str]) -> _XmlContent:
+    """Content of an xml, whose images are told apart by the subsets that have a split.
+
+    Raises:
+        DataError: it cannot be read. What makes one split unusable is raised when that is read.
+    """
+    root = _root_of(file)
+    labels = [
+        (number, label.findtext("name"))
+        for number, label in enumerate(root.iterfind("meta/*/labels/label"), start=1)
+        if label.find("parent") is None  # A part of a skeleton is no class of its own.
     ]
-    problems += ignored_shapes(ignored, str(one.file))
-    return records
+    subsets: dict[str | None, _Subset] = {}
+    for number, image in enumerate(root.findall("image"), start=1):
+        name = image.get("subset") or ""
+        subset = subsets.setdefault(None if not named else name if name in named else "", _Subset())
+        if subset.error is not None:
+            continue
+        try:
+            place = f"{file}: image {number}"
+            subset.records.append(parse_image(image, place, subset.ignored, subset.problems))
+        except DataError as error:
+            subset.error = error
+    return _XmlContent(labels, subsets)
 
 
 def parse_image(image: Element, where: str, ignored: Counter[str], problems: list[Problem]) -> ImageRecord:

@@ -6,17 +6,16 @@ shapes, and labels of whole images, are counted and left out.
 """
 
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deformable_detr.core.errors import DataError, listed
-from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem
+from deformable_detr.data.formats.assemble import problem_of
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.masks import box_around_mask, run_lengths
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown, whole_number
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
@@ -26,35 +25,28 @@ from deformable_detr.data.images import list_images
 
 LOOKED_FOR = "Datumaro: annotations/<split>.json with categories and items, and images/<split>/ or images/"
 
-_SNIFFED_BYTES = 1 << 16
 _MOST_FILES = 100  # one for each split; tiles and frames have thousands
-# Elsewhere the categories are a list; here they are an object with one entry for each kind of annotation.
-_CATEGORIES = re.compile(rb'"categories"\s*:\s*\{\s*("(label|mask|points)"\s*:\s*\{|\}\s*,\s*"items")')
 _WHOLE_IMAGE = ("label", "caption", "hash_key", "feature_vector", "tabular")
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """Datumaro splits of a folder or of one json file; empty if there are none."""
     if path.is_file():
         files = [path] if path.suffix.lower() == ".json" else []
     else:
         files = sorted((path / "annotations").glob("*.json"))[:_MOST_FILES]
-    files = [file for file in files if is_datumaro(file)]
-    return name_splits((file.stem, partial(_load_file, file, files)) for file in files)
+    files = [file for file in files if starts(file).kind == "datumaro"]
+    uses_of = cache(_uses_of)
+    return name_splits((file.stem, partial(_load_file, file, files, uses_of)) for file in files)
 
 
-def is_datumaro(file: Path) -> bool:
-    """Whether a json file starts like one of this format, which other formats of json files leave to it."""
-    try:
-        with open_file(file) as stream:
-            start = stream.read(_SNIFFED_BYTES)
-    except (OSError, ValueError):
-        return False
-    return _CATEGORIES.search(start) is not None
+def _load_file(file: Path, files: Sequence[Path], uses_of: Callable[[Path], "_Uses"]) -> DetectionDataset:
+    """Data set of one json.
 
-
-def _load_file(file: Path, files: Sequence[Path]) -> DetectionDataset:
-    """Data set of one json; `files` are those of all splits.
+    Args:
+        file: the json.
+        files: those of all splits.
+        uses_of: finds the labels that objects of a file have.
 
     Raises:
         DataError: the file cannot be read or is something else.
@@ -74,7 +66,7 @@ def _load_file(file: Path, files: Sequence[Path]) -> DetectionDataset:
         place = f"{where}: item {shown(item['id'])}" if "id" in item else f"{where}: item {number}"
         records.append(_record_of(item, place, images, reader))
     used = {item.class_name for record in records for item in record.objects}
-    groups = _only_group(labels, used, [other for other in files if other != file])
+    groups = _only_group(labels, used, (uses_of(other) for other in files if other != file))
     if groups:
         text = f"the label {listed([shown(name) for name in groups], 5)} only groups others: left out"
         reader.problems.append(Problem("unused_class", where, text, False))
@@ -116,16 +108,27 @@ def _labels_of(document: dict[str, Any], where: str) -> list[_ItemLabel]:
     return [_ItemLabel(f"{parent}/{own}" if count[own] > 1 and parent else own, own, parent) for own, parent in pairs]
 
 
-def _only_group(labels: list[_ItemLabel], used: set[str | None], others: Sequence[Path]) -> list[str]:
+class _Uses(NamedTuple):
+    """Labels of a file, and the numbers of those that its objects have; both empty if it cannot be read."""
+
+    names: list[str]
+    numbers: set[int]
+
+
+def _uses_of(file: Path) -> _Uses:
+    try:
+        document = read_json(file)
+        return _Uses([label.name for label in _labels_of(document, str(file))], _label_ids(document))
+    except DataError:
+        return _Uses([], set())  # reported when that split is read
+
+
+def _only_group(labels: list[_ItemLabel], used: set[str | None], others: Iterable[_Uses]) -> list[str]:
     """Names of labels that are parents of others and have no object of their own in any split."""
     parents = {label.parent for label in labels}
     groups = [label.name for label in labels if label.own in parents and label.name not in used]
-    for other in others if groups else ():
-        with suppress(DataError):  # reported when that split is read
-            document = read_json(other)
-            names = [label.name for label in _labels_of(document, str(other))]
-            numbers = _label_ids(document)
-            groups = [name for name in groups if name not in names or names.index(name) not in numbers]
+    for names, numbers in others if groups else ():
+        groups = [name for name in groups if name not in names or names.index(name) not in numbers]
     return groups if len(groups) < len(labels) else []
 
 
@@ -207,7 +210,7 @@ class _Reader:
             try:
                 shape = self._shape_of(annotation, place)
             except DataError as error:
-                self.problems.append(Problem("invalid_annotation", place, str(error).removeprefix(f"{place}: "), True))
+                self.problems.append(problem_of(error, place, "invalid_annotation"))
                 continue
             if shape is not None:
                 group = annotation.get("group")

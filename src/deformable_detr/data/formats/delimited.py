@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import open_file
-from deformable_detr.data.formats.parsing import read_bytes, read_text
+from deformable_detr.data.formats.parsing import read_bytes, utf8_text
 
 _SEPARATORS = ("\t", ";", "|", ",")
 _FEWEST_CELLS = 4
@@ -38,7 +38,7 @@ def read_table(file: Path) -> list[Row]:
     """
     content = read_bytes(file)
     if not content.startswith(_UTF_16):
-        return _rows_of(read_text(file), str(file))
+        return _rows_of(utf8_text(content, file), str(file))
     try:
         return _rows_of(content.decode("utf-16"), str(file))
     except UnicodeDecodeError as error:

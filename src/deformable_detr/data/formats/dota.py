@@ -12,13 +12,13 @@ from deformable_detr.data.formats.pairs import (
     PairedFormat,
     begins_with,
     find_pairs,
-    load_paired,
+    paired_loaders,
     read_lines,
 )
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ObjectRecord
 from deformable_detr.data.formats.shapes import box_around_flat
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 
 LOOKED_FOR = (
     "DOTA: images/ and labelTxt*/*.txt or annfiles/*.txt with eight numbers and a class on a line, in the folder or in "
@@ -32,7 +32,7 @@ _COPIES = ("hbb", "task2", "rec")
 def find_splits(path: Path) -> SplitLoaders:
     """DOTA splits of a folder; empty if there are none."""
     parts = [part._replace(annotations=_without_copies(part.annotations)) for part in find_pairs(path, _FORMAT)]
-    return name_splits((part.split, partial(load_paired, part, parts, _FORMAT)) for part in parts)
+    return paired_loaders(parts, _FORMAT)
 
 
 def _without_copies(folder: Path) -> Path:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,12 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import json_value
 from deformable_detr.core.yaml_loader import YamlError, yaml_value
 from deformable_detr.data.dataset import DetectionDataset, Problem
+from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.image_names import parts_of, subfolders
-from deformable_detr.data.formats.pairs import distinct_splits, split_in, start_of
+from deformable_detr.data.formats.pairs import distinct_splits, start_of
 from deformable_detr.data.formats.parsing import name_text, read_text, real_number, shown, whole_number
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits, split_in_name
 
 LOOKED_FOR = (
     "Hugging Face: metadata.jsonl (or .csv) with file_name and objects, in the folder, in train/ or in data/train/"
@@ -40,28 +41,34 @@ _MOST_CARD = 1 << 20
 def find_splits(path: Path) -> SplitLoaders:
     """Splits of an image folder or of one metadata file; empty if there are none."""
     if path.is_file():
-        tables = [_MetadataTable(path, path.parent.name)] if path.name in _FILES and _is_metadata(path) else []
-        return name_splits((table.split, partial(_load_metadata, table, tables)) for table in tables)
+        is_ours = path.name in _FILES and _is_metadata(path)
+        return _loaders([_MetadataTable(path, path.parent.name)] if is_ours else [])
     alone = _metadata_in(path)
     if alone is not None:
         # One file for all: the first folder of each name may tell the split.
-        splits = [name for name in subfolders(path) if split_in(name) in MAIN_SPLITS]
+        splits = [name for name in subfolders(path) if split_in_name(name) in MAIN_SPLITS]
         start = start_of(alone)
         named = [name for name in splits if re.search(rf"""(?:^|[",']){re.escape(name)}[/\\]""", start, re.MULTILINE)]
         if not named:
-            table = _MetadataTable(alone, path.name)
-            return name_splits([(table.split, partial(_load_metadata, table, [table]))])
+            return _loaders([_MetadataTable(alone, path.name)])
         tables = [_MetadataTable(alone, name, tuple(named)) for name in named]
     else:
         tables = [
             _MetadataTable(file, name)
             for base in (path, path / "data")
             for name in subfolders(base)
-            if split_in(name) in MAIN_SPLITS
+            if split_in_name(name) in MAIN_SPLITS
             if (file := _metadata_in(base / name)) is not None
         ]
-    names = distinct_splits([table.split for table in tables])
-    return name_splits((name, partial(_load_metadata, one, tables)) for name, one in zip(names, tables, strict=True))
+    return _loaders(tables, distinct_splits([table.split for table in tables]))
+
+
+def _loaders(tables: Sequence["_MetadataTable"], names: Sequence[str] = ()) -> SplitLoaders:
+    contents = _MetadataContents()
+    names = names or [table.split for table in tables]
+    return name_splits(
+        (name, partial(_load_metadata, one, tables, contents)) for name, one in zip(names, tables, strict=True)
+    )
 
 
 def _metadata_in(folder: Path) -> Path | None:
@@ -90,25 +97,47 @@ class _MetadataTable(NamedTuple):
     split: str
     splits: tuple[str, ...] = ()
 
-    def records(self, reader: "_ObjectsReader") -> list[ImageRecord]:
-        """Images of the split.
+
+class _MetadataContents:
+    """Metadata files and cards of a data set, each read once for all of its splits."""
+
+    def __init__(self) -> None:
+        self.card_of = cache(_Card)
+        self._records: dict[tuple[Path, _Card], dict[str, tuple[list[ImageRecord], list[Problem]]]] = {}
+
+    def records(self, table: _MetadataTable, card: "_Card", problems: list[Problem]) -> list[ImageRecord]:
+        """Images of a split with the class names of a card.
 
         Raises:
             DataError: the file cannot be read, or a row is no object of JSON or names no file.
         """
-        records, num_elsewhere = [], 0
-        for where, row in (_csv_rows if self.file.suffix == ".csv" else _json_rows)(self.file):
-            name = _file_name(row, where)
-            folder = parts_of(name)[0]
-            if self.splits and folder != self.split:
-                num_elsewhere += folder not in self.splits
-                continue
-            size_wh = size_of(row.get("width"), row.get("height"), where)
-            records.append(ImageRecord(name, where, list(reader.objects_of(row, where)), size_wh))
-        if num_elsewhere:
-            text = f"{num_elsewhere} rows name images in none of the folders {', '.join(self.splits)}: left out"
-            reader.problems.append(Problem("invalid_annotation", str(self.file), text, False))
+        key = (table.file, card)
+        if key not in self._records:
+            self._records[key] = _records_by_split(table, card)
+        records, found = self._records[key][table.split]
+        problems += found
         return records
+
+
+def _records_by_split(table: _MetadataTable, card: "_Card") -> dict[str, tuple[list[ImageRecord], list[Problem]]]:
+    """Images, and what is wrong with them, of each split in a metadata file."""
+    found: dict[str, tuple[list[ImageRecord], list[Problem]]] = {one: ([], []) for one in table.splits or [table.split]}
+    num_elsewhere = 0
+    for where, row in (_csv_rows if table.file.suffix == ".csv" else _json_rows)(table.file):
+        name = _file_name(row, where)
+        split = parts_of(name)[0] if table.splits else table.split
+        if split not in found:
+            num_elsewhere += 1
+            continue
+        records, problems = found[split]
+        size_wh = size_of(row.get("width"), row.get("height"), where)
+        objects = list(_ObjectsReader(card, problems).objects_of(row, where))
+        records.append(ImageRecord(name, where, objects, size_wh))
+    if num_elsewhere:
+        text = f"{num_elsewhere} rows name images in none of the folders {', '.join(table.splits)}: left out"
+        for _, problems in found.values():
+            problems.append(Problem("invalid_annotation", str(table.file), text, False))
+    return found
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,15 +179,17 @@ def _file_name(row: dict[str, Any], where: str) -> str:
     return name_text(row[column], where, column)
 
 
-def _load_metadata(table: _MetadataTable, tables: Sequence[_MetadataTable]) -> DetectionDataset:
-    problems: list[Problem] = []
-    card = _Card(table.file.parent, problems)
-    records = table.records(_ObjectsReader(card, problems))
+def _load_metadata(
+    table: _MetadataTable, tables: Sequence[_MetadataTable], contents: _MetadataContents
+) -> DetectionDataset:
+    card = contents.card_of(_card_file(table.file.parent))
+    problems = [*card.problems]
+    records = contents.records(table, card, problems)
     used = {item.class_name for record in records for item in record.objects}
     for other in tables:
         if other != table:
             with suppress(DataError):  # reported when that split is read
-                used |= {item.class_name for one in other.records(_ObjectsReader(card, [])) for item in one.objects}
+                used |= {item.class_name for one in contents.records(other, card, []) for item in one.objects}
     names = {name for name in used if name is not None}
     in_card = card.all_names()
     if in_card and names <= set(in_card):
@@ -177,13 +208,18 @@ def _load_metadata(table: _MetadataTable, tables: Sequence[_MetadataTable]) -> D
     )
 
 
-class _Card:
-    """Names of numbered classes in the card of the data set, which lies beside the metadata or above it."""
+def _card_file(folder: Path) -> Path | None:
+    """Card of the data set, which lies beside the metadata or above it; None if there is none."""
+    places = [parent / name for parent in (folder, folder.parent, folder.parent.parent) for name in _CARDS]
+    return next((place for place in places if place.is_file()), None)
 
-    def __init__(self, folder: Path, problems: list[Problem]) -> None:
+
+class _Card:
+    """Names of numbered classes in the card of the data set."""
+
+    def __init__(self, file: Path | None) -> None:
         self._names: dict[str, dict[int, str]] = {}
-        places = [parent / name for parent in (folder, folder.parent, folder.parent.parent) for name in _CARDS]
-        file = next((place for place in places if place.is_file()), None)
+        self.problems: list[Problem] = []
         if file is None:
             return
         try:
@@ -191,7 +227,7 @@ class _Card:
             content = yaml_value(head[1]) if head else None
         except (DataError, YamlError) as error:
             text = f"this card cannot be read, so numbers of classes are their names: {error}"
-            problems.append(Problem("invalid_annotation", str(file), text, False))
+            self.problems.append(Problem("invalid_annotation", str(file), text, False))
             return
         if isinstance(content, dict):
             self._find(content.get("dataset_info"), "", set())
@@ -231,21 +267,20 @@ class _ObjectsReader:
 
     def __init__(self, card: _Card, problems: list[Problem]) -> None:
         self._card = card
-        self.problems = problems
+        self._problems = problems
 
     def objects_of(self, row: dict[str, Any], where: str) -> Iterator[ObjectRecord]:
         try:
             items = list(_items_of(row.get("objects")))
         except ValueError as error:
-            self.problems.append(Problem("invalid_annotation", where, str(error), True))
+            self._problems.append(Problem("invalid_annotation", where, str(error), True))
             return
         for number, item in enumerate(items, start=1):
             place = f"{where}: object {number}"
             try:
                 yield self._object_of(item, place)
             except DataError as error:
-                text = str(error).removeprefix(f"{place}: ")
-                self.problems.append(Problem("invalid_annotation", place, text, True))
+                self._problems.append(problem_of(error, place, "invalid_annotation"))
 
     def _object_of(self, item: dict[str, Any], where: str) -> ObjectRecord:
         box = item[_key_in(item, _BOXES)]

@@ -1,12 +1,13 @@
 """Kinds of annotation files that are json, told apart by the keys at the beginning of the file."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from deformable_detr.core.reading import open_file
+from deformable_detr.core.reading import json_value, open_file
 
-JsonKind = Literal["labelme", "via", "createml", "labelstudio"]
+JsonKind = Literal["labelme", "via", "createml", "labelstudio", "datumaro"]
 """Format of a json file that is not COCO's."""
 
 ITEM = "[]"
@@ -16,10 +17,52 @@ _SNIFFED_BYTES = 1 << 18
 _DEEPEST = 6
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
 
+# Elsewhere the categories are a list; here they are an object with one entry for each kind of annotation.
+_DATUMARO_CATEGORIES = re.compile(rb'"categories"\s*:\s*\{\s*("(label|mask|points)"\s*:\s*\{|\}\s*,\s*"items")')
+_DATUMARO_BYTES = 1 << 16
 
-def kind_of_json(file: Path) -> JsonKind | None:
-    """Format of a json file; None if it has none of these, such as COCO."""
-    keys = keys_of_json(file)
+_COCO_BYTES = 1 << 16
+_SECTIONS = ("images", "annotations", "categories")
+_BEFORE_SECTIONS = {"info", "licenses", "type"}
+# The last string may be cut off by the end of what was read.
+_OUTER_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
+_VALUE = re.compile(rb"\s*:\s*(.?)", re.DOTALL)
+
+
+class JsonStart(NamedTuple):
+    """Beginning of a json file, as far as it tells the format."""
+
+    kind: JsonKind | None = None
+    """Format; None if it is none of these, such as COCO."""
+    is_coco: bool = False
+    """Whether it is COCO's. COCO has at least two of its three lists, or one of images with file names, or one of
+    annotations with image ids: several other tools write "categories" or "annotations", too."""
+    may_be_coco: bool = False
+    """Whether it counts as COCO's where that is expected: also broken json, and one with a single list, so that it is
+    named with what is wrong with it."""
+
+
+JsonStarts = Callable[[Path], JsonStart]
+"""Function that looks at the beginning of a json file. Recognition has one that looks at each file once."""
+
+
+def start_of_json(file: Path) -> JsonStart:
+    """Beginning of a json file, read once for all formats; that of a file that cannot be read tells nothing.
+
+    No more than the beginning is read, and what is no json there is passed over, so that large files and files that are
+    no json at all cost little.
+    """
+    try:
+        with open_file(file) as stream:
+            head = stream.read(_SNIFFED_BYTES)
+    except (OSError, ValueError):
+        return JsonStart()
+    if _DATUMARO_CATEGORIES.search(head[:_DATUMARO_BYTES]):
+        return JsonStart("datumaro")
+    return JsonStart(_kind_of(keys_of_json(head)), _is_coco(head), _is_coco(head, expected=True))
+
+
+def _kind_of(keys: frozenset[tuple[str, ...]]) -> JsonKind | None:
     # A picture within the json, which few formats have, may fill all of the beginning.
     shapes = ("shapes",) in keys and {("shapes", ITEM, "points"), ("imagePath",), ("version",)} & keys
     if shapes or ("imageData",) in keys:
@@ -38,17 +81,8 @@ def kind_of_json(file: Path) -> JsonKind | None:
     return None
 
 
-def keys_of_json(file: Path) -> frozenset[tuple[str, ...]]:
-    """Paths of the keys in the first part of a json file, such as ("shapes", "[]", "points").
-
-    Only the beginning is read, and what is no json there is passed over, so that large files and files that are no
-    json at all cost little.
-    """
-    try:
-        with open_file(file) as stream:
-            head = stream.read(_SNIFFED_BYTES)
-    except (OSError, ValueError):
-        return frozenset()
+def keys_of_json(head: bytes) -> frozenset[tuple[str, ...]]:
+    """Paths of the keys in the first part of a json file, such as ("shapes", "[]", "points")."""
     keys: set[tuple[str, ...]] = set()
     path: list[str] = []
     last = b""
@@ -63,3 +97,58 @@ def keys_of_json(file: Path) -> frozenset[tuple[str, ...]]:
             keys.add(tuple(path))
         last = token
     return frozenset(keys)
+
+
+def _is_coco(head: bytes, *, expected: bool = False) -> bool:
+    """Whether the beginning of a json file is COCO's, or all of the file is, if it is small."""
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    if len(head) > _COCO_BYTES:
+        head = head[: _COCO_BYTES + 1]
+        values = _outer_values(head)
+        # Long lists of categories or of other things may hide what follows.
+        seen = _BEFORE_SECTIONS | ({"categories"} if values.get("categories") == "[" else set())
+        hidden = values.keys() <= seen and ("categories" in values or (expected and len(values) > 0))
+        return hidden or _begins_like_coco(values, head)
+    try:
+        value = json_value(head)
+    except ValueError:
+        values = _outer_values(head)
+        return expected or "[" in (values.get("images"), values.get("annotations"))
+    return isinstance(value, dict) and _has_sections(value, expected)
+
+
+def _has_sections(value: dict[str, object], expected: bool) -> bool:
+    lists = [name for name in _SECTIONS if isinstance(value.get(name), list)]
+    if len(lists) >= 2 or (expected and lists not in ([], ["categories"])):
+        return True
+    for name, key in (("images", "file_name"), ("annotations", "image_id")):
+        section = value.get(name)
+        if isinstance(section, list) and any(isinstance(item, dict) and key in item for item in section):
+            return True
+    return False
+
+
+def _begins_like_coco(values: dict[str, str], head: bytes) -> bool:
+    sections = {name for name in _SECTIONS if values.get(name) == "["}
+    return (
+        len(sections) >= 2
+        or ("images" in sections and b'"file_name"' in head)
+        or ("annotations" in sections and b'"image_id"' in head)
+    )
+
+
+def _outer_values(head: bytes) -> dict[str, str]:
+    """First letter of each value of the outermost object, by key; empty if it is none, but a list or something else."""
+    found: dict[str, str] = {}
+    if head.lstrip()[:1] != b"{":
+        return found
+    depth = 0
+    for token in _OUTER_TOKEN.finditer(head):
+        text = token[0]
+        if text in b"{[":
+            depth += 1
+        elif text in b"}]":
+            depth -= 1
+        elif depth == 1 and (value := _VALUE.match(head, token.end())):
+            found[text[1:-1].decode("latin-1")] = value[1].decode("latin-1")
+    return found

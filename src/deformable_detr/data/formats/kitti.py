@@ -14,12 +14,12 @@ from deformable_detr.data.formats.pairs import (
     begins_with,
     find_pairs,
     holds_annotations,
-    load_paired,
+    paired_loaders,
     read_lines,
 )
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ObjectRecord
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 
 LOOKED_FOR = (
     "KITTI: image_2/ and label_2/*.txt (or image/ and label/, images/ and labels/) with a type and 14 numbers on a "
@@ -36,7 +36,7 @@ def find_splits(path: Path) -> SplitLoaders:
         images, labels = (path / f"data_object_{name}" / "training" / name for name in ("image_2", "label_2"))
         if images.is_dir() and holds_annotations(labels, _FORMAT):
             parts = [PairedFolders("train", images, labels)]
-    return name_splits((part.split, partial(load_paired, part, parts, _FORMAT)) for part in parts)
+    return paired_loaders(parts, _FORMAT)
 
 
 def holds_kitti(folder: Path) -> bool:

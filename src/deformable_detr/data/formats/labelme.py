@@ -12,21 +12,28 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deformable_detr.core.cache import cache_folder
-from deformable_detr.core.errors import DataError, OutputError
+from deformable_detr.core.cache import cache_folder, writing_to_cache
+from deformable_detr.core.errors import DataError
 from deformable_detr.core.files import write_atomically
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.image_names import find_images, parts_of
-from deformable_detr.data.formats.json_kinds import kind_of_json
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import class_text, name_text, read_json, shown
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
-from deformable_detr.data.formats.shapes import Box, box_around, box_around_ellipse, ignored_shapes, read_points
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, names_in_all, read_once, size_of
+from deformable_detr.data.formats.shapes import (
+    Box,
+    box_around,
+    box_around_all,
+    box_around_ellipse,
+    ignored_shapes,
+    read_points,
+)
 from deformable_detr.data.formats.split_files import image_folders, split_folders
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.images import image_size, is_image_file
@@ -44,6 +51,10 @@ class _Part(NamedTuple):
     split: str
     where: Path
     files: list[Path]
+    read: Callable[[list[Problem]], "list[_Annotated]"]
+
+    def records(self, problems: list[Problem]) -> "list[ImageRecord]":
+        return [one.record for one in self.read(problems)]
 
 
 class _Annotated(NamedTuple):
@@ -53,15 +64,19 @@ class _Annotated(NamedTuple):
     record: ImageRecord
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """LabelMe splits of a folder, or the one image of a json; empty if there are none."""
     if path.is_file():
-        is_ours = path.suffix.lower() == ".json" and kind_of_json(path) == "labelme"
-        parts = [_Part(path.stem, path, [path])] if is_ours else []
+        is_ours = path.suffix.lower() == ".json" and starts(path).kind == "labelme"
+        parts = [_part_of(path.stem, path, [path])] if is_ours else []
     else:
-        folders = split_folders(path, _holds_labelme)
-        parts = [_Part(split, folder, _json_files(folder)) for split, folder in folders]
+        folders = split_folders(path, partial(_holds_labelme, starts))
+        parts = [_part_of(split, folder, _json_files(folder)) for split, folder in folders]
     return name_splits((part.split, partial(_load_json_files, part, parts)) for part in parts)
+
+
+def _part_of(split: str, where: Path, files: list[Path]) -> _Part:
+    return _Part(split, where, files, read_once(partial(_read_files, files, where)))
 
 
 def _json_files(folder: Path) -> list[Path]:
@@ -69,51 +84,50 @@ def _json_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _holds_labelme(folder: Path) -> bool:
-    return any(kind_of_json(file) == "labelme" for file in _json_files(folder)[:_MOST_PROBED])
+def _holds_labelme(starts: JsonStarts, folder: Path) -> bool:
+    return any(starts(file).kind == "labelme" for file in _json_files(folder)[:_MOST_PROBED])
 
 
 def _load_json_files(part: _Part, parts: Sequence[_Part]) -> DetectionDataset:
     problems: list[Problem] = []
-    found = _read_files(part, problems)
-    others = [one.record for other in parts if other is not part for one in _read_files(other, [])]
+    found = part.read(problems)
+    classes = names_in_all((one.record for one in found), [other.records for other in parts if other is not part])
     records = _with_images(part, found, problems)
     problems += _not_annotated(records, part.where)
-    names = {item.class_name for record in [*others, *(one.record for one in found)] for item in record.objects}
     return dataset_of(
         records,
         folders=[],
         where=str(part.where),
         source=f"LabelMe {part.where}, classes from the names of its objects",
-        classes=sorted(name for name in names if name is not None) or None,
+        classes=classes,
         problems=problems,
     )
 
 
-def _read_files(part: _Part, problems: list[Problem]) -> list[_Annotated]:
+def _read_files(files: Sequence[Path], where: Path, problems: list[Problem]) -> list[_Annotated]:
     found = []
     ignored: Counter[str] = Counter()
     num_parts = 0
-    for file in part.files:
+    for file in files:
         try:
             document = read_json(file)
             if not isinstance(document, dict) or "shapes" not in document:
                 problems.append(Problem("orphan_annotation", str(file), "it has no LabelMe shapes: ignored", False))
                 continue
-            record, more_parts = parse_annotation(document, file, ignored)
+            record, more_parts = parse_document(document, file, ignored)
         except DataError as error:
             problems.append(problem_of(error, file, "invalid_annotation"))
             continue
         num_parts += more_parts
         found.append(_Annotated(file, record))
-    problems += ignored_shapes(ignored, str(part.where))
+    problems += ignored_shapes(ignored, str(where))
     if num_parts:
         text = f"shapes that belong to another one by group_id: {num_parts}; one box is around all of a group"
-        problems.append(Problem("invalid_annotation", str(part.where), text, False))
+        problems.append(Problem("invalid_annotation", str(where), text, False))
     return found
 
 
-def parse_annotation(document: dict[str, Any], file: Path, ignored: Counter[str]) -> tuple[ImageRecord, int]:
+def parse_document(document: dict[str, Any], file: Path, ignored: Counter[str]) -> tuple[ImageRecord, int]:
     """Image of a LabelMe document with its objects, and how many shapes are further parts of an object.
 
     Args:
@@ -145,9 +159,7 @@ def parse_annotation(document: dict[str, Any], file: Path, ignored: Counter[str]
         key = (label, group) if isinstance(group, int | str) and group != "" else number
         if key in boxes:
             num_parts += 1
-            earlier = boxes[key].box_xyxy
-            box = box_around([earlier[:2], earlier[2:], box[:2], box[2:]])
-            boxes[key] = boxes[key]._replace(box_xyxy=box)
+            boxes[key] = boxes[key]._replace(box_xyxy=box_around_all([boxes[key].box_xyxy, box]))
         else:
             boxes[key] = ObjectRecord(label, box, where)
     return ImageRecord(name, str(file), list(boxes.values()), size_wh), num_parts
@@ -239,13 +251,8 @@ def _unpacked(one: _Annotated, problems: list[Problem]) -> Path | None:
     folder = cache_folder() / "labelme" / hashlib.sha256(content).hexdigest()[:32]
     path = folder / (last if usable else "picture.png")
     if not path.is_file():
-        try:
+        with writing_to_cache(folder, f"the picture within {one.file}"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot unpack the picture within {one.file} into {folder}: {error.strerror or error}; "
-                "DEFORMABLE_DETR_CACHE names another place"
-            ) from error
         write_atomically(path, lambda temporary: temporary.write_bytes(content), durable=False)
     try:
         image_size(path)

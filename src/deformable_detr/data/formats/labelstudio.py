@@ -18,9 +18,9 @@ from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.image_names import find_images, parts_of
-from deformable_detr.data.formats.json_kinds import kind_of_json
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import class_text, name_text, read_json, real_number, shown
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, RecordPart, load_part, size_of
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, RecordPart, part_loaders, size_of
 from deformable_detr.data.formats.shapes import (
     Box,
     box_around,
@@ -30,7 +30,7 @@ from deformable_detr.data.formats.shapes import (
     read_points,
 )
 from deformable_detr.data.formats.split_files import image_folders, split_files
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 from deformable_detr.data.images import is_image_file
 
 LOOKED_FOR = (
@@ -56,14 +56,14 @@ class _Task(NamedTuple):
     """Time of the annotation."""
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """Label Studio splits of a folder or of one json; empty if there are none."""
-    found = split_files(path, (".json",), lambda file: kind_of_json(file) == "labelstudio")
+    found = split_files(path, (".json",), lambda file: starts(file).kind == "labelstudio")
     parts = [
         RecordPart(split, str(file), image_folders(file, split), partial(_read_tasks, file, split))
         for split, file in found
     ]
-    return name_splits((part.split, partial(load_part, part, parts, "Label Studio")) for part in parts)
+    return part_loaders(parts, "Label Studio")
 
 
 def _read_tasks(file: Path, split: str, problems: list[Problem]) -> list[ImageRecord]:

@@ -18,10 +18,16 @@ from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.image_names import composed, subfolders
-from deformable_detr.data.formats.pairs import distinct_splits, split_in
+from deformable_detr.data.formats.pairs import distinct_splits
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, canonical_split, name_splits
+from deformable_detr.data.formats.split_names import (
+    MAIN_SPLITS,
+    SplitLoaders,
+    canonical_split,
+    name_splits,
+    split_in_name,
+)
 from deformable_detr.data.images import is_image_file, list_images
 
 LOOKED_FOR = (
@@ -42,7 +48,7 @@ def find_splits(path: Path) -> SplitLoaders:
     if path.is_file():
         files = [path]
     else:
-        inner = [name for name in subfolders(path) if name in _FOLDERS or split_in(name) in MAIN_SPLITS]
+        inner = [name for name in subfolders(path) if name in _FOLDERS or split_in_name(name) in MAIN_SPLITS]
         folders = [path, *(path / name for name in inner)]
         folders += [path / name / "labels" for name in inner if name not in _FOLDERS]
         files = [file for folder in folders for file in _csv_files(folder)]
@@ -121,7 +127,7 @@ class _BoxTable:
     def split(self) -> str:
         """Name of the split: that of the file, else that of the folder it lies in."""
         folders = (self.file.parent.name, self.file.parent.parent.name)
-        names = (split_in(self.file.stem), *map(canonical_split, folders))
+        names = (split_in_name(self.file.stem), *map(canonical_split, folders))
         return next((name for name in names if name in MAIN_SPLITS), "train")
 
     @cached_property
@@ -202,7 +208,7 @@ class _BoxTable:
         """
         near, bases = self.file.parent, self._bases
         groups = [
-            [base / name for name in subfolders(base) if split_in(name) == self.split]
+            [base / name for name in subfolders(base) if split_in_name(name) == self.split]
             for base in (*(base / "images" for base in bases), *bases)
         ]
         found = [_images_by_id(group, True) for group in groups]

@@ -1,10 +1,10 @@
 """Layouts with an annotation file for each image: two folders for each split, and files of the same names in them."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +15,10 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import problem_of, unannotated
 from deformable_detr.data.formats.image_names import composed, subfolders
 from deformable_detr.data.formats.parsing import read_text, shown
-from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, canonical_split
+from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, read_once
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits, split_in_name
 from deformable_detr.data.images import is_image_file, list_images
 
-_SPLIT_WORD = re.compile(r"(?:^|[-_. ])(train(?:ing)?|val(?:id|idation)?|test(?:ing)?)(?=[-_. ]|$)")
 _PROBED_FILES = 8
 _LISTED_FILES = 200
 _PROBED_BYTES = 1 << 14
@@ -84,14 +83,14 @@ def find_pairs(path: Path, paired: PairedFormat) -> list[PairedFolders]:
         part
         for folder in images
         for child in subfolders(folder)
-        if split_in(child) in MAIN_SPLITS
+        if split_in_name(child) in MAIN_SPLITS
         if (part := _pair_of(child, [folder / child], [notes / child for notes in annotations], paired)) is not None
     ]
     if not parts:
         parts = [
             part
             for child in inner
-            if split_in(child) in MAIN_SPLITS
+            if split_in_name(child) in MAIN_SPLITS
             if (part := _pair_of(child, *_named(path / child, subfolders(path / child), paired), paired)) is not None
         ]
     if not parts:
@@ -118,22 +117,12 @@ def _pair_of(
     return PairedFolders(split, images[0], holding[0], tuple(folder.name for folder in holding[1:]))
 
 
-def split_in(name: str) -> str:
-    """Canonical split that the name of a folder or file tells, such as `VisDrone2019-DET-test-dev`; else the name.
-
-    It is meant for folders within a data set; what a whole data set is called says little.
-    """
-    words = _SPLIT_WORD.findall(name.lower())
-    short = canonical_split(name)
-    return short if short in MAIN_SPLITS or not words else canonical_split(words[-1])
-
-
 def distinct_splits(names: Sequence[str]) -> list[str]:
     """Name of the split for each of several names of folders or files: that which it tells, unless others tell it, too.
 
     Names that are equal, too, are numbered.
     """
-    short = [split_in(name) for name in names]
+    short = [split_in_name(name) for name in names]
     chosen = [one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)]
     return [
         f"{name} ({chosen[:position].count(name) + 1})" if name in chosen[:position] else name
@@ -266,6 +255,25 @@ class _NameTable:
 
 def _folded(name: str) -> str:
     return composed(name).casefold()
+
+
+class _PairedFiles:
+    """Annotation files of a data set, each read once for all of its splits."""
+
+    def __init__(self, paired: PairedFormat) -> None:
+        self._paired = paired
+        self._readers: dict[Path, Callable[[list[Problem]], FileContent]] = {}
+
+    def read(self, file: Path, problems: list[Problem]) -> FileContent:
+        if file not in self._readers:
+            self._readers[file] = read_once(partial(self._paired.read, file))
+        return self._readers[file](problems)
+
+
+def paired_loaders(parts: Sequence[PairedFolders], paired: PairedFormat) -> SplitLoaders:
+    """Splits of a data set; each annotation file is read once, whichever splits are opened."""
+    once = paired if paired.classes is not None else paired._replace(read=_PairedFiles(paired).read)
+    return name_splits((part.split, partial(load_paired, part, parts, once)) for part in parts)
 
 
 def load_paired(part: PairedFolders, parts: Sequence[PairedFolders], paired: PairedFormat) -> DetectionDataset:

@@ -52,7 +52,15 @@ def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
     Raises:
         DataError: it cannot be read, is larger, or is not UTF-8.
     """
-    content = read_bytes(path, most=most)
+    return utf8_text(read_bytes(path, most=most), path)
+
+
+def utf8_text(content: bytes, path: Path) -> str:
+    """Text of the content of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

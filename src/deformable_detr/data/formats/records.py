@@ -7,8 +7,9 @@ by the same rules for all.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats.assemble import LARGEST_SIDE, ImageEntry, ObjectTable, assemble, problem_of
 from deformable_detr.data.formats.image_names import FoundImages, find_images, folders_within
 from deformable_detr.data.formats.parsing import check_class_names, class_name_text, shown, whole_number
+from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.units import BoxForm
 from deformable_detr.data.images import image_size
 
@@ -79,8 +81,40 @@ class NamedClasses(NamedTuple):
     """File that lists them."""
 
 
+Content = TypeVar("Content")
+
+
+def read_once(read: Callable[[list[Problem]], Content]) -> Callable[[list[Problem]], Content]:
+    """Reader that reads once, and gives the same content with the same problems to whoever asks again.
+
+    What cannot be read raises each time.
+    """
+    kept: list[tuple[Content, list[Problem]]] = []
+
+    def read_or_kept(problems: list[Problem]) -> Content:
+        if not kept:
+            found: list[Problem] = []
+            kept.append((read(found), found))
+        content, found = kept[0]
+        problems += found
+        return content
+
+    return read_or_kept
+
+
+def part_loaders(parts: Iterable[RecordPart], source: str) -> SplitLoaders:
+    """Splits of a data set whose reader makes records; each is read once, whichever splits are opened.
+
+    Args:
+        parts: all splits.
+        source: format, for people.
+    """
+    once = [part._replace(read=read_once(part.read)) for part in parts]
+    return name_splits((part.split, partial(load_part, part, once, source)) for part in once)
+
+
 def load_part(
-    part: RecordPart, parts: Sequence[RecordPart], source: str, listed: NamedClasses | None = None
+    part: RecordPart, parts: Sequence[RecordPart], source: str, class_list: NamedClasses | None = None
 ) -> DetectionDataset:
     """Data set of one split. Without a class list its classes are the names in all splits together, so that every split
     numbers them alike.
@@ -89,34 +123,40 @@ def load_part(
         part: the split.
         parts: all splits of the data set.
         source: format, for people.
-        listed: class list, if the data set has one.
+        class_list: class list, if the data set has one.
 
     Raises:
         DataError: the annotations cannot be read, a class name cannot be used, or no object has a class.
     """
     problems: list[Problem] = []
     records = part.read(problems)
-    others = [other for other in parts if other is not part]
+    others = [other.read for other in parts if other is not part]
     return dataset_of(
         records,
         folders=part.folders,
         where=part.where,
-        source=f"{source} {part.where}, classes from {listed.source if listed else 'the names of its objects'}",
-        classes=listed.names if listed else names_in_all(records, others),
-        class_source=listed.source if listed else None,
+        source=f"{source} {part.where}, classes from {class_list.source if class_list else 'the names of its objects'}",
+        classes=class_list.names if class_list else names_in_all(records, others),
+        class_source=class_list.source if class_list else None,
         problems=problems,
     )
 
 
-def names_in_all(records: Iterable[ImageRecord], others: Iterable[RecordPart]) -> list[str] | None:
+def names_in_all(
+    records: Iterable[ImageRecord], others: Iterable[Callable[[list[Problem]], Iterable[ImageRecord]]]
+) -> list[str] | None:
     """Class names in the records of a split and in all other splits, in alphabetical order; None if there are none.
 
     A split that cannot be read is explained when it is read itself, so it is passed over here.
+
+    Args:
+        records: images of the split.
+        others: readers of the other splits.
     """
     names = {item.class_name for record in records for item in record.objects}
-    for other in others:
+    for read in others:
         try:
-            names.update(item.class_name for record in other.read([]) for item in record.objects)
+            names.update(item.class_name for record in read([]) for item in record.objects)
         except DataError:
             continue
     return sorted(name for name in names if name is not None) or None
@@ -136,6 +176,15 @@ def size_of(width: object, height: object, where: str) -> tuple[int, int] | None
     """
     if width in (None, "", "0", 0) or height in (None, "", "0", 0):
         return None
+    return checked_size(width, height, where)
+
+
+def checked_size(width: object, height: object, where: str) -> tuple[int, int]:
+    """Size of an image, (width, height), that annotations have.
+
+    Raises:
+        DataError: it is no size.
+    """
     size_wh = whole_number(width, where, "the width"), whole_number(height, where, "the height")
     if not (0 < size_wh[0] <= LARGEST_SIDE and 0 < size_wh[1] <= LARGEST_SIDE):
         raise DataError(f"{where}: an image cannot be {size_wh[0]} x {size_wh[1]} pixels")

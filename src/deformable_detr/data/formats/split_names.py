@@ -14,8 +14,7 @@ _SPELLINGS = {
     "test": re.compile(r"test(ing)?[-_]?(set)?(\d{4})?"),
 }
 
-
-# Words in a longer name that say which split it is. "dev" alone is val, but "test-dev" is a split of its own.
+# Words in a longer name that say which split it is. "dev" is val, but after "test" it says which of several it is.
 _WORDS = {
     "train": "train",
     "training": "train",
@@ -29,6 +28,7 @@ _WORDS = {
     "testing": "test",
     "testset": "test",
 }
+_OTHER_WORDS_OF_VAL = {word for word, split in _WORDS.items() if split == "val"} - {"dev"}
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
 
 MAIN_SPLITS = tuple(_SPELLINGS)
@@ -46,17 +46,23 @@ def canonical_split(name: str) -> str:
 def main_split(name: str) -> str | None:
     """Main split that a name speaks of, also as one of several words: `custom_train`, `val_annotations`, `TestSet2`.
 
-    None if it speaks of none of them, or of several, as `train_val` does.
+    `test-dev` speaks of test. None if a name speaks of none of them, or of several, as `train_val` does.
     """
     if canonical_split(name) in _SPELLINGS:
         return canonical_split(name)
-    words = (word.lower() for word in _BETWEEN_WORDS.split(name))
+    words = {word.lower() for word in _BETWEEN_WORDS.split(name)}
     found = {_WORDS[word] for word in words if word in _WORDS}
+    if "test" in found and words.isdisjoint(_OTHER_WORDS_OF_VAL):
+        found.discard("val")
     return found.pop() if len(found) == 1 else None
 
 
 def split_in_name(stem: str) -> str:
-    """Main split that the stem of a file speaks of (`train_labels`, `my-val-boxes`), else the canonical whole stem."""
+    """Main split that a name speaks of (`train_labels`, `DET-test-dev`), else the canonical whole name.
+
+    Args:
+        stem: stem of a file, or name of a folder within a data set; what a whole data set is called says little.
+    """
     return main_split(stem) or canonical_split(stem)
 
 

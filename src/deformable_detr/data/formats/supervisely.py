@@ -15,7 +15,7 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.data.dataset import DetectionDataset, Problem
-from deformable_detr.data.formats.assemble import LARGEST_SIDE
+from deformable_detr.data.formats.assemble import LARGEST_SIDE, problem_of
 from deformable_detr.data.formats.image_names import subfolders
 from deformable_detr.data.formats.pairs import (
     FileContent,
@@ -23,13 +23,12 @@ from deformable_detr.data.formats.pairs import (
     distinct_splits,
     files_below,
     paired_records,
-    split_in,
     start_of,
 )
 from deformable_detr.data.formats.parsing import name_text, read_json, real_number, shown
 from deformable_detr.data.formats.records import ImageRecord, ObjectRecord, dataset_of, size_of
 from deformable_detr.data.formats.shapes import Box, box_around_flat
-from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import MAIN_SPLITS, SplitLoaders, name_splits, split_in_name
 
 LOOKED_FOR = "Supervisely: meta.json with classes, and folders with img/ and ann/*.json in the folder"
 
@@ -53,7 +52,7 @@ def find_splits(path: Path) -> SplitLoaders:
         meta, found = path.parent / _META, [path]
     else:
         return {}
-    if found == [path] or not any(split_in(part.name) in MAIN_SPLITS for part in found):
+    if found == [path] or not any(split_in_name(part.name) in MAIN_SPLITS for part in found):
         return name_splits([(path.name, partial(_load_project, meta, found))] if found else [])
     names = distinct_splits([part.name for part in found])
     return name_splits((name, partial(_load_project, meta, [part])) for name, part in zip(names, found, strict=True))
@@ -126,7 +125,7 @@ def _read_file(file: Path, problems: list[Problem], left_out: Counter[str]) -> F
         try:
             found = _object_of(item, where, left_out)
         except DataError as error:
-            problems.append(Problem("invalid_annotation", where, str(error).removeprefix(f"{where}: "), True))
+            problems.append(problem_of(error, where, "invalid_annotation"))
             continue
         if found is not None:
             objects.append(found)

@@ -16,19 +16,20 @@ from deformable_detr.core.reading import json_value
 from deformable_detr.data.dataset import Problem
 from deformable_detr.data.formats.assemble import problem_of
 from deformable_detr.data.formats.delimited import first_rows, read_table
-from deformable_detr.data.formats.json_kinds import kind_of_json
+from deformable_detr.data.formats.json_kinds import JsonStarts, start_of_json
 from deformable_detr.data.formats.parsing import class_text, name_text, read_json, real_number, shown
 from deformable_detr.data.formats.records import (
     ONLY_CLASS,
     ImageRecord,
     ObjectRecord,
     RecordPart,
-    load_part,
     only_class_problem,
+    part_loaders,
+    read_once,
 )
 from deformable_detr.data.formats.shapes import Box, box_around, box_around_ellipse, ignored_shapes, paired
 from deformable_detr.data.formats.split_files import image_folders, split_files
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 
 LOOKED_FOR = (
     "VIA: a json of images with filename and regions, such as via_region_data.json or a project, or a csv with "
@@ -57,16 +58,16 @@ class _Image(NamedTuple):
     regions: list[_Region]
 
 
-def find_splits(path: Path) -> SplitLoaders:
+def find_splits(path: Path, starts: JsonStarts = start_of_json) -> SplitLoaders:
     """VIA splits of a folder, or of one json or csv; empty if there are none."""
-    found = split_files(path, (".json",), lambda file: kind_of_json(file) == "via")
+    found = split_files(path, (".json",), lambda file: starts(file).kind == "via")
     found = found or split_files(path, (".csv",), _is_via_table)
-    files = [file for _, file in found]
+    files = _ViaFiles([file for _, file in found])
     parts = [
-        RecordPart(split, str(file), image_folders(file, split), partial(_read_records, file, files))
+        RecordPart(split, str(file), image_folders(file, split), partial(files.records_of, file))
         for split, file in found
     ]
-    return name_splits((part.split, partial(load_part, part, parts, "VIA")) for part in parts)
+    return part_loaders(parts, "VIA")
 
 
 def _is_via_table(file: Path) -> bool:
@@ -74,33 +75,45 @@ def _is_via_table(file: Path) -> bool:
     return bool(rows) and set(_CSV_COLUMNS) <= {cell.removeprefix("#").strip() for cell in rows[0].cells}
 
 
-def _read_records(file: Path, files: Sequence[Path], problems: list[Problem]) -> list[ImageRecord]:
-    """Records of one file; which attribute is the class, all files of the data set decide together."""
-    images = _images_in(file, problems)
-    attribute = class_attribute(_attributes_in(file, images, files), str(file))
-    if attribute is None:
-        problems.append(only_class_problem(str(file)))
-    records = []
-    for image in images:
-        objects = []
-        for region in image.regions:
+class _ViaFiles:
+    """Files of a data set, each read once. Which attribute is the class, all of them decide together."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._images_of = {file: read_once(partial(_images_in, file)) for file in files}
+        self._decided: list[str | None] = []
+
+    def records_of(self, file: Path, problems: list[Problem]) -> list[ImageRecord]:
+        """Records of one file.
+
+        Raises:
+            DataError: it cannot be read, or several attributes could be the class.
+        """
+        images = self._images_of[file](problems)
+        if not self._decided:
+            self._decided.append(class_attribute(self._attributes(), str(file)))
+        attribute = self._decided[0]
+        if attribute is None:
+            problems.append(only_class_problem(str(file)))
+        records = []
+        for image in images:
+            objects = []
+            for region in image.regions:
+                try:
+                    name = ONLY_CLASS if attribute is None else _value_of(region, attribute)
+                    objects.append(ObjectRecord(name, region.box, region.where))
+                except DataError as error:
+                    problems.append(problem_of(error, region.where, "invalid_annotation"))
+            records.append(ImageRecord(image.name, image.where, objects))
+        return records
+
+    def _attributes(self) -> Iterator[dict[str, Any]]:
+        """Attributes of every region, in all files."""
+        for images_of in self._images_of.values():
             try:
-                name = ONLY_CLASS if attribute is None else _value_of(region, attribute)
-                objects.append(ObjectRecord(name, region.box, region.where))
-            except DataError as error:
-                problems.append(problem_of(error, region.where, "invalid_annotation"))
-        records.append(ImageRecord(image.name, image.where, objects))
-    return records
-
-
-def _attributes_in(file: Path, images: list[_Image], files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Attributes of every region, in all files."""
-    for other in files:
-        try:
-            found = images if other == file else _images_in(other, [])
-        except DataError:
-            continue  # It is explained when it is read itself.
-        yield from (region.attributes for image in found for region in image.regions)
+                found = images_of([])
+            except DataError:
+                continue  # It is explained when it is read itself.
+            yield from (region.attributes for image in found for region in image.regions)
 
 
 def class_attribute(regions: Iterable[dict[str, Any]], where: str) -> str | None:

@@ -8,10 +8,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-from deformable_detr.data.formats.pairs import PairedFormat, find_pairs, load_paired, read_lines
+from deformable_detr.data.formats.pairs import PairedFormat, find_pairs, paired_loaders, read_lines
 from deformable_detr.data.formats.parsing import shown
 from deformable_detr.data.formats.records import ObjectRecord
-from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
+from deformable_detr.data.formats.split_names import SplitLoaders
 
 LOOKED_FOR = (
     "VisDrone: images/ and annotations/*.txt with eight whole numbers and commas on a line, in the folder or in "
@@ -38,7 +38,7 @@ _LINE = re.compile(r"\s*(?:-?\d+\s*,\s*){7}-?\d+\s*,?\s*")
 def find_splits(path: Path) -> SplitLoaders:
     """VisDrone splits of a folder; empty if there are none."""
     parts = find_pairs(path, _FORMAT)
-    return name_splits((part.split, partial(load_paired, part, parts, _FORMAT)) for part in parts)
+    return paired_loaders(parts, _FORMAT)
 
 
 def visdrone_object(line: str, where: str) -> ObjectRecord | str:

@@ -36,13 +36,14 @@ LOOKED_FOR = (
     "VOC: xml files beside images or in any folder next to one that has images of the same names, such as Annotations/ "
     "and JPEGImages/, in the folder itself or in train/, val/, test/"
 )
-CLASS_FILES = ("classes.txt", "labels.txt")
+_CLASS_FILES = ("classes.txt", "labels.txt")
 
 
 def find_splits(path: Path) -> SplitLoaders:
     """VOC splits of a folder; empty if there are none."""
     parts = find_parts(path)
-    return name_splits((part.split, partial(_load_part, part, path, parts)) for part in parts)
+    annotations = _XmlAnnotations()
+    return name_splits((part.split, partial(_load_part, part, path, parts, annotations)) for part in parts)
 
 
 def load(folder: Path, *, split: str = "train") -> DetectionDataset:
@@ -74,10 +75,30 @@ class _Object(NamedTuple):
         return f"{self.xml}: object {self.number + 1} ({self.class_name})"
 
 
-def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart]) -> DetectionDataset:
+class _XmlAnnotations:
+    """Xml files of a data set, each parsed once for all of its splits."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[Path, Annotation | Problem] = {}
+
+    def of(self, file: Path, problems: list[Problem]) -> Annotation | None:
+        """Content of a file; None, with a problem, if it cannot be read."""
+        if file not in self._parsed:
+            try:
+                self._parsed[file] = parse_annotation(read_xml(file), str(file))
+            except DataError as error:
+                self._parsed[file] = problem_of(error, file, "invalid_annotation")
+        parsed = self._parsed[file]
+        if isinstance(parsed, Annotation):
+            return parsed
+        problems.append(parsed)
+        return None
+
+
+def _load_part(part: VocPart, folder: Path, parts: Sequence[VocPart], annotations: _XmlAnnotations) -> DetectionDataset:
     problems: list[Problem] = []
-    parsed = {file: _read_or_report(file, problems) for file in part.xml_paths()}
-    classes, class_source = _classes_of(folder, parts, parsed)
+    parsed = {file: annotations.of(file, problems) for file in part.xml_paths()}
+    classes, class_source = _classes_of(folder, parts, annotations)
     problems += _shapes_left_out(part, parsed.values())
     entries, rows = _match_images(part, parsed, problems)
     unknown = [row for row in rows if row.class_name not in classes]
@@ -224,26 +245,16 @@ def _to_table(rows: Sequence[_Object], classes: Sequence[str]) -> ObjectTable:
     )
 
 
-def _read_or_report(file: Path, problems: list[Problem]) -> Annotation | None:
-    try:
-        return parse_annotation(read_xml(file), str(file))
-    except DataError as error:
-        problems.append(problem_of(error, file, "invalid_annotation"))
-        return None
-
-
-def _classes_of(
-    folder: Path, parts: Sequence[VocPart], parsed: dict[Path, Annotation | None]
-) -> tuple[tuple[str, ...], str]:
+def _classes_of(folder: Path, parts: Sequence[VocPart], annotations: _XmlAnnotations) -> tuple[tuple[str, ...], str]:
     """Class names with their source: a list beside the annotations, or the objects of all splits."""
-    for name in CLASS_FILES:
+    for name in _CLASS_FILES:
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
     names: set[str] = set()
     # Files that cannot be parsed are reported when their own split is read, so not here unless there are no others.
     unread: list[Problem] = []
     for file in dict.fromkeys(file for part in parts for file in xml_files(part.xml_folder)):
-        annotation = parsed[file] if parsed.get(file) else _read_or_report(file, unread)
+        annotation = annotations.of(file, unread)
         names.update(annotation.class_names if annotation else ())
     if not names and unread:
         others = f" (and {len(unread) - 1} more xml files that cannot be read)" if len(unread) > 1 else ""
@@ -283,7 +294,7 @@ def save(
     for name in dataset.classes:
         if name != name.strip() or not name.isprintable():
             raise DataError(f"{folder}: VOC cannot hold the class name {shown(name)}")
-    class_file = folder / CLASS_FILES[0]
+    class_file = folder / _CLASS_FILES[0]
     if class_file.is_file() and read_names(class_file) != dataset.classes:
         raise DataError(f"{folder}: this folder already holds a data set of other classes; choose another folder")
     lists = folder / "ImageSets" / "Main"

@@ -9,12 +9,10 @@ from xml.etree.ElementTree import Element
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.assemble import LARGEST_SIDE
 from deformable_detr.data.formats.parsing import class_name_text, shown
+from deformable_detr.data.formats.shapes import Box, Point, box_around
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERED_COORDINATE = re.compile(r"([xy])(\d{1,9})")
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
 
 
 class Annotation(NamedTuple):
@@ -124,7 +122,7 @@ def _around_rotated(numbers: Sequence[float], where: str) -> Box:
     return x - half_width, y - half_height, x + half_width, y + half_height
 
 
-def _points_of(polygon: Element, where: str) -> list[tuple[float, float]]:
+def _points_of(polygon: Element, where: str) -> list[Point]:
     """Points of a polygon: `<x1>`, `<y1>`, `<x2>` and so on, or `<pt>` with `<x>` and `<y>`."""
     points = [
         (_coordinate(point.findtext("x") or "", "x", where), _coordinate(point.findtext("y") or "", "y", where))
@@ -143,13 +141,10 @@ def _points_of(polygon: Element, where: str) -> list[tuple[float, float]]:
     return points
 
 
-def _around_points(points: Sequence[tuple[float, float]], where: str) -> Box:
+def _around_points(points: Sequence[Point], where: str) -> Box:
     if len(points) < 3:
         raise DataError(f"{where}: an area needs 3 points or more, and its <polygon> has {len(points)}")
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    if not all(map(math.isfinite, (*xs, *ys))):
-        return math.nan, math.nan, math.nan, math.nan
-    return min(xs), min(ys), max(xs), max(ys)
+    return box_around(points)
 
 
 def _float_or_nan(text: str | None) -> float:

@@ -19,6 +19,7 @@ from deformable_detr.data.dataset import DetectionDataset, Problem, Sample
 from deformable_detr.data.formats.assemble import ImageEntry, ObjectTable, assemble, problem_of, unannotated
 from deformable_detr.data.formats.darknet import find_data_file, parts_of_data_file
 from deformable_detr.data.formats.parsing import read_text, shown
+from deformable_detr.data.formats.shapes import Box
 from deformable_detr.data.formats.split_names import SplitLoaders, name_splits
 from deformable_detr.data.formats.writing import Placement, not_kept, place_image, unique_names, write_in
 from deformable_detr.data.formats.yolo_layouts import (
@@ -31,7 +32,7 @@ from deformable_detr.data.formats.yolo_layouts import (
     parts_of_yaml,
     read_description,
 )
-from deformable_detr.data.formats.yolo_lines import Box, LabelFault, LabelLine, object_of, parse_labels, readings_of
+from deformable_detr.data.formats.yolo_lines import LabelFault, LabelLine, object_of, parse_labels, readings_of
 from deformable_detr.data.images import image_size
 
 LOOKED_FOR = (

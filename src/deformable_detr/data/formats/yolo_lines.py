@@ -1,4 +1,4 @@
-"""Lines of YOLO label files, and what their columns mean.
+"""Lines of YOLO label files, and what their columns mean; boxes are shares of the image.
 
 A line says nothing about itself but how many columns it has: 9 can be a polygon of four points, a rotated box, or a box
 with two keypoints. So what a number of columns means is decided for all lines of a split that have it, from
@@ -12,9 +12,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from deformable_detr.data.formats.parsing import shown
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom as shares of the image."""
+from deformable_detr.data.formats.shapes import Box, box_around_flat
 
 # Corners of polygons are rounded, and drawn a little past the border; those of rotated boxes reach far past it.
 _PAST_BORDER = 0.01
@@ -122,18 +120,12 @@ def _long_line(line: int, numbers: Sequence[float]) -> LabelLine:
         int(numbers[0]),
         len(numbers),
         box_xyxy,
-        _box_around(values) if is_polygon else None,
+        box_around_flat(values) if is_polygon else None,
         tuple(values[4:]) if len(values) <= 6 else (),
         percent_in_box,
         bool(percent_in_box) and percent_in_box[1] >= 0 and set(values[6::3]) <= {0.0, 1.0, 2.0},
         len(values) == 8 and _is_rectangle(values),
     )
-
-
-def _box_around(polygon: Sequence[float]) -> Box:
-    if not all(map(math.isfinite, polygon)):
-        return math.nan, math.nan, math.nan, math.nan
-    return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
 def _is_box_in_image(box_xyxy: Box) -> bool:

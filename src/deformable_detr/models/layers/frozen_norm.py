@@ -68,9 +68,15 @@ class FoldedNorm(nn.Module):
         self.train(norm.training)
 
     def scale_and_shift(self) -> tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]]:
-        """Scale and shift of every channel."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        """Scale and shift of every channel, rounded once."""
+        # Errors here would be those of whole maps. Apple's GPUs have no float64.
+        wide = torch.float32 if self.weight.device.type == "mps" else torch.float64
+        weight, bias, mean, var = (
+            one.to(wide) for one in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight * (var + self.eps).rsqrt()
+        shift = bias - mean * scale
+        return scale.to(self.weight.dtype), shift.to(self.weight.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         # Norms that learn count the batches that they have seen.
