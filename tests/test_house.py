@@ -40,6 +40,8 @@ SHARED_NAMES = {
     },
     "load": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
     "save": {"data/formats/coco.py", "data/formats/voc.py", "data/formats/yolo.py", "weights/checkpoint.py"},
+    # What a model has.
+    "build": {"models/deformable.py", "models/detr.py", "models/dino.py"},
     # A recipe, the function that trains it, and its command, which is named after its function.
     "demo": {"cli/demo.py", "runs/recipes.py", "training/demo.py"},
 }

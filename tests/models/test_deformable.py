@@ -115,6 +115,38 @@ def test_queries_of_training_change_no_answer_and_learn(variant, branches):
     assert (output.groups, output.one_to_many) == ((), None)
 
 
+@pytest.mark.parametrize("branches", BRANCHES, ids=["hybrid", "groups"])
+def test_denoising_beside_branches(branches):
+    """No matching query of any branch sees a noisy copy, and copies see the answering queries alone."""
+    torch.manual_seed(5)
+    model = build(replace(TINY, variant="two_stage", denoising_queries=6, **branches)).train()
+    plain = build(replace(TINY, variant="two_stage", denoising_queries=6)).train()
+    for name, parameter in model.named_parameters():
+        if "box_head" in name and parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict({name: one for name, one in model.state_dict().items() if name in plain.state_dict()})
+    images, mask = make_batch((64, 96), (80, 50))
+    targets = [one._replace(noise_seed=seed) for seed, one in enumerate(make_targets(2, 1))]
+    output, without, alone = model(images, mask, targets), model(images, mask), plain(images, mask, targets)
+    assert without.denoising is None
+
+    def branches_of(one):
+        more = [group.layers for group in one.groups] + ([one.one_to_many.layers] if one.one_to_many else [])
+        return [layer for layers in [one.layers, *more] for layer in layers]
+
+    pairs = [*zip(branches_of(output), branches_of(without), strict=True)]
+    assert len(pairs) == 2 * (branches.get("query_groups", 2))
+    pairs += zip(output.denoising.layers, alone.denoising.layers, strict=True)
+    assert output.denoising.layers[0].logits.shape == (2, 2 * 2 * 3, 3)
+    for one, other in pairs:
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
+    losses = Criterion(CriterionConfig())(output, targets)
+    assert {"denoising.1/giou", "decoder.1/giou", "proposals/l1"} <= losses.terms.keys()
+    losses.total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def test_class_heads_of_groups_are_known_as_such():
     model = build(replace(TINY, variant="two_stage", query_groups=3))
     rows = [name for name, one in model.named_parameters() if name.startswith(model.class_rows.by_channel)]

@@ -220,3 +220,15 @@ def test_weights_that_do_not_fit_their_settings_are_refused(checkpoint, tmp_path
 def test_a_folder_that_cannot_be_made_is_named(source):
     with pytest.raises(OutputError, match="cannot write"):
         convert(source, Path(source) / "x.safetensors", to="ours")
+
+
+@pytest.mark.parametrize("to", ["official", "transformers"])
+@pytest.mark.parametrize(
+    ("setting", "tensor"),
+    [({"query_groups": 2}, "group_box_heads"), ({"denoising_queries": 5}, r"denoising\.label_embed")],
+)
+def test_tensors_that_training_alone_needs_have_no_place_in_other_layouts(tmp_path, to, setting, tensor):
+    save(checkpoint_of(replace(SMALL, variant="two_stage", **setting)), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=rf"no place for tensors that training alone needs, .*{tensor}"):
+        convert(tmp_path / "x.safetensors", tmp_path / "out" / OUTPUTS[to], to=to)
+    assert not (tmp_path / "out" / OUTPUTS[to]).exists()

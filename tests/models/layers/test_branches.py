@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deformable_detr.core.types import Branches, Predictions
-from deformable_detr.models.layers.branches import isolation_mask, output_of_branches
+from deformable_detr.core.types import Branches, DetectorOutput, Predictions
+from deformable_detr.models.layers.branches import isolation_mask, mask_of, output_of_branches
 
 
 def numbered(count, layer=0):
@@ -53,3 +53,11 @@ def test_of_groups_the_first_answers(two_stage):
         ]
     else:
         assert [one.proposals for one in (output, *output.groups)] == [None] * 3
+
+
+def test_without_branches_all_queries_answer():
+    layers = [Predictions(torch.ones(1, 3, 2), torch.ones(1, 3, 4))]
+    assert mask_of(None, torch.device("cpu")) is None
+    assert output_of_branches(layers, None, None) == DetectorOutput(layers, None)
+    mask = mask_of(Branches((1, 2), 1), torch.device("cpu"))
+    assert mask.tolist() == [[False, True, True], [True, False, False], [True, False, False]]

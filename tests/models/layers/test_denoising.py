@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deformable_detr.core.types import Queries, Target
+from deformable_detr.core.types import Branches, Queries, Target
+from deformable_detr.models.layers.branches import mask_of
 from deformable_detr.models.layers.denoising import Denoising, Noise, denoising_mask, draw_noise
 
 DIM = 6
@@ -106,6 +107,24 @@ def test_the_mask_by_its_meaning():
         for column in range(slots + queries):
             seen = column >= slots or (row < slots and row // group == column // group)
             assert bool(mask[row, column]) != seen, (row, column)
+
+
+def test_the_mask_beside_branches_by_its_meaning():
+    """Slots see their group and the first branch; no branch sees a slot or another branch."""
+    branches = Branches((4, 2, 3), 1)
+    queries = others(1, 9)._replace(branches=branches, attention_mask=mask_of(branches, torch.device("cpu")))
+    joined = make(num_queries=5)(targets_of(2, seeds=(0,)), queries, Boxes()).queries
+    assert joined.branches == branches
+    of_query = [0] * 4 + [1] * 2 + [2] * 3
+    slots, group = 8, 4
+    assert joined.attention_mask.shape == (17, 17)
+    for row in range(17):
+        for column in range(17):
+            if column < slots:
+                seen = row < slots and row // group == column // group
+            else:
+                seen = of_query[column - slots] == (0 if row < slots else of_query[row - slots])
+            assert bool(joined.attention_mask[row, column]) != seen, (row, column)
 
 
 def test_noise_belongs_to_the_image_and_not_to_its_neighbours():

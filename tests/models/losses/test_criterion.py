@@ -252,3 +252,20 @@ def test_without_slots_the_terms_are_zero_and_there():
     losses = Criterion(CriterionConfig())(output, make_targets(0, 0))
     assert [float(losses.terms[f"denoising.0/{term}"]) for term in ("class", "l1", "giou")] == [0, 0, 0]
     losses.total.backward()
+
+
+@pytest.mark.parametrize("name", ["ia_bce", "varifocal", "mal", "position"])
+def test_copies_have_the_focal_loss_whatever_the_others_have(name):
+    noisy = [Predictions(torch.randn(2, 4, CLASSES), torch.rand(2, 4, 4) * 0.3 + 0.2) for _ in range(2)]
+    output = make_output()._replace(denoising=Denoised(noisy, torch.tensor([[0, -1, 1, -1], [0, -1, -1, -1]]), 1))
+    targets = make_targets(2, 1)
+    plain, other = (Criterion(CriterionConfig(class_loss=one))(output, targets).terms for one in ("focal", name))
+    assert all(torch.equal(plain[key], other[key]) for key in plain if key.startswith("denoising"))
+    assert not torch.equal(plain["decoder.0/class"], other["decoder.0/class"])
+
+
+def test_auto_is_the_weight_that_a_model_was_published_with():
+    assert Criterion(CriterionConfig()).weights["class"] == 2
+    of_dino = Criterion(CriterionConfig(), proposals="class", class_weight=1.0)
+    assert (of_dino.weights["class"], of_dino.costs.class_) == (1, 2)
+    assert Criterion(CriterionConfig(class_weight=3.0), class_weight=1.0).weights["class"] == 3
