@@ -1,11 +1,12 @@
 """Ways to accelerate a training step, against plain float32: `python -m benchmarks.model.bench_training D`.
 
 Half precision, the operator written as one `grid_sample` for each level, torch.compile, activations computed twice, and
-images one after the other. Every way learns from the same batches of the data set D, made as a training of the recipe
-makes them, from equal weights, and they take turns, so that a machine that slows down slows all of them. Batches lie
-on the device before the clock starts: what reading costs is in `benchmarks.data.bench_loading`. Before that, each way's
-loss of a batch is compared with the first one's. "memory" is the most that two steps hold beyond the model, in a
-process of its own for each way. The table goes to standard error; one line of JSON goes to standard output, last.
+images one after the other; by name, also other losses and queries for training alone. Every way learns from the same
+batches of the data set D, made as a training of the recipe makes them, from equal weights, and they take turns, so that
+a machine that slows down slows all of them. Batches lie on the device before the clock starts: what reading costs is in
+`benchmarks.data.bench_loading`. Before that, the loss of a batch is compared with the first way's if it should be
+equal. "memory" is the most that two steps hold beyond the model, in a process of its own for each way. The table goes
+to standard error; one line of JSON goes to standard output, last.
 """
 
 import argparse
@@ -59,6 +60,7 @@ class Way(NamedTuple):
     compiled: bool = False
     checkpointed: bool = False
     one_by_one: bool = False
+    settings: tuple[tuple[str, str | int], ...] = ()
 
 
 WAYS = {
@@ -71,7 +73,15 @@ WAYS = {
     "bfloat16_compiled": Way("bfloat16", compiled=True),
     "checkpointed": Way(checkpointed=True),
     "one_by_one": Way(one_by_one=True),
+    "ia_bce": Way(settings=(("class_loss", "ia_bce"),)),
+    "varifocal": Way(settings=(("class_loss", "varifocal"),)),
+    "mal": Way(settings=(("class_loss", "mal"),)),
+    "position": Way(settings=(("class_loss", "position"),)),
+    "denoising_100": Way(settings=(("denoising_queries", 100),)),
+    "hybrid_300": Way(settings=(("hybrid_queries", 300),)),
+    "groups_3": Way(settings=(("query_groups", 3),)),
 }
+USUAL = tuple(name for name, way in WAYS.items() if not way.settings)
 BASELINE = "float32"
 # Of a loss: what changes is rounding, and now and then what is matched with what.
 _SAME = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
@@ -82,6 +92,7 @@ class Step:
 
     def __init__(self, way: Way, config: TrainConfig, device: str) -> None:
         torch.manual_seed(0)
+        config = config.with_settings(dict(way.settings))
         self.way, self.config, self.device = way, config, device
         self.model: DeformableDETR = build(deformable(config)).to(device).train()
         self.criterion = Criterion(config.criterion).to(device)
@@ -99,7 +110,9 @@ class Step:
     def loss(self, batch: Batch, num_boxes: float) -> Tensor:
         """Of this part of a batch that has so many objects."""
         with _Operator(self.way.grid_sample), self.precision.applied():
-            output = self.model(batch.images, batch.padding_mask)
+            most = max((len(one.labels) for one in batch.targets), default=0)
+            targets = [one._replace(most_objects=most) for one in batch.targets]
+            output = self.model(batch.images, batch.padding_mask, targets if self.model.training else None)
         losses: Tensor = self.criterion(output, batch.targets, num_boxes=num_boxes).total
         return losses
 
@@ -201,6 +214,9 @@ def prepare(names: Sequence[str], config: TrainConfig, ready: list[Batch], devic
                 step.take(batch)
         except (DeformableDetrError, RuntimeError) as error:
             say(f"{name} is left out: {str(error).splitlines()[0]}")
+            continue
+        if WAYS[name].settings:  # learns something else
+            able[name] = step
             continue
         expected = value if expected is None else expected
         if not math.isclose(value, expected, rel_tol=_SAME[WAYS[name].precision]):
@@ -304,7 +320,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m benchmarks.model.bench_training", description=(__doc__ or "").splitlines()[0]
     )
     add_options_of_step(parser)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(USUAL))
     parser.add_argument("--seconds", type=float, default=30.0, help="of timing for each way, roughly")
     parser.add_argument("--memory", action="store_true", help="measure memory, too")
     parser.add_argument("--memory-of", choices=list(WAYS), help=argparse.SUPPRESS)
