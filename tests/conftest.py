@@ -40,8 +40,13 @@ def _signals_of_a_shell() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
+    """Same random numbers for every test, and one thread, which no test may leave otherwise: sums would differ."""
     torch.manual_seed(0)
+    yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 1, "a test has left another number of threads"
 
 
 @pytest.fixture(scope="session")

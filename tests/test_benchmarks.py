@@ -365,8 +365,11 @@ def test_ways_to_take_a_training_step(scenes, capsys, monkeypatch, tiny_config):
 @pytest.mark.slow
 def test_throughput_of_processes(capsys, monkeypatch, tiny_config):
     monkeypatch.setattr(bench_processes, "RECIPES", {"small": lambda: tiny_config})
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    bench_processes.main(["--image-size", "64", "--images", "9", "--rounds", "1"])
+    torch.set_num_threads(2)
+    try:
+        bench_processes.main(["--image-size", "64", "--images", "9", "--rounds", "1"])
+    finally:
+        torch.set_num_threads(1)
     content = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(content["images_per_second"]) == ["one thread", "2 threads", "2 processes"]
     assert all(speed > 0 for speed in content["images_per_second"].values())

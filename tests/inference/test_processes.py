@@ -83,13 +83,16 @@ def test_few_images_and_one_core_need_no_trial(detector, photos, monkeypatch):
 
 
 def test_the_trial_counts_and_the_order_stays(detector, photos, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.set_num_threads(2)
     asked = []
     monkeypatch.setattr(processes._Trial, "best_number", lambda self, *given: asked.append(given[:2]) or 1)
-    before = torch.get_num_threads()
-    assert_same(taken(detector, photos, "auto"), taken(detector, photos, 1), photos)
+    try:
+        found = taken(detector, photos, "auto")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert_same(found, taken(detector, photos, 1), photos)
     assert asked == [(2, 8)]
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_sizes_are_compared_with_the_tensors_before_anything_is_built(layout, tm
         layout.settings[PAIRS[setting]] = most * much
     path = layout.write(tmp_path)
     peak_memory()
-    before, start = peak_memory(), time.perf_counter()
+    before, start = peak_memory(), time.process_time()
     # In two stages, no tensor tells the number of queries.
     free = name == "num_queries" and layout.name != "official" and much == 1
     if free:
@@ -159,7 +159,7 @@ def test_sizes_are_compared_with_the_tensors_before_anything_is_built(layout, tm
             CheckpointError, match="can be at most" if much > 1 else r"x\.|model\.safetensors|config\.json"
         ):
             read(path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     after = peak_memory()
     assert before is None or after - before < 200 << 20
 
@@ -298,9 +298,9 @@ CARDS = {
 def test_a_card_that_cannot_be_read_has_no_licence(written, tmp_path, card):
     layout = Layout("transformers", written)
     layout.texts["README.md"] = f"---\n{CARDS[card]}\n---\n"
-    start = time.perf_counter()
+    start = time.process_time()
     assert read(layout.write(tmp_path)).licence == ""
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_licence_is_one_line(written, tmp_path):
