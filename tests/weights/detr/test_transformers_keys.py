@@ -4,10 +4,10 @@ import torch
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DETRConfig
 from deformable_detr.weights.detr.transformers_keys import (
-    detr_file_key,
     from_transformers_detr_keys,
     to_transformers_detr_keys,
 )
+from deformable_detr.weights.huggingface.names import file_key
 from tests.weights.detr.tensors import weights_of
 
 CONFIG = DETRConfig(
@@ -30,7 +30,7 @@ def same(first, second):
 def test_there_and_back(weights, backbone, generation):
     theirs = to_transformers_detr_keys(weights, CONFIG, backbone=backbone)
     if generation == "files":
-        theirs = {detr_file_key(name): tensor for name, tensor in theirs.items()}
+        theirs = {file_key(name): tensor for name, tensor in theirs.items()}
     assert same(from_transformers_detr_keys(theirs, CONFIG), weights)
 
 
@@ -55,7 +55,7 @@ def test_the_names_of_both_generations(weights):
         "model.encoder.layers.0.fc1.weight",
         "model.decoder.layers.1.encoder_attn.out_proj.weight",
         "model.position_embedding.row_embeddings.weight",
-    } <= {detr_file_key(name) for name in models}
+    } <= {file_key(name) for name in models}
     # Where version 4 had learned positions.
     old = {"model.backbone.position_embedding.row_embeddings.weight": torch.ones(2)}
     assert from_transformers_detr_keys(old, CONFIG).keys() == {"features.position.rows.weight"}

@@ -6,11 +6,11 @@ from deformable_detr.models import DETRConfig
 from deformable_detr.weights.checkpoint import Checkpoint
 from deformable_detr.weights.detr.transformers_config import detr_from, detr_settings
 from deformable_detr.weights.detr.transformers_keys import (
-    detr_file_key,
     from_transformers_detr_keys,
     to_transformers_detr_keys,
 )
 from deformable_detr.weights.huggingface.folder import FolderFormat, read_folder, write_folder
+from deformable_detr.weights.huggingface.names import file_key
 
 
 def read_detr_folder(folder: Path) -> Checkpoint:
@@ -38,7 +38,7 @@ def write_detr_folder(checkpoint: Checkpoint, folder: Path) -> None:
     assert isinstance(model, DETRConfig)
     settings = detr_settings(model, checkpoint.classes, checkpoint.category_ids)
     named = to_transformers_detr_keys(checkpoint.weights, model)
-    weights = {detr_file_key(name): tensor for name, tensor in named.items()}
+    weights = {file_key(name): tensor for name, tensor in named.items()}
     write_folder(checkpoint, folder, title="DETR", processor="DetrImageProcessor", settings=settings, weights=weights)
 
 

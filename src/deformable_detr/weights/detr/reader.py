@@ -3,7 +3,6 @@
 The official code is github.com/facebookresearch/detr at 29901c51.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from deformable_detr.weights.checkpoint import Checkpoint, from_header, sketch
 from deformable_detr.weights.detr.keys import from_official_detr_keys, to_official_detr_keys
 from deformable_detr.weights.detr.settings import detr_settings_of, to_detr_args
 from deformable_detr.weights.official.document import (
+    arguments_for,
     arguments_of,
+    assumed_values,
     counted,
     description,
     official_tensors,
@@ -27,8 +28,6 @@ from deformable_detr.weights.official.document import (
     write_document,
 )
 from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED
-
-log = logging.getLogger(__name__)
 
 _CLASS_HEAD = {"class_embed.weight", "class_embed.bias"}
 
@@ -60,9 +59,7 @@ def detr_from_document(path: Path, document: Any) -> Checkpoint:
     # The description of the checkpoint, with every setting that had to be assumed.
     check_memory(official, path)
     check_numbers(official, path)
-    values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
-    if assumed:
-        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    values = assumed_values(path, config, assumed)
     weights = owned(from_official_detr_keys(official))
     return from_header(path, description(path, document, config, values), weights)
 
@@ -79,10 +76,7 @@ def write_official_detr(checkpoint: Checkpoint, path: Path) -> None:
     """
     model = checkpoint.model
     assert isinstance(model, DETRConfig)
-    try:
-        args = to_detr_args(model)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
+    args = arguments_for(path, model, to_detr_args)
     warn_of_what_changes(checkpoint, path, DETRConfig())
     write_document(checkpoint, to_official_detr_keys(owned(checkpoint.weights)), args, path)
 

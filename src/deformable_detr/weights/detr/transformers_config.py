@@ -8,8 +8,6 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DETRConfig
 from deformable_detr.weights.huggingface.backbone_config import (
-    BACKBONE_TYPES,
-    backbone_from,
     backbone_settings,
     body_of,
     check_norms,
@@ -18,18 +16,11 @@ from deformable_detr.weights.huggingface.backbone_config import (
 )
 from deformable_detr.weights.huggingface.config_file import (
     FIXED,
-    IGNORED,
-    OWN_ENTRY,
-    OWN_SETTINGS,
-    READ,
-    SYNONYMS,
-    TYPES,
-    check_equal,
-    check_fixed,
-    check_kind,
-    check_types,
+    checked,
     class_entries,
-    num_labels_of,
+    common_settings,
+    unknown_settings,
+    written_settings,
 )
 
 DETR_TYPE = "detr"
@@ -52,7 +43,8 @@ _EQUAL = {
     "encoder_attention_heads": ("decoder_attention_heads", 8),
     "encoder_ffn_dim": ("decoder_ffn_dim", 2048),
 }
-_IGNORED = f"{IGNORED} decoder_layerdrop classifier_dropout"
+# What there is besides, and does not change the results of a trained network.
+_IGNORED = ("decoder_layerdrop", "classifier_dropout")
 # Maps that transformers takes of a backbone that is only named; the network uses the last of them.
 _TIMM_MAPS = [1, 2, 3, 4]
 
@@ -66,22 +58,9 @@ def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
     Raises:
         CheckpointError: the file is of another model, or of one that this package cannot build.
     """
-    check_types(settings, TYPES, "")
-    check_kind(settings, DETR_TYPE, DETR_ARCHITECTURE)
-    for name in ("backbone_config", "backbone_kwargs"):
-        check_types(settings.get(name) or {}, BACKBONE_TYPES, f"{name}.")
-    settings = {SYNONYMS.get(name, name): value for name, value in settings.items()}
-    check_fixed(settings, FIXED)
-    check_equal(settings, _EQUAL)
-    own = settings.get(OWN_ENTRY) or {}
+    settings = checked(settings, model_type=DETR_TYPE, architecture=DETR_ARCHITECTURE, fixed=FIXED, equal=_EQUAL)
     try:
-        model = from_dict(
-            DETRConfig,
-            {ours: settings.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
-            | {name: own[name] for name in OWN_SETTINGS if name in own}
-            | backbone_from(settings)
-            | {"num_classes": num_labels_of(settings)},
-        )
+        model = from_dict(DETRConfig, common_settings(settings, _SIZES))
         body = body_of(model.backbone, model.dilation, 1)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -90,8 +69,8 @@ def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
     if there[-1:] != [last]:
         raise CheckpointError(f"the backbone gives maps {shown(there)}; DETR takes its last map, which is {last} here")
     check_norms(body, model.backbone, settings)
-    known = {theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())} | {OWN_ENTRY}
-    return model, sorted(set(settings) - known - {*READ.split(), *_IGNORED.split()} - FIXED.keys())
+    known = [theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())]
+    return model, unknown_settings(settings, [*known, *FIXED, *_IGNORED])
 
 
 def detr_settings(model: DETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
@@ -107,15 +86,15 @@ def detr_settings(model: DETRConfig, classes: Sequence[str], category_ids: Seque
     """
     if model.pre_norm:
         raise CheckpointError("pre_norm is true; the models of transformers have their norms after each block alone")
-    equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
     return {
-        "model_type": DETR_TYPE,
-        "architectures": [DETR_ARCHITECTURE],
-        **{theirs: getattr(model, ours) for ours, (theirs, _) in _SIZES.items()},
-        **equal,
-        **FIXED,
-        "attention_dropout": model.dropout,
-        "activation_dropout": model.dropout,
+        **written_settings(
+            model,
+            model_type=DETR_TYPE,
+            architecture=DETR_ARCHITECTURE,
+            fixed=FIXED,
+            equal=_EQUAL,
+            sizes=_SIZES,
+        ),
         # With auxiliary losses, version 5.24 computes another network: each layer goes on with what was normalised.
         "auxiliary_loss": False,
         **backbone_settings(model.backbone, model.dilation, 1, _TIMM_MAPS),

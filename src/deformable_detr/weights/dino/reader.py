@@ -5,7 +5,6 @@ those of OpenMMLab "state_dict" and "meta". No published file of detrex or OpenM
 written: their names were taken from their code.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +44,9 @@ from deformable_detr.weights.dino.settings import (
 )
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.document import (
+    arguments_for,
     arguments_of,
+    assumed_values,
     averaged_first,
     counted,
     official_tensors,
@@ -54,8 +55,6 @@ from deformable_detr.weights.official.document import (
     warn_of_what_changes,
     write_document,
 )
-
-log = logging.getLogger(__name__)
 
 _MOST_EPOCHS = 10**6
 _LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.([0-9]{1,6})\.")
@@ -88,9 +87,7 @@ def dino_from_document(path: Path, document: Any) -> Checkpoint:
     _check_shapes(path, weights, found.config, source)
     check_memory(theirs, path)
     check_numbers(weights, path)
-    values = ", ".join(f"{name}={getattr(found.config, name)}" for name in found.assumed)
-    if values:
-        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    values = assumed_values(path, found.config, found.assumed)
     return from_header(path, _description(path, document, found.config, source, values), owned(weights))
 
 
@@ -103,10 +100,7 @@ def write_dino(checkpoint: Checkpoint, path: Path) -> None:
     """
     config = checkpoint.model
     assert isinstance(config, DINOConfig)
-    try:
-        args = to_authors_args(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
+    args = arguments_for(path, config, to_authors_args)
     warn_of_what_changes(checkpoint, path, DINOConfig())
     write_document(checkpoint, to_authors_keys(owned(checkpoint.weights), config), args, path)
 

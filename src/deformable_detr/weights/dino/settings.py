@@ -11,6 +11,7 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models.dino import DINOConfig
 from deformable_detr.weights.dino.keys import Source
+from deformable_detr.weights.official.settings import points_of
 from deformable_detr.weights.resnets import BODY, OF_BOTTLENECKS, TAG, resnet_of
 
 # Our setting -> argument of the authors' code.
@@ -206,16 +207,5 @@ def _seen(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _points(weights: Mapping[str, Tensor], config: DINOConfig) -> dict[str, int]:
-    """Sampling points per head and level; the tensors only show the product of heads, levels and points."""
-    found = {}
-    for name, attention in _ATTENTION.items():
-        bias = weights.get(f"{attention}.attention_weights.bias")
-        if bias is None:  # no encoder layers, or missing, which is said elsewhere
-            continue
-        found[name], rest = divmod(bias.numel(), config.num_heads * config.num_levels)
-        if rest or not found[name]:
-            raise CheckpointError(
-                f"its {bias.numel()} attention weights cannot be those of {config.num_heads} heads and "
-                f"{config.num_levels} levels"
-            )
-    return found
+    biases = {name: weights.get(f"{one}.attention_weights.bias") for name, one in _ATTENTION.items()}
+    return points_of(biases, config.num_heads, config.num_levels)

@@ -1,12 +1,13 @@
 """Parts of transformers' config.json that all detectors have in common: what it is of, its classes, its types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from deformable_detr.core.config import fits
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.short_text import one_line, shown
 from deformable_detr.weights.coco_classes import UNUSED
+from deformable_detr.weights.huggingface.backbone_config import BACKBONE_TYPES, backbone_from
 
 OWN_ENTRY = "deformable_detr"
 """Entry of this package in config.json, for settings that transformers does not have; its models keep it unread."""
@@ -87,6 +88,96 @@ def check_kind(settings: Mapping[str, Any], model_type: str, architecture: str) 
         raise CheckpointError(
             f"it holds {one_line(', '.join(architectures))}, which has no class and box heads; not {architecture}"
         )
+
+
+def checked(
+    settings: Mapping[str, Any],
+    *,
+    model_type: str,
+    architecture: str,
+    fixed: Mapping[str, Any],
+    equal: Mapping[str, tuple[str, Any]],
+) -> dict[str, Any]:
+    """Settings of a config.json by their usual names, of the right model, and such as our networks can have.
+
+    Args:
+        settings: content of the file.
+        model_type: the only "model_type" that is right.
+        architecture: the only class in "architectures" that is right.
+        fixed: the only values that are right, by name.
+        equal: for the first of each pair of settings that are one of ours, the second and the default of both.
+
+    Raises:
+        CheckpointError: it is of another model, a value is of another type, or no network of ours can be so.
+    """
+    check_types(settings, TYPES, "")
+    check_kind(settings, model_type, architecture)
+    for name in ("backbone_config", "backbone_kwargs"):
+        check_types(settings.get(name) or {}, BACKBONE_TYPES, f"{name}.")
+    usual = {SYNONYMS.get(name, name): value for name, value in settings.items()}
+    check_fixed(usual, fixed)
+    check_equal(usual, equal)
+    return usual
+
+
+def common_settings(settings: Mapping[str, Any], sizes: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """Settings of our network that all detectors have: sizes, backbone, classes, and what this package has added.
+
+    Args:
+        settings: content of a config.json, as `checked` gives it.
+        sizes: for each setting of ours, theirs and its default.
+
+    Raises:
+        CheckpointError: timm has no such backbone, or names of classes are missing.
+    """
+    own = settings.get(OWN_ENTRY) or {}
+    return (
+        {ours: settings.get(theirs, default) for ours, (theirs, default) in sizes.items()}
+        | {name: own[name] for name in OWN_SETTINGS if name in own}
+        | backbone_from(settings)
+        | {"num_classes": num_labels_of(settings)}
+    )
+
+
+def unknown_settings(settings: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Names of settings that are neither read nor known to change nothing.
+
+    Args:
+        settings: content of a config.json, as `checked` gives it.
+        known: names that are known beside those of all detectors.
+    """
+    return sorted(set(settings) - {*known, *READ.split(), *IGNORED.split(), OWN_ENTRY})
+
+
+def written_settings(
+    model: Any,
+    *,
+    model_type: str,
+    architecture: str,
+    fixed: Mapping[str, Any],
+    equal: Mapping[str, tuple[str, Any]],
+    sizes: Mapping[str, tuple[str, Any]],
+) -> dict[str, Any]:
+    """Entries of a config.json for the kind of model, its sizes and its dropout.
+
+    Args:
+        model: settings of our network.
+        model_type: value of "model_type".
+        architecture: class in "architectures".
+        fixed: settings that have one value, by name.
+        equal: as for `checked`; the second of each pair gets the value of the first.
+        sizes: as for `common_settings`.
+    """
+    written = {theirs: getattr(model, ours) for ours, (theirs, _) in sizes.items()}
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        **written,
+        **{second: written[first] for first, (second, _) in equal.items()},
+        **fixed,
+        "attention_dropout": model.dropout,
+        "activation_dropout": model.dropout,
+    }
 
 
 def check_fixed(settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

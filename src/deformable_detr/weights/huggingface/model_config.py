@@ -8,8 +8,6 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.huggingface.backbone_config import (
-    BACKBONE_TYPES,
-    backbone_from,
     backbone_settings,
     body_of,
     check_norms,
@@ -18,18 +16,11 @@ from deformable_detr.weights.huggingface.backbone_config import (
 )
 from deformable_detr.weights.huggingface.config_file import (
     FIXED,
-    IGNORED,
-    OWN_ENTRY,
-    OWN_SETTINGS,
-    READ,
-    SYNONYMS,
-    TYPES,
-    check_equal,
-    check_fixed,
-    check_kind,
-    check_types,
+    checked,
     class_entries,
-    num_labels_of,
+    common_settings,
+    unknown_settings,
+    written_settings,
 )
 
 MODEL_TYPE = "deformable_detr"
@@ -56,9 +47,9 @@ _EQUAL = {
 }
 # Their settings that must have one value to be built by this package.
 _FIXED = FIXED | {"position_embedding_type": "sine"}
-# Settings that do not change the results of a trained network.
-_IGNORED = f"{IGNORED} disable_custom_kernels focal_alpha return_intermediate"
-_READ = f"{READ} two_stage two_stage_num_proposals with_box_refine"
+# What there is besides, and does not change the results of a trained network.
+_IGNORED = ("disable_custom_kernels", "focal_alpha", "return_intermediate")
+_READ = ("two_stage", "two_stage_num_proposals", "with_box_refine")
 # Maps that transformers takes of a backbone that is only named, by the number of maps.
 _TIMM_MAPS = {1: [4], 3: [2, 3, 4]}
 
@@ -72,28 +63,17 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
     Raises:
         CheckpointError: the file is of another model, or of one that this package cannot build.
     """
-    # Refuse other models, and settings that our network cannot have.
-    check_types(settings, TYPES, "")
-    check_kind(settings, MODEL_TYPE, ARCHITECTURE)
-    for name in ("backbone_config", "backbone_kwargs"):
-        check_types(settings.get(name) or {}, BACKBONE_TYPES, f"{name}.")
-    settings = {SYNONYMS.get(name, name): value for name, value in settings.items()}
-    check_fixed(settings, _FIXED)
-    check_equal(settings, _EQUAL)
+    settings = checked(settings, model_type=MODEL_TYPE, architecture=ARCHITECTURE, fixed=_FIXED, equal=_EQUAL)
     refine, two_stage = settings.get("with_box_refine", False), settings.get("two_stage", False)
     if two_stage and not refine:
         raise CheckpointError("two_stage is true and with_box_refine is false; two stages need refinement")
     # Our settings. Unknown values are refused by the settings class.
     queries = "two_stage_num_proposals" if two_stage else "num_queries"
-    own = settings.get(OWN_ENTRY) or {}
     try:
         model: DeformableDETRConfig = from_dict(
             DeformableDETRConfig,
-            {ours: settings.get(theirs, default) for ours, (theirs, default) in _SIZES.items()}
-            | {name: own[name] for name in OWN_SETTINGS if name in own}
-            | backbone_from(settings)
+            common_settings(settings, _SIZES)
             | {
-                "num_classes": num_labels_of(settings),
                 "variant": "two_stage" if two_stage else "refine" if refine else "base",
                 "num_queries": settings.get(queries, 300),
             },
@@ -101,8 +81,8 @@ def model_from(settings: Mapping[str, Any]) -> tuple[DeformableDETRConfig, list[
         _check_maps(model, settings)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
-    known = {theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())} | {OWN_ENTRY}
-    return model, sorted(set(settings) - known - {*_READ.split(), *_IGNORED.split()} - _FIXED.keys())
+    known = [theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())]
+    return model, unknown_settings(settings, [*known, *_FIXED, *_IGNORED, *_READ])
 
 
 def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
@@ -132,15 +112,15 @@ def model_settings(model: DeformableDETRConfig, classes: Sequence[str], category
             f"deformable_stages is {model.deformable_stages}: models of transformers have no deformable convolutions "
             "in their backbones"
         )
-    equal = {second: getattr(model, "num_heads" if "heads" in second else "ffn_dim") for second, _ in _EQUAL.values()}
     return {
-        "model_type": MODEL_TYPE,
-        "architectures": [ARCHITECTURE],
-        **{theirs: getattr(model, ours) for ours, (theirs, _) in _SIZES.items()},
-        **equal,
-        **_FIXED,
-        "attention_dropout": model.dropout,
-        "activation_dropout": model.dropout,
+        **written_settings(
+            model,
+            model_type=MODEL_TYPE,
+            architecture=ARCHITECTURE,
+            fixed=_FIXED,
+            equal=_EQUAL,
+            sizes=_SIZES,
+        ),
         "num_queries": model.num_queries,
         "two_stage_num_proposals": model.num_queries,
         "with_box_refine": model.variant != "base",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from deformable_detr.weights.checkpoint import Checkpoint, deformable_config
 from deformable_detr.weights.huggingface.folder import FolderFormat, read_folder, write_folder
-from deformable_detr.weights.huggingface.keys import file_key, from_transformers_keys, to_transformers_keys
+from deformable_detr.weights.huggingface.keys import from_transformers_keys, to_transformers_keys
 from deformable_detr.weights.huggingface.model_config import model_from, model_settings
+from deformable_detr.weights.huggingface.names import file_key
 from deformable_detr.weights.shared_heads import is_class_head
 
 _FORMAT = FolderFormat(model_from, from_transformers_keys, is_class_head)

@@ -7,7 +7,7 @@ A file of a training run holds "model", "optimizer", "lr_scheduler", "epoch" and
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,37 @@ def description(path: Path, document: Any, config: ModelConfig, assumed: str) ->
         if assumed:
             header["provenance"]["assumed"] = assumed
     return header | {"model": {"name": MODELS.name_of(config), "config": to_dict(config)}}
+
+
+def assumed_values(path: Path, config: ModelConfig, assumed: Sequence[str]) -> str:
+    """Settings that a file does not tell, with the values that were assumed, in words; there is a warning of them.
+
+    Args:
+        path: path of the file, for the warning.
+        config: settings of the model.
+        assumed: names of the settings that had to be assumed.
+    """
+    values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
+    if values:
+        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    return values
+
+
+def arguments_for(path: Path, config: Any, to_arguments: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of a published code for a model, for a file that is to be written.
+
+    Args:
+        path: path of the file, for messages.
+        config: settings of the model.
+        to_arguments: function that makes the arguments.
+
+    Raises:
+        CheckpointError: the code has no such model; the message names the file, the setting, and a way out.
+    """
+    try:
+        return to_arguments(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
 
 
 def owned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 The official code is github.com/fundamentalvision/Deformable-DETR at 11169a60.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from deformable_detr.core.torch_files import check_memory, check_numbers, read_t
 from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.weights.checkpoint import Checkpoint, deformable_config, from_header, sketch
 from deformable_detr.weights.official.document import (
+    arguments_for,
     arguments_of,
+    assumed_values,
     counted,
     description,
     official_tensors,
@@ -29,8 +30,6 @@ from deformable_detr.weights.official.keys import from_official_keys, to_officia
 from deformable_detr.weights.official.settings import has_size_tensors, most_like, settings_of, to_args
 from deformable_detr.weights.recognise import foreign_model
 from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED, is_class_head
-
-log = logging.getLogger(__name__)
 
 
 def read_official(path: Path) -> Checkpoint:
@@ -72,9 +71,7 @@ def from_document(path: Path, document: Any) -> Checkpoint:
     check_memory(official, path)
     check_numbers(official, path)
     weights = _renamed(path, official, config)
-    values = ", ".join(f"{name}={getattr(config, name)}" for name in assumed)
-    if assumed:
-        log.warning("%s does not tell all settings of its model; taken as in the published ones: %s", path, values)
+    values = assumed_values(path, config, assumed)
     return from_header(path, description(path, document, config, values), weights)
 
 
@@ -89,10 +86,7 @@ def write_official(checkpoint: Checkpoint, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     model = deformable_config(checkpoint, "the official code")
-    try:
-        args = to_args(model)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; write a .safetensors file, which holds every model") from error
+    args = arguments_for(path, model, to_args)
     warn_of_what_changes(checkpoint, path, DeformableDETRConfig())
     write_document(checkpoint, to_official_keys(owned(checkpoint.weights), model), args, path)
 

@@ -179,17 +179,30 @@ def _variant(official: Mapping[str, Tensor]) -> str:
     return "refine" if any(name.startswith("transformer.decoder.bbox_embed.") for name in official) else "base"
 
 
-def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:
-    """Sampling points per head and level; the tensors only show the product of heads, levels and points."""
+def points_of(biases: Mapping[str, Tensor | None], num_heads: int, num_levels: int) -> dict[str, int]:
+    """Sampling points per head and level, by setting; tensors only show the product of heads, levels and points.
+
+    Args:
+        biases: bias of the attention weights by the setting that it shows; None where a file has none, for lack of
+            layers, or because it is incomplete, which is said elsewhere.
+        num_heads: number of attention heads.
+        num_levels: number of levels.
+
+    Raises:
+        CheckpointError: so many attention weights cannot be shared by these heads and levels.
+    """
     found = {}
-    for name, attention in _ATTENTION.items():
-        weights = official.get(f"transformer.{attention}.attention_weights.bias")
-        if weights is None:  # no encoder layers, or missing, which is said elsewhere
+    for name, bias in biases.items():
+        if bias is None:
             continue
-        found[name], rest = divmod(weights.numel(), config.num_heads * config.num_levels)
+        found[name], rest = divmod(bias.numel(), num_heads * num_levels)
         if rest or not found[name]:
             raise CheckpointError(
-                f"its {weights.numel()} attention weights cannot be those of {config.num_heads} heads "
-                f"and {config.num_levels} levels"
+                f"its {bias.numel()} attention weights cannot be those of {num_heads} heads and {num_levels} levels"
             )
     return found
+
+
+def _points(official: Mapping[str, Tensor], config: DeformableDETRConfig) -> dict[str, int]:
+    biases = {name: official.get(f"transformer.{one}.attention_weights.bias") for name, one in _ATTENTION.items()}
+    return points_of(biases, config.num_heads, config.num_levels)
