@@ -371,6 +371,8 @@ def test_throughput_of_processes(capsys, monkeypatch, tiny_config):
     finally:
         torch.set_num_threads(1)
     content = json.loads(capsys.readouterr().out.splitlines()[-1])
+    with pytest.raises(SystemExit):
+        bench_processes.main(["--images", "2"])
     assert list(content["images_per_second"]) == ["one thread", "2 threads", "2 processes"]
     assert all(speed > 0 for speed in content["images_per_second"].values())
 

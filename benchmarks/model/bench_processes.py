@@ -28,6 +28,7 @@ from deformable_detr.models import DeformableDETRConfig
 from deformable_detr.runs.recipes import RECIPES
 
 _SAME_BOX_PX = 0.5
+_FEWEST_IMAGES = 9
 
 
 def images_per_second(
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
+    if given.images < _FEWEST_IMAGES:
+        parser.error(f"--images is {given.images}; it must be at least {_FEWEST_IMAGES}, a third of them to warm up")
     config = RECIPES[given.recipe]().model
     assert isinstance(config, DeformableDETRConfig)
     cores = torch.get_num_threads()

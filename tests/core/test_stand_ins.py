@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+import time
 import types
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from deformable_detr.core.errors import CheckpointError
-from deformable_detr.core.stand_ins import ForeignArray, ForeignType
+from deformable_detr.core.stand_ins import ForeignArray, ForeignType, with_tensors
 from deformable_detr.core.torch_files import read_torch_file
 
 
@@ -85,3 +86,26 @@ def test_a_file_of_such_numbers_is_damaged(tmp_path):
     (tmp_path / "x.pth").write_bytes(content.replace(b"K\x06\x85", b"K\x07\x85"))
     with pytest.raises(CheckpointError, match=r"x\.pth is not a whole file of PyTorch weights"):
         read_torch_file(tmp_path / "x.pth")
+
+
+def test_tables_that_are_shared_are_looked_through_once(tmp_path):
+    """A few kB refer to one table a million times and more."""
+    innermost = {f"c{number}": number for number in range(300)}
+    middle = {f"b{number}": innermost for number in range(300)}
+    document = {f"a{number}": middle for number in range(300)}
+    visits = []
+
+    class Counting(dict):
+        def items(self):
+            visits.append(len(self))
+            return super().items()
+
+    with_tensors({name: Counting(value) for name, value in {"model": innermost}.items()})
+    shared = Counting(innermost)
+    with_tensors({f"a{one}": {f"b{two}": shared for two in range(30)} for one in range(30)})
+    assert visits == [300, 300]
+    torch.save(document, tmp_path / "it.pth")
+    assert (tmp_path / "it.pth").stat().st_size < 30_000
+    began = time.process_time()
+    read_torch_file(tmp_path / "it.pth")
+    assert time.process_time() - began < 2

@@ -10,10 +10,12 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import deformable_detr
 from deformable_detr.core.detections import Detections
+from deformable_detr.core.devices import has_bfloat16
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError
 from deformable_detr.inference.detector import Detector, _state_of
 from deformable_detr.inference.onednn import EVERYTHING
 from deformable_detr.inference.prepare import prepare
+from deformable_detr.models import build
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
 
@@ -260,6 +262,19 @@ def test_a_hook_of_later_is_called(detector):
     detector.model.decoder.layers[0].register_forward_hook(lambda *_: called.append(True))
     detector.predict(picture(71, 40, 0))
     assert called == [True]
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no instructions for bfloat16")
+def test_weights_that_do_not_tell_of_changes_have_their_precision(tiny_config):
+    image = picture(71, 40, 0)
+    with torch.inference_mode():
+        model = build(tiny_config.model)
+    arguments = (model, ("a", "b", "c"), (0, 1, 2), tiny_config.preprocessing)
+    exact, rough = (
+        Detector(*arguments, device="cpu", precision=name).predict(image, threshold=0.0)
+        for name in ("float32", "bfloat16")
+    )
+    assert 1e-5 < float((exact.scores - rough.scores).abs().max()) < 0.1
 
 
 def test_weights_that_do_not_tell_of_changes_are_used_as_they_are(detector):

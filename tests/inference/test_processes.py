@@ -1,5 +1,6 @@
 """Several processes give what one gives, in the same order; whether they pay is measured and said."""
 
+import copy
 import os
 import pickle
 
@@ -86,13 +87,30 @@ def test_the_trial_counts_and_the_order_stays(detector, photos, monkeypatch):
     torch.set_num_threads(2)
     asked = []
     monkeypatch.setattr(processes._Trial, "best_number", lambda self, *given: asked.append(given[:2]) or 1)
+    settings, found = PredictionSettings(threshold=0.0, skip_bad_images=True), []
     try:
-        found = taken(detector, photos, "auto")
-        assert torch.get_num_threads() == 2
+        for one, _ in results_of(detector, photos, settings, "auto", Silence()):
+            assert torch.get_num_threads() == 2  # whoever takes the results has all threads
+            found.append(one)
     finally:
         torch.set_num_threads(1)
     assert_same(found, taken(detector, photos, 1), photos)
     assert asked == [(2, 8)]
+
+
+def test_a_detector_that_cannot_be_copied_is_said_before_the_work(detector, photos, monkeypatch):
+    hooked = detector.around(copy.deepcopy(detector.model))
+    hooked.model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ConfigError, match=r"cannot be copied to other processes \(.*lambda.*use processes=1"):
+        taken(hooked, photos, 2)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(processes._Trial, "best_number", lambda *_: 2)
+    reporter = Lines()
+    try:
+        assert len(taken(hooked, photos, "auto", reporter=reporter)) == 14
+    finally:
+        torch.set_num_threads(1)
+    assert reporter.said[0].startswith("a single process after all: this detector cannot be copied")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from deformable_detr.core.boxes import xyxy_to_cxcywh
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Predictions
-from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.tta import TTA, Flip, flipped, flipped_back, merged, soft_nms, weighted_box_fusion
 
@@ -88,10 +88,30 @@ def test_views_have_the_sizes_of_their_scales():
 
 def test_without_it_nothing_changes(detector):
     image = picture(71, 40, (1, 2, 30, 20), (40, 5, 60, 30))
-    plain, other = detector.predict(image, threshold=0.0), detector.predict(image, threshold=0.0, tta=False)
+    plain = detector.predict(image, threshold=0.0, tta=False)
+    (other,) = detector.detect(to_model_input(image, detector.preprocessing)[None], [image.size])
     assert torch.equal(plain.boxes_xyxy, other.boxes_xyxy)
     assert torch.equal(plain.scores, other.scores)
     assert (plain.query_ids >= 0).all()
+
+
+class Turning(Bounds):
+    """As `Bounds`, but surer of green and of red in turns."""
+
+    def forward(self, images, padding_mask, targets=None):
+        output = super().forward(images, padding_mask, targets)
+        better = len(self.seen) % 2
+        output.final.logits[:, better, better] += 0.2
+        return output
+
+
+def test_an_object_beyond_the_largest_number_counts_as_found():
+    """Green is the best of the first view and the last, and second in the other one."""
+    detector = Detector(Turning(lambda width: 0.6), ("red", "green"), (5, 9), PLAIN, device="cpu", as_it_is=True)
+    surer = torch.sigmoid(torch.tensor(0.6).logit() + 0.2).item()
+    (found,) = detector.predict(picture(), tta=TTA(hflip=False), threshold=0.0, max_detections=1)
+    assert found.class_name == "green"
+    assert found.score == pytest.approx((0.6 + 2 * surer) / 3, abs=1e-4)
 
 
 def test_batches_of_several_sizes_give_what_single_pictures_give(detector):

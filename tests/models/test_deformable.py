@@ -219,6 +219,7 @@ def test_per_image_a_padded_batch_gives_each_images_own_result(variant):
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"hybrid_queries": 5, "query_groups": 2}, "set hybrid_queries=0 or query_groups=1"),
         ({"hybrid_queries": 5, "hybrid_repeats": 1}, "hybrid_repeats is 1; it must be at least 2"),
+        ({"hybrid_repeats": 0}, "hybrid_repeats is 0; it must be at least 2"),
         ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no meaning without hybrid queries"),
         ({"query_groups": 51}, "query_groups is 51; it can be at most 50"),
         ({"query_groups": 50, "num_queries": 401}, "training has 20050 queries; it can have at most 20000"),

@@ -193,7 +193,7 @@ def test_content_goes_by_rank():
     with torch.no_grad():
         output = model(*make_batch((64, 96), (80, 50)))
     best = output.proposals.logits.amax(-1)
-    assert (best.diff(dim=1) <= 0).all() or model.query_source.choice != "paper"
+    assert (best.diff(dim=1) <= 0).all()
     assert torch.equal(kept[0].content[1], model.query_source.content.weight)
     assert torch.equal(kept[0].reference, output.proposals.boxes)
 

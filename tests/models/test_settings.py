@@ -6,7 +6,7 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.models import DeformableDETRConfig, DETRConfig, DINOConfig
 from deformable_detr.models.settings import (
     LARGEST,
-    MAY_BE_ZERO,
+    SMALLEST,
     BackboneSettings,
     DenoisingSettings,
     check_attention,
@@ -41,7 +41,7 @@ def test_counts_have_a_least_and_a_most(kind, name):
         return
     with pytest.raises(ConfigError, match=f"{name} is {LARGEST[name] + 1}; it can be at most {LARGEST[name]}"):
         kind(**{name: LARGEST[name] + 1})
-    least = 0 if name in MAY_BE_ZERO else 1
+    least = SMALLEST.get(name, 1)
     with pytest.raises(ConfigError, match=f"{name} is {least - 1}; it must be at least {least}"):
         kind(**{name: least - 1})
 

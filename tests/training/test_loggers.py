@@ -167,7 +167,15 @@ def test_tensorboard_writes_nothing_before_there_are_figures(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("strange", [7, "", "a\nb", "x" * 200, ["w1"], {}])
+@pytest.mark.parametrize("known", ["w1", "exp 1", "run+a", "größe-1", "x" * 128])
+def test_an_id_that_the_service_gave_is_used_again(wandb, tmp_path, known):
+    folder, said = RunFolder(tmp_path), []
+    folder.services.write_text(json.dumps({"wandb": known}))
+    open_service("wandb", folder, SETTINGS, said.append)
+    assert (wandb.began[0]["id"], said) == (known, [])
+
+
+@pytest.mark.parametrize("strange", ["a/b", "a?b", 7, "", "a\nb", "x" * 200, ["w1"], {}])
 def test_an_id_of_a_strange_hand_is_not_passed_on(wandb, tmp_path, strange):
     folder, said = RunFolder(tmp_path), []
     folder.services.write_text(json.dumps({"wandb": strange}))

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deformable_detr.core.distributed import Ranks
 from deformable_detr.core.errors import DataError, TrainingError
 from deformable_detr.core.types import Batch, Target
+from deformable_detr.data.batch import stand_in
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics
 from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
@@ -310,3 +312,24 @@ def test_parts_of_a_step_are_the_step_for_a_mean_over_all_predictions(tiny_confi
     assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
     losses = learner.criterion(network(batch.images, batch.padding_mask), batch.targets)
     assert whole.loss == pytest.approx(losses.total.item(), rel=1e-5)
+
+
+class AsTwo(Ranks):
+    """One process that believes another takes the same step with the same numbers."""
+
+    def total(self, *numbers):
+        self.__dict__.setdefault("asked", []).append(numbers)
+        return [2.0 * number for number in numbers]
+
+
+def test_a_stand_in_for_what_could_not_be_read_has_no_weight_in_the_mean(tiny_config):
+    """The target of an image that is not there would make the divisor of the class loss too large."""
+    model = replace(FAMILY["detr"], num_classes=3, frozen_batch_norm=False)
+    network = MODELS.build(model).eval()
+    learner = make_learner(replace(tiny_config, model=model), network, 2)._replace(ranks=AsTwo())
+    targets = [Target(torch.tensor([2, 0]), torch.rand(2, 4) * 0.4 + 0.2)]
+    batch = Batch(torch.randn(1, 3, 48, 72), torch.zeros(1, 48, 72, dtype=torch.bool), targets, [0], [(72, 48)])
+    for given, expected in ((stand_in(), (0, 0.0)), (batch, (2, 2 + 0.1 * (model.num_queries - 2)))):
+        learner.ranks.__dict__["asked"] = []
+        gradient_step(learner, given)
+        assert learner.ranks.__dict__["asked"][0] == pytest.approx(expected)

@@ -95,11 +95,18 @@ STAND_INS: list[Any] = [
 """Stand-ins, each with the name of the class or function in a file, for `torch.serialization.safe_globals`."""
 
 
-def with_tensors(document: Any, depth: int = 0) -> Any:
+def with_tensors(document: Any) -> Any:
     """Document with tensors in place of arrays in its tables, which are changed; other arrays stay as they are."""
-    if isinstance(document, dict) and depth < _DEEPEST:
-        for name, value in document.items():
-            document[name] = with_tensors(value, depth + 1)
-    elif isinstance(document, ForeignArray) and document.tensor is not None:
-        return document.tensor
-    return document
+    outermost = {"document": document}
+    # Level by level, and each table once, however often a file refers to it.
+    level: list[dict[Any, Any]] = [outermost]
+    for _ in range(_DEEPEST + 1):
+        inner: dict[int, dict[Any, Any]] = {}
+        for table in level:
+            for name, value in table.items():
+                if isinstance(value, ForeignArray) and value.tensor is not None:
+                    table[name] = value.tensor
+                elif isinstance(value, dict):
+                    inner[id(value)] = value
+        level = list(inner.values())
+    return outermost["document"]

@@ -16,7 +16,7 @@ from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images, open_for_evaluation
 from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector
-from deformable_detr.inference.tta import TTA, chosen, detect_views, flips_of, merged, sizes_of
+from deformable_detr.inference.tta import MOST_PER_VIEW, TTA, chosen, detect_views, flips_of, merged, sizes_of
 from deformable_detr.models.interface import num_queries_of
 
 
@@ -86,6 +86,7 @@ def evaluate(
     started = time.monotonic()
     dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
     views = chosen(tta)
+    most = max_detections if views is None else max(max_detections, MOST_PER_VIEW)
     sizes, flips = sizes_of(views, detector.preprocessing), flips_of(views)
     # With the network as it is: a prepared one may differ in the last bits from one process to another. In bfloat16
     # nothing is exact, and what counts is that predictions are made in the same way.
@@ -105,7 +106,7 @@ def evaluate(
         here: dict[int, list[Detections]] = {}
         with explained_worker_deaths():
             for batch in loader:
-                detect = partial(exact.detect, sizes_wh=batch.original_sizes_wh, max_detections=max_detections)
+                detect = partial(exact.detect, sizes_wh=batch.original_sizes_wh, max_detections=most)
                 detections = detect_views(detect, batch.images, batch.original_sizes_wh, flips)
                 here.update(zip(batch.sample_indices, detections, strict=True))
                 done = min(len(here) * ranks.size, len(dataset))

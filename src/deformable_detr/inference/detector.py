@@ -1,7 +1,6 @@
 """Detector: a trained network with its classes and preprocessing, from images to detections."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -18,7 +17,7 @@ from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.inference.prepare import InferencePrecision, prepare
-from deformable_detr.inference.tta import TTA, chosen, detect_views, flips_of, merged, sizes_of
+from deformable_detr.inference.tta import MOST_PER_VIEW, TTA, chosen, detect_views, flips_of, merged, sizes_of
 from deformable_detr.models.interface import class_scores_of
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
@@ -239,7 +238,7 @@ class Detector:
         waiting: list[_Prepared] = []
         for image in images:
             picture = picture_of(image)
-            self._check_fits(picture.size, batch_size, largest)
+            self._check_fits(picture.size, batch_size, largest, views)
             prepared = _Prepared(tuple(to_model_input(picture, size) for size in sizes), picture.size)
             if waiting and (len(waiting) == batch_size or not waiting[0].fits(prepared)):
                 yield from self._run(waiting, threshold, max_detections, views)
@@ -248,9 +247,14 @@ class Detector:
         if waiting:
             yield from self._run(waiting, threshold, max_detections, views)
 
-    def _check_fits(self, size_wh: tuple[int, int], batch_size: int, preprocessing: Preprocessing) -> None:
+    def _check_fits(
+        self, size_wh: tuple[int, int], batch_size: int, preprocessing: Preprocessing, tta: TTA | None
+    ) -> None:
         width, height = resized_wh(size_wh, preprocessing.short_side, preprocessing.max_side)
-        way_out = "use weights of a smaller image size" + (", or a smaller batch size" if batch_size > 1 else "")
+        way_out = "use weights of a smaller image size"
+        if tta is not None and preprocessing.short_side > self.preprocessing.short_side:
+            way_out = f"leave {max(tta.scales):g} out of tta.scales"
+        way_out += ", or a smaller batch size" if batch_size > 1 else ""
         what = f"{batch_size} images of {width} x {height} pixels" if batch_size > 1 else f"{width} x {height} pixels"
         if batch_size * width * height > _MANY_PIXELS:
             check_fits(batch_size * width * height, _BYTES_PER_PIXEL, self.device, what, way_out)
@@ -258,10 +262,10 @@ class Detector:
     def _run(self, batch: list[_Prepared], threshold: float, max_detections: int, tta: TTA | None) -> list[Detections]:
         sizes_wh = [one.size_wh for one in batch]
         # What views find is merged before the threshold: a score is then that of all of them.
-        least = threshold if tta is None else 0.0
+        least, most = (threshold, max_detections) if tta is None else (0.0, max(max_detections, MOST_PER_VIEW))
 
         def detect(images: Tensor) -> list[Detections]:
-            return self.detect(images, sizes_wh, threshold=least, max_detections=max_detections)
+            return self.detect(images, sizes_wh, threshold=least, max_detections=most)
 
         in_each_size = [
             detect_views(detect, torch.stack(images), sizes_wh, flips_of(tta))
@@ -299,8 +303,11 @@ class Detector:
             self.model.eval()
         images = images.to(self.device)
         no_padding = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
-        with self._autocast():
-            final = self._network()(images, no_padding).final
+        network = self._network()
+        # A prepared network keeps to its precision by itself.
+        wanted = self.precision == "bfloat16" and network is self.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=wanted):
+            final = network(images, no_padding).final
         if final.logits.isnan().any() or final.boxes.isnan().any():
             # No score would reach the threshold then, as if the picture were empty.
             raise CheckpointError(
@@ -324,11 +331,6 @@ class Detector:
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = state, prepare(self.model, precision=self.precision)
         return self._prepared[1]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        # A prepared network keeps to its precision by itself.
-        wanted = self.precision == "bfloat16" and (self.as_it_is or self.device.type != "cpu")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
 
 def _state_of(model: nn.Module) -> int | None:

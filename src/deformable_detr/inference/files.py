@@ -102,7 +102,8 @@ def predict_files(
         DataError: a file cannot be read, and `skip_bad_images` is False.
         ConfigError: a view of test-time augmentation would be larger than any image may be.
         OutputError: the folder cannot be written, or it holds the images themselves.
-        ConfigError: the number of processes is out of range, or there are several on another device than the CPU.
+        ConfigError: the number of processes is out of range, there are several on another device than the CPU, or the
+            detector cannot be copied to them.
     """
     if output is not None and os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
         raise OutputError(f"{output} holds the images themselves, which would be replaced; name another folder")

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.errors import ConfigError, first_line
 from deformable_detr.core.memory import free_memory
 from deformable_detr.core.progress import Reporter, memory_in_use
 from deformable_detr.inference.detector import Detector
@@ -59,10 +59,12 @@ def results_of(
         reporter: is told what has been chosen, and why.
 
     Raises:
-        ConfigError: the number of processes is out of range, or there are several on another device than the CPU.
+        ConfigError: the number of processes is out of range, there are several on another device than the CPU, or the
+            detector cannot be copied to them.
         DataError: a file cannot be read, and the settings do not say that such files are skipped.
     """
     check_processes(processes, detector.device)
+    pickled = b"" if processes in (1, "auto") else _pickled(detector)
     bad: list[ImageResult] = []
     tried = 0
     if processes == "auto":
@@ -78,11 +80,16 @@ def results_of(
                     bad.append(result)
             tried = trial.num_tried
             processes = trial.best_number(cores, len(paths) - tried, reporter)
+            try:
+                pickled = b"" if processes == 1 else _pickled(detector)
+            except ConfigError as error:
+                reporter.say(f"a single process after all: {error}")
+                processes = 1
     rest = paths[tried:]
     found = (
         results_here(detector, rest, settings)
         if processes == 1
-        else _by_many(detector, rest, settings, processes, reporter)
+        else _by_many(detector, pickled, rest, settings, processes, reporter)
     )
     for result, image in found:
         if result.error is None:
@@ -117,20 +124,22 @@ class _Trial:
     def __iter__(self) -> Iterator[tuple[ImageResult, Image.Image | None]]:
         many = torch.get_num_threads()
         size = self._settings.batch_size
-        try:
-            # The first with each number of threads prepares the network, and is not counted.
-            for threads in (many, 1):
+        for threads in (many, 1):
+            # The first images prepare the network for this number of threads, and are not counted.
+            detector = self._detector if threads == many else self._detector.around(self._detector.model)
+            for number in range(_TRIED):
+                paths = self._paths[self.num_tried : self.num_tried + size]
+                self.num_tried += size
                 torch.set_num_threads(threads)
-                for number in range(_TRIED):
-                    paths = self._paths[self.num_tried : self.num_tried + size]
-                    self.num_tried += size
+                try:
                     began = time.perf_counter()
-                    found = list(results_here(self._detector, paths, self._settings))
-                    if number > 0:
-                        self._seconds.setdefault(threads, []).append((time.perf_counter() - began) / size)
-                    yield from found
-        finally:
-            torch.set_num_threads(many)
+                    found = list(results_here(detector, paths, self._settings))
+                    seconds = (time.perf_counter() - began) / size
+                finally:
+                    torch.set_num_threads(many)  # also for whoever takes the results
+                if number > 0:
+                    self._seconds.setdefault(threads, []).append(seconds)
+                yield from found
 
     def best_number(self, cores: int, remaining: int, reporter: Reporter) -> int:
         """Number of processes for the remaining images; 1 stands for many threads in this one."""
@@ -152,8 +161,22 @@ def _fitting() -> int:
     return MOST_PROCESSES if free is None or not mine else free // mine
 
 
+def _pickled(detector: Detector) -> bytes:
+    try:
+        return pickle.dumps(detector)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"this detector cannot be copied to other processes ({first_line(error)}); use processes=1"
+        ) from error
+
+
 def _by_many(
-    detector: Detector, paths: Sequence[Path], settings: PredictionSettings, processes: int, reporter: Reporter
+    detector: Detector,
+    pickled: bytes,
+    paths: Sequence[Path],
+    settings: PredictionSettings,
+    processes: int,
+    reporter: Reporter,
 ) -> Iterator[tuple[ImageResult, None]]:
     parts = [list(paths[at : at + settings.batch_size]) for at in range(0, len(paths), settings.batch_size)]
     waiting: deque[tuple[list[Path], Future[bytes]]] = deque()
@@ -162,7 +185,7 @@ def _by_many(
         processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(pickle.dumps(detector),),
+        initargs=(pickled,),
     )
     taken = 0
     try:

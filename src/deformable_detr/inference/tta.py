@@ -15,6 +15,9 @@ from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.preprocessing import Preprocessing
 
+MOST_PER_VIEW = 100
+"""Number of detections in each view that are merged, or that of the answer if it is larger: an object that is just
+beyond a smaller number would count as one that this view has not found."""
 _SCALE_RANGE = (0.1, 10.0)
 _MOST_SCALES = 20
 

@@ -1,8 +1,7 @@
 """Deformable DETR (arXiv 2010.04159): base, with iterative box refinement, and two-stage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal, cast
 
 from jaxtyping import Bool, Float
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
-from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.branches import output_of_branches
 from deformable_detr.models.layers.decoder import Decoder, DecoderLayer
 from deformable_detr.models.layers.denoising import BoxQueries, Denoising
@@ -23,6 +21,7 @@ from deformable_detr.models.layers.queries import LearnedQueries, ProposalQuerie
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.models.settings import (
     LARGEST,
+    BackboneSettings,
     check_attention,
     check_backbone,
     check_counts,
@@ -35,7 +34,7 @@ _MAX_BACKBONE_MAPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeformableDETRConfig:
+class DeformableDETRConfig(BackboneSettings):
     """Settings of the network. The defaults are the paper's base model for COCO's 91 category ids (section 5).
 
     Raises:
@@ -143,18 +142,11 @@ class DeformableDETRConfig:
                 f"with query_groups={self.query_groups} and hybrid_queries={self.hybrid_queries}, training has {total} "
                 f"queries; it can have at most {most}"
             )
-        if self.hybrid_repeats < 2:
-            raise ConfigError(f"hybrid_repeats is {self.hybrid_repeats}; it must be at least 2")
         if not self.hybrid_queries and self.hybrid_repeats != type(self).hybrid_repeats:
             raise ConfigError(
                 f"hybrid_repeats={self.hybrid_repeats} has no meaning without hybrid queries; set hybrid_queries=1500 "
                 "or another number, too"
             )
-
-    @property
-    def pretrained_parts(self) -> tuple[str, ...]:
-        """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
-        return ("backbone",) if self.backbone_weights != "none" else ()
 
     @property
     def free_settings(self) -> frozenset[str]:
@@ -166,23 +158,10 @@ class DeformableDETRConfig:
         more = ("num_queries",) if self.variant == "two_stage" else ()
         return frozenset(("dropout", "frozen_stages", "features", "proposals", *training, *more))
 
-    @property
-    def downloads(self) -> str:
-        """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
-        return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
-
     def describe(self) -> str:
         """Description in words: variant and backbone."""
         deformable = f", {self.deformable_stages} deformable stages" if self.deformable_stages else ""
         return f"{self.variant}, backbone {self.backbone} (weights: {self.backbone_weights}){deformable}"
-
-    def with_classes(self, num_classes: int) -> "DeformableDETRConfig":
-        """Settings for another number of classes."""
-        return replace(self, num_classes=num_classes)
-
-    def portable(self) -> "DeformableDETRConfig":
-        """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
-        return replace(self, backbone_weights=Path(self.backbone_weights).name)
 
 
 class DeformableDETR(nn.Module):
@@ -219,8 +198,8 @@ class DeformableDETR(nn.Module):
     )
     """Weight tensors with one row per class, for fine-tuning."""
     training_tensors = ("denoising.", "query_source.training_embedding.", "query_source.group_")
-    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, or have them
-    in vain."""
+    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, and
+    those that such weights have and this network has not are ignored."""
 
     def __init__(
         self,
@@ -297,16 +276,11 @@ def build(config: DeformableDETRConfig, *, load_backbone_weights: bool = True) -
         CheckpointError: the backbone's weights cannot be downloaded or read, or do not fit.
     """
     # Images to levels.
-    backbone = Backbone(
-        config.backbone,
-        num_maps=min(config.num_levels, _MAX_BACKBONE_MAPS),
-        dilation=config.dilation,
-        frozen_stages=config.frozen_stages,
-        frozen_batch_norm=config.frozen_batch_norm,
+    backbone = config.build_backbone(
+        min(config.num_levels, _MAX_BACKBONE_MAPS),
+        load_weights=load_backbone_weights,
         deformable_stages=config.deformable_stages,
     )
-    if load_backbone_weights and config.backbone_weights != "none":
-        backbone.load_weights(config.backbone_weights)
     dim = config.hidden_dim
     layer = {
         "num_heads": config.num_heads,

@@ -1,9 +1,8 @@
 """DETR (arXiv 2005.12872): set prediction with dense attention over one map, the ancestor of Deformable DETR."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from jaxtyping import Bool, Float
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import ClassScores, DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
-from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.coarsest_map import CoarsestMap, LearnedPosition, SinePosition
 from deformable_detr.models.layers.dense_decoder import DenseDecoder, DenseDecoderLayer
 from deformable_detr.models.layers.dense_encoder import DenseEncoder, DenseEncoderLayer
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise_dense
 from deformable_detr.models.losses import CriterionConfig, SoftmaxCriterion
-from deformable_detr.models.settings import check_attention, check_backbone, check_counts
+from deformable_detr.models.settings import BackboneSettings, check_attention, check_backbone, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class DETRConfig:
+class DETRConfig(BackboneSettings):
     """Settings of the network. The defaults are the paper's model with ResNet-50 for COCO's 91 category ids.
 
     Raises:
@@ -77,31 +75,13 @@ class DETRConfig:
         check_backbone(self)
 
     @property
-    def pretrained_parts(self) -> tuple[str, ...]:
-        """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
-        return ("backbone",) if self.backbone_weights != "none" else ()
-
-    @property
     def free_settings(self) -> frozenset[str]:
         """Settings on which no weight tensor depends."""
         return frozenset(("dropout", "frozen_stages", "auxiliary_losses"))
 
-    @property
-    def downloads(self) -> str:
-        """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
-        return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
-
     def describe(self) -> str:
         """Description in words: the model, and its backbone."""
         return f"DETR{'-DC5' * self.dilation}, backbone {self.backbone} (weights: {self.backbone_weights})"
-
-    def with_classes(self, num_classes: int) -> "DETRConfig":
-        """Settings for another number of classes."""
-        return replace(self, num_classes=num_classes)
-
-    def portable(self) -> "DETRConfig":
-        """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
-        return replace(self, backbone_weights=Path(self.backbone_weights).name)
 
 
 class DETR(nn.Module):
@@ -191,15 +171,7 @@ def build(config: DETRConfig, *, load_backbone_weights: bool = True) -> DETR:
         ConfigError: the backbone does not exist or does not fit the other settings.
         CheckpointError: the backbone's weights cannot be downloaded or read, or do not fit.
     """
-    backbone = Backbone(
-        config.backbone,
-        num_maps=1,
-        dilation=config.dilation,
-        frozen_stages=config.frozen_stages,
-        frozen_batch_norm=config.frozen_batch_norm,
-    )
-    if load_backbone_weights and config.backbone_weights != "none":
-        backbone.load_weights(config.backbone_weights)
+    backbone = config.build_backbone(1, load_weights=load_backbone_weights)
     dim = config.hidden_dim
     features = CoarsestMap(backbone, dim, SinePosition(dim) if config.position == "sine" else LearnedPosition(dim))
     encoder_layer = partial(

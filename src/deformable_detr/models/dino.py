@@ -1,8 +1,7 @@
 """DINO (arXiv 2203.03605): two-stage Deformable DETR with mixed queries, looking forward twice, and denoising."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Bool, Float
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
-from deformable_detr.models.layers.backbone import Backbone
 from deformable_detr.models.layers.box_decoder import REFERENCE_EPS, BoxDecoder
 from deformable_detr.models.layers.decoder import DecoderLayer
 from deformable_detr.models.layers.denoising import Denoising
@@ -22,6 +20,7 @@ from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import MixedQueries
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.models.settings import (
+    BackboneSettings,
     check_attention,
     check_backbone,
     check_counts,
@@ -33,7 +32,7 @@ _LONGEST_WAVE = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOConfig:
+class DINOConfig(BackboneSettings):
     """Settings of DINO. The defaults are those of the published model with four levels, for COCO's 91 category ids.
 
     Raises:
@@ -126,20 +125,10 @@ class DINOConfig:
             raise ConfigError(f"head_eps is {self.head_eps}; it must be above 0 and below 0.5")
 
     @property
-    def pretrained_parts(self) -> tuple[str, ...]:
-        """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
-        return ("backbone",) if self.backbone_weights != "none" else ()
-
-    @property
     def free_settings(self) -> frozenset[str]:
         """Settings on which no weight tensor depends, but for the label table, which training alone needs."""
         noise = ("denoising_queries", "box_noise", "label_noise")
         return frozenset(("dropout", "frozen_stages", "features", "proposals", *noise))
-
-    @property
-    def downloads(self) -> str:
-        """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
-        return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
 
     @property
     def num_maps(self) -> int:
@@ -152,14 +141,6 @@ class DINOConfig:
             f"DINO of {self.num_levels} levels and {self.num_queries} queries, backbone {self.backbone} "
             f"(weights: {self.backbone_weights})"
         )
-
-    def with_classes(self, num_classes: int) -> "DINOConfig":
-        """Settings for another number of classes."""
-        return replace(self, num_classes=num_classes)
-
-    def portable(self) -> "DINOConfig":
-        """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
-        return replace(self, backbone_weights=Path(self.backbone_weights).name)
 
 
 class DINO(nn.Module):
@@ -187,8 +168,8 @@ class DINO(nn.Module):
     class_rows = ClassRows(by_class=("decoder.class_heads.", "query_source.class_head.", "denoising.label_embed."))
     """Weight tensors with one row per class, for fine-tuning."""
     training_tensors = ("denoising.",)
-    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, or have them
-    in vain."""
+    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, and
+    those that such weights have and this network has not are ignored."""
 
     def __init__(
         self,
@@ -262,15 +243,7 @@ def build(config: DINOConfig, *, load_backbone_weights: bool = True) -> DINO:
         CheckpointError: the backbone's weights cannot be downloaded or read, or do not fit.
     """
     # Images to levels.
-    backbone = Backbone(
-        config.backbone,
-        num_maps=config.num_maps,
-        dilation=config.dilation,
-        frozen_stages=config.frozen_stages,
-        frozen_batch_norm=config.frozen_batch_norm,
-    )
-    if load_backbone_weights and config.backbone_weights != "none":
-        backbone.load_weights(config.backbone_weights)
+    backbone = config.build_backbone(config.num_maps, load_weights=load_backbone_weights)
     dim = config.hidden_dim
     pyramid = Pyramid(
         backbone,

@@ -281,7 +281,8 @@ def class_scores_of(model: object) -> ClassScores:
 def training_tensors_of(model: object) -> tuple[str, ...]:
     """Beginnings of the names of tensors that training alone needs: the attribute `training_tensors`, else none.
 
-    A label table is such a tensor. Weights to start from may lack them, or have them in vain.
+    A label table is such a tensor. Weights to start from may lack them; those that such
+    weights have and the network has not are ignored.
 
     Args:
         model: the network, or its class.

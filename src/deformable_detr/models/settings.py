@@ -1,11 +1,13 @@
-"""Checks of settings that the models have in common: counts, channels, the backbone, and noise of denoising."""
+"""Settings that the models have in common: the backbone, and checks of counts, channels, names and noise."""
 
 import re
-from dataclasses import fields
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.short_text import shown
+from deformable_detr.models.layers.backbone import Backbone
 
 LARGEST = {
     "num_classes": 100_000,
@@ -27,37 +29,85 @@ LARGEST = {
 }
 """Largest value of each count, far above any network that was ever trained: whoever asks for more has made a mistake,
 or wants to fill the memory."""
-MAY_BE_ZERO = ("encoder_layers", "frozen_stages", "deformable_stages", "hybrid_queries", "denoising_queries")
-"""Counts that may be 0; the others are at least 1."""
+SMALLEST = {
+    "encoder_layers": 0,
+    "frozen_stages": 0,
+    "deformable_stages": 0,
+    "hybrid_queries": 0,
+    "hybrid_repeats": 2,
+    "denoising_queries": 0,
+}
+"""Smallest value of each count that is not 1."""
 _MOST_NOISE = {"box_noise": 10.0, "label_noise": 2.0}
 _LONGEST_PATH = 4096
 # timm's names: of an architecture, and of weights for it. With a prefix or a path timm would go to the hub or to files.
 _BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
-@runtime_checkable
-class BackboneSettings(Protocol):
-    """Settings of a network that begins with a backbone."""
+class BackboneSettings:
+    """Settings of a network that begins with a backbone: what follows from them is the same for all such networks.
+
+    The settings themselves are fields of each network's dataclass, where their defaults are.
+    """
+
+    num_classes: int
+    """Number of classes."""
+    backbone: str
+    """Backbone by timm's own name."""
+    backbone_weights: str
+    """Initial weights: "hub", a path, or "none"."""
+    frozen_stages: int
+    """Number of stages that are not trained."""
+    frozen_batch_norm: bool
+    """Whether batch norm keeps its statistics, scale and shift."""
+    dilation: bool
+    """Whether the last stage is dilated."""
 
     @property
-    def backbone(self) -> str:
-        """Backbone by timm's own name."""
-        ...
+    def pretrained_parts(self) -> tuple[str, ...]:
+        """Parts that start from pre-trained weights: the backbone, unless its weights are random."""
+        return ("backbone",) if self.backbone_weights != "none" else ()
 
     @property
-    def backbone_weights(self) -> str:
-        """Initial weights: "hub", a path, or "none"."""
-        ...
+    def downloads(self) -> str:
+        """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
+        return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
 
-    @property
-    def frozen_stages(self) -> int:
-        """Number of stages that are not trained."""
-        ...
+    def with_classes(self, num_classes: int) -> Self:
+        """Settings for another number of classes."""
+        return self._with(num_classes=num_classes)
 
-    @property
-    def frozen_batch_norm(self) -> bool:
-        """Whether batch norm keeps its statistics, scale and shift."""
-        ...
+    def portable(self) -> Self:
+        """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
+        return self._with(backbone_weights=Path(self.backbone_weights).name)
+
+    def build_backbone(self, num_maps: int, *, load_weights: bool, deformable_stages: int = 0) -> Backbone:
+        """Backbone for these settings.
+
+        Args:
+            num_maps: number of feature maps, counted from the coarsest.
+            load_weights: False where a checkpoint brings all weights afterwards.
+            deformable_stages: number of stages with deformable convolutions, counted from the coarsest.
+
+        Raises:
+            ConfigError: the backbone does not exist or does not fit the other settings.
+            CheckpointError: its weights cannot be downloaded or read, or do not fit.
+        """
+        backbone = Backbone(
+            self.backbone,
+            num_maps=num_maps,
+            dilation=self.dilation,
+            frozen_stages=self.frozen_stages,
+            frozen_batch_norm=self.frozen_batch_norm,
+            deformable_stages=deformable_stages,
+        )
+        if load_weights and self.backbone_weights != "none":
+            backbone.load_weights(self.backbone_weights)
+        return backbone
+
+    def _with(self, **changes: Any) -> Self:
+        own: Any = self  # a dataclass in every network
+        return replace(own, **changes)
 
 
 @runtime_checkable
@@ -90,7 +140,7 @@ def check_counts(settings: Any) -> None:
         ConfigError: a count is too small or too large.
     """
     for name in (field.name for field in fields(settings) if field.name in LARGEST):
-        value, least, most = getattr(settings, name), 0 if name in MAY_BE_ZERO else 1, LARGEST[name]
+        value, least, most = getattr(settings, name), SMALLEST.get(name, 1), LARGEST[name]
         if value < least:
             raise ConfigError(f"{name} is {shown(value)}; it must be at least {least}")
         if value > most:

@@ -19,7 +19,8 @@ ServiceName = Literal["tensorboard", "wandb", "mlflow"]
 
 _TITLES: dict[ServiceName, str] = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
 _PROJECT = "deformable-detr"
-_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+# What Weights & Biases and MLflow allow in the id of a run; both make it a part of addresses.
+_ID = re.compile(r"[^/\\#?%:]{1,128}")
 # Characters that MLflow refuses in the name of a metric; the name of a class may hold them.
 _NOT_FOR_MLFLOW = re.compile(r"[^\w.\- /]")
 
@@ -188,7 +189,7 @@ def _is_installed(name: ServiceName) -> bool:
 def _known_id(folder: RunFolder, name: ServiceName) -> str | None:
     """Id of this run at a service; None if it is not known there yet."""
     known = read_json(folder.services).get(name) if folder.services.exists() else None
-    if known is not None and not (isinstance(known, str) and _ID.fullmatch(known)):
+    if known is not None and not (isinstance(known, str) and known.isprintable() and _ID.fullmatch(known)):
         raise ConfigError(f"{folder.services}: the id at {_TITLES[name]} is {shown(known)}; take the line out")
     return known
 

@@ -84,7 +84,8 @@ def gradient_step(learner: Learner, batch: Batch) -> Step:
     # step: it follows the image with the most objects.
     criterion = learner.criterion
     averaging = criterion if isinstance(criterion, AveragingCriterion) else None
-    weight = averaging.total_weight(batch.targets) if averaging is not None else 0.0
+    # The stand-in for a batch that could not be read has a target, and does not count.
+    weight = averaging.total_weight(batch.targets) if averaging is not None and batch.sample_indices else 0.0
     num_boxes, weight = ranks.total(sum(len(one.labels) for one in batch.targets), weight)
     most_objects = ranks.largest(max((len(one.labels) for one in batch.targets), default=0))
     parts = split(batch, learner.accumulate)

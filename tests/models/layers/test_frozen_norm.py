@@ -104,6 +104,18 @@ def test_only_norms_that_are_frozen_and_alone_are_folded():
     assert not any(isinstance(one, FoldedConvolution | FoldedNorm) for one in body.modules())
 
 
+def test_a_network_whose_maps_are_taken_by_hooks_stays_as_it_is():
+    """Before the norms that follow them: with these folded, the maps would be those behind the norms."""
+    torch.manual_seed(0)
+    body = timm.create_model("xception41p", features_only=True, pretrained=False, out_indices=(3, 4)).eval()
+    body = freeze_batch_norm_2d(body)
+    with torch.no_grad():
+        expected = [one.clone() for one in body(images())]
+        fold_frozen_norms(body)
+        found = body(images())
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
 def test_a_network_that_cannot_be_traced_stays_as_it_is():
     class Choosing(nn.Module):
         def __init__(self):

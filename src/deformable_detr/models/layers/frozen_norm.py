@@ -180,11 +180,13 @@ def is_matrix_product(convolution: nn.Conv2d) -> bool:
 def fold_frozen_norms(network: nn.Module) -> None:
     """Let convolutions take in the frozen batch norm behind them, wherever nothing else uses their result.
 
-    A network that cannot be traced stays as it is.
+    A network that cannot be traced stays as it is, and so does one with hooks, which may take a convolution's result.
 
     Args:
         network: feature maps from images; its modules are replaced.
     """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return
     graph = traced(network)
     if graph is None:
         return
