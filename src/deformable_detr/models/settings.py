@@ -3,7 +3,7 @@
 import re
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.short_text import shown
@@ -44,6 +44,9 @@ _LONGEST_PATH = 4096
 _BACKBONE = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 
 
+Own = TypeVar("Own", bound="BackboneSettings")
+
+
 class BackboneSettings:
     """Settings of a network that begins with a backbone: what follows from them is the same for all such networks.
 
@@ -73,13 +76,13 @@ class BackboneSettings:
         """Downloads that building needs, in words: the backbone's weights if they come from timm's hub, else empty."""
         return f"weights of {self.backbone}" if self.backbone_weights == "hub" else ""
 
-    def with_classes(self, num_classes: int) -> Self:
+    def with_classes(self: Own, num_classes: int) -> Own:
         """Settings for another number of classes."""
-        return self._with(num_classes=num_classes)
+        return _changed(self, num_classes=num_classes)
 
-    def portable(self) -> Self:
+    def portable(self: Own) -> Own:
         """Settings without a folder of this machine: of a file of backbone weights, only the name stays."""
-        return self._with(backbone_weights=Path(self.backbone_weights).name)
+        return _changed(self, backbone_weights=Path(self.backbone_weights).name)
 
     def build_backbone(self, num_maps: int, *, load_weights: bool, deformable_stages: int = 0) -> Backbone:
         """Backbone for these settings.
@@ -105,10 +108,6 @@ class BackboneSettings:
             backbone.load_weights(self.backbone_weights)
         return backbone
 
-    def _with(self, **changes: Any) -> Self:
-        own: Any = self  # a dataclass in every network
-        return replace(own, **changes)
-
 
 @runtime_checkable
 class DenoisingSettings(Protocol):
@@ -128,6 +127,12 @@ class DenoisingSettings(Protocol):
     def label_noise(self) -> float:
         """Noise of the labels."""
         ...
+
+
+def _changed(settings: Own, **changes: Any) -> Own:
+    own: Any = settings  # a dataclass in every network
+    changed: Own = replace(own, **changes)
+    return changed
 
 
 def check_counts(settings: Any) -> None:
