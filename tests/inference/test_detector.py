@@ -268,7 +268,7 @@ def test_a_hook_of_later_is_called(detector):
 def test_weights_that_do_not_tell_of_changes_have_their_precision(tiny_config):
     image = picture(71, 40, 0)
     with torch.inference_mode():
-        model = build(tiny_config.model)
+        model = build(tiny_config.model.with_classes(3))
     arguments = (model, ("a", "b", "c"), (0, 1, 2), tiny_config.preprocessing)
     exact, rough = (
         Detector(*arguments, device="cpu", precision=name).predict(image, threshold=0.0)

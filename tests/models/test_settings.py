@@ -18,7 +18,7 @@ from deformable_detr.models.settings import (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(BackboneSettings):
     backbone: str = "resnet50"
     backbone_weights: str = "hub"
     frozen_stages: int = 2
@@ -109,8 +109,18 @@ def test_heads_share_the_channels():
     ],
 )
 def test_a_backbone_that_cannot_be(wrong, message):
-    assert isinstance(Settings(), BackboneSettings)
     check_backbone(Settings())
     check_backbone(replace(Settings(), backbone_weights="none", frozen_stages=0, frozen_batch_norm=False))
     with pytest.raises(ConfigError, match=message):
         check_backbone(replace(Settings(), **wrong))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_from_a_backbone(kind):
+    config = kind(backbone_weights="/home/someone/b.pth", num_queries=7)
+    assert config.with_classes(3) == kind(backbone_weights="/home/someone/b.pth", num_queries=7, num_classes=3)
+    assert config.portable() == kind(backbone_weights="b.pth", num_queries=7)
+    assert (config.pretrained_parts, config.downloads) == (("backbone",), "")
+    assert kind(backbone="resnet34").downloads == "weights of resnet34"
+    fresh = kind(backbone_weights="none", frozen_stages=0, frozen_batch_norm=False)
+    assert (fresh.pretrained_parts, fresh.downloads) == ((), "")
