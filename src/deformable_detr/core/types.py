@@ -53,6 +53,8 @@ class Queries(NamedTuple):
     """Branches that the queries fall into, after those of denoising; None if all of them answer."""
     attention_mask: Bool[Tensor, "queries queries"] | None = None
     """Mask of the self-attention: True where a query (row) cannot see another (column); None if all see each other."""
+    positions: Int[Tensor, "batch queries"] | None = None
+    """Position in the memory whose proposal became each query; None for learned queries, and with denoising."""
 
 
 class Predictions(NamedTuple):

@@ -11,7 +11,7 @@ from deformable_detr.core.types import SpatialShapes
 from deformable_detr.ops import cpu, grid_sample, reference
 from deformable_detr.ops import registration as library
 from deformable_detr.ops.checks import check_devices, check_given, check_projected
-from deformable_detr.ops.reference import to_accumulation_dtype
+from deformable_detr.ops.reference import locations_and_weights, to_accumulation_dtype
 
 BackendName = Literal["auto", "cpu", "triton", "grid_sample", "reference"]
 Run = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int]], Tensor]
@@ -134,6 +134,46 @@ def multi_scale_deformable_attention_from_projection(
     check_devices(value, reference=reference, projection=projection)
     chosen = BACKENDS[choose(backend, value, spatial_shapes, points, projection.shape[1])]
     return chosen.attend(value, *to_accumulation_dtype(value, reference, projection), shapes, points)
+
+
+class SamplingPoints(NamedTuple):
+    """Sampling points of queries: where each head reads each level, and how much it counts (section 4.1)."""
+
+    locations: Float[Tensor, "batch queries heads levels points 2"]
+    """(x, y) of each point in 0..1 of its padded map; may lie outside."""
+    weights: Float[Tensor, "batch queries heads levels points"]
+    """Attention weight of each point; those of all levels and points of a head sum to 1."""
+
+
+def sampling_points_from_projection(
+    spatial_shapes: SpatialShapes,
+    reference: Float[Tensor, "batch queries levels _"],
+    projection: Float[Tensor, "batch queries channels"],
+    *,
+    num_heads: int,
+    num_points: int,
+) -> SamplingPoints:
+    """Sampling points that `multi_scale_deformable_attention_from_projection` uses and never stores.
+
+    Given to `multi_scale_deformable_attention` they give the same sums, up to rounding.
+
+    Args:
+        spatial_shapes: (height, width) of each level.
+        reference: point (x, y) or box cxcywh of each query, in 0..1 of each padded map.
+        projection: offsets, then logits, of each query.
+        num_heads: attention heads.
+        num_points: points of every level and head.
+
+    Raises:
+        ValueError: tensors that disagree with each other or with `spatial_shapes`.
+    """
+    positions = sum(height * width for height, width in spatial_shapes)
+    value = (len(projection), positions, num_heads, 1)
+    shapes, points = check_projected(value, spatial_shapes, num_points, reference.shape, projection.shape)
+    no_value = projection.new_empty((0, 0, num_heads, 0))
+    locations, weights = locations_and_weights(no_value, reference, projection, shapes, points)
+    by_level = (len(spatial_shapes), num_points)
+    return SamplingPoints(locations.unflatten(3, by_level), weights.unflatten(3, by_level))
 
 
 def backends(

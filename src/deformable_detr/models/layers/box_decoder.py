@@ -59,7 +59,7 @@ class BoxDecoder(nn.Module):
         before = reference  # with gradient
         predictions = []
         for index, layer in enumerate(self.layers):
-            head = index if len(self.box_heads) > 1 else 0
+            head = self._head_of(index)
             in_levels = in_each_level(reference, memory.valid_ratios)
             position = self.positions(reference if self.per_image else in_levels[:, :, 0])
             content = layer(content, position, in_levels, memory, queries.attention_mask)
@@ -71,8 +71,17 @@ class BoxDecoder(nn.Module):
                 reference = before.detach()
         return predictions
 
+    def class_logits(
+        self, index: int, content: Float[Tensor, "batch queries dim"]
+    ) -> Float[Tensor, "batch queries classes"]:
+        """Class logits from the content of the queries as the layer of this index leaves it."""
+        return in_float32(self.class_heads[self._head_of(index)], self.norm(content))
+
     def positions(self, reference: Float[Tensor, "batch queries 4"]) -> Float[Tensor, "batch queries dim"]:
         """Position embedding of boxes cxcywh in 0..1."""
         in_their_order = reference[..., [1, 0, 2, 3]]  # published weights expect y before x
         embedded: Tensor = self.position_head(embed_boxes(in_their_order, self.embedding_dim))
         return embedded
+
+    def _head_of(self, index: int) -> int:
+        return index if len(self.box_heads) > 1 else 0

@@ -94,13 +94,19 @@ class Decoder(nn.Module):
         predictions = []
         for index, layer in enumerate(self.layers):
             content = layer(content, queries.position, in_each_level(reference, memory.valid_ratios), memory, mask)
-            head = index if self.refine else 0
-            boxes = shifted(reference, in_float32(self.box_heads[head], content))
-            predictions.append(Predictions(in_float32(self.class_heads[head], content), boxes))
+            boxes = shifted(reference, in_float32(self.box_heads[index if self.refine else 0], content))
+            predictions.append(Predictions(self.class_logits(index, content), boxes))
             if self.refine:
                 # Detached: each head learns from the loss of its own layer alone (A.4).
                 reference = boxes.detach()
         return predictions
+
+    def class_logits(
+        self, index: int, content: Float[Tensor, "batch queries dim"]
+    ) -> Float[Tensor, "batch queries classes"]:
+        """Class logits from the content of the queries after the layer of this index."""
+        logits: Tensor = in_float32(self.class_heads[index if self.refine else 0], content)
+        return logits
 
 
 def in_each_level(

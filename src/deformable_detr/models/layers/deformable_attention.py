@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from deformable_detr.core.types import SpatialShapes
-from deformable_detr.ops import multi_scale_deformable_attention_from_projection
+from deformable_detr.ops import multi_scale_deformable_attention_from_projection, sampling_points_from_projection
+from deformable_detr.ops.msda import SamplingPoints
 
 
 class DeformableAttention(nn.Module):
@@ -49,17 +50,41 @@ class DeformableAttention(nn.Module):
             spatial_shapes: (height, width) of each level, finest first.
         """
         value = self.value_proj(tokens).masked_fill_(padding_mask[..., None], 0.0)
-        # One matrix product for both layers: joining the weights costs less than reading the queries twice.
-        projection = F.linear(
-            query,
-            torch.cat([self.sampling_offsets.weight, self.attention_weights.weight]),
-            torch.cat([self.sampling_offsets.bias, self.attention_weights.bias]),
-        )
         sampled = multi_scale_deformable_attention_from_projection(
             value.unflatten(-1, (self.num_heads, -1)),
             spatial_shapes,
             reference,
-            projection,
+            self.project(query),
             num_points=self.num_points,
         )
         return self.output_proj(sampled.flatten(2))
+
+    def project(self, query: Float[Tensor, "batch queries dim"]) -> Float[Tensor, "batch queries channels"]:
+        """Sampling offsets of each query as (x, y) for every head, level and point, then the logits of the weights."""
+        # One matrix product for both layers: joining the weights costs less than reading the queries twice.
+        return F.linear(
+            query,
+            torch.cat([self.sampling_offsets.weight, self.attention_weights.weight]),
+            torch.cat([self.sampling_offsets.bias, self.attention_weights.bias]),
+        )
+
+    def sampling_points(
+        self,
+        query: Float[Tensor, "batch queries dim"],
+        reference: Float[Tensor, "batch queries levels _"],
+        spatial_shapes: SpatialShapes,
+    ) -> SamplingPoints:
+        """Sampling points of each query: the very ones that `forward` uses, which never stores them.
+
+        Args:
+            query: content plus position of each query.
+            reference: for each level, a point (x, y) or a box cxcywh in 0..1 of the padded map.
+            spatial_shapes: (height, width) of each level, finest first.
+        """
+        return sampling_points_from_projection(
+            spatial_shapes,
+            reference,
+            self.project(query),
+            num_heads=self.num_heads,
+            num_points=self.num_points,
+        )

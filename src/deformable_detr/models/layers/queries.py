@@ -157,7 +157,8 @@ class ProposalQueries(nn.Module):
         every = proposals[0]
         if len(proposals) > 1:
             every = Predictions(*(torch.cat(parts, dim=1) for parts in zip(*proposals, strict=True)))
-        return Queries(content, position, reference, branches, mask_of(branches, reference.device)), every
+        mask = mask_of(branches, reference.device)
+        return Queries(content, position, reference, branches, mask, torch.cat(chosen, dim=1)), every
 
     def at_boxes(
         self, content: Float[Tensor, "batch queries dim"], reference: Float[Tensor, "batch queries 4"]
@@ -224,7 +225,8 @@ class MixedQueries(nn.Module):
         boxes = (in_float32(self.box_head, pick(tokens, best)) + pick(anchor_logits, best)).sigmoid()
         content = self.content.weight[: best.shape[1]].expand(len(best), -1, -1)
         # Detached: the proposals learn from their own loss alone.
-        return self.at_boxes(content, boxes.detach()), Predictions(pick(logits, best), boxes)
+        queries = self.at_boxes(content, boxes.detach())._replace(positions=best)
+        return queries, Predictions(pick(logits, best), boxes)
 
     def at_boxes(
         self, content: Float[Tensor, "batch queries dim"], reference: Float[Tensor, "batch queries 4"]
