@@ -17,6 +17,13 @@ from deformable_detr.core import errors
 
 # Removing a name, or changing what it means, is a breaking change: a major version and a line in CHANGELOG.md.
 PUBLIC_NAMES = {
+    "ChainedMap",
+    "Explanation",
+    "GradientKind",
+    "LayerPoints",
+    "Proposal",
+    "Missed",
+    "explain",
     "TTA",
     "ClassLossName",
     "GroupPredictions",

@@ -37,8 +37,13 @@ if TYPE_CHECKING:
     from deformable_detr.data.splits import TrainingSplits
     from deformable_detr.evaluation.coco_metrics import ClassMetrics, Metrics
     from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+    from deformable_detr.inference.chained_map import ChainedMap
     from deformable_detr.inference.detector import Detector
+    from deformable_detr.inference.explain import explain
+    from deformable_detr.inference.explanation import Explanation, LayerPoints, Proposal
+    from deformable_detr.inference.missed import Missed
     from deformable_detr.inference.pictures import ImageLike
+    from deformable_detr.inference.pixel_gradients import GradientKind
     from deformable_detr.inference.prepare import InferencePrecision
     from deformable_detr.inference.tta import TTA
     from deformable_detr.models import DETR, DINO, DeformableDETR, DeformableDETRConfig, DETRConfig, DINOConfig
@@ -67,6 +72,13 @@ if TYPE_CHECKING:
     load = Detector.load
 
 _HOMES = {
+    "ChainedMap": "inference.chained_map",
+    "Explanation": "inference.explanation",
+    "GradientKind": "inference.pixel_gradients",
+    "LayerPoints": "inference.explanation",
+    "Proposal": "inference.explanation",
+    "Missed": "inference.missed",
+    "explain": "inference.explain",
     "DINO": "models",
     "TTA": "inference.tta",
     "Assignment": "models.losses.matching",
@@ -143,6 +155,7 @@ __all__ = [
     "Assignment",
     "Augmentation",
     "BackendError",
+    "ChainedMap",
     "Checkpoint",
     "CheckpointConfig",
     "CheckpointError",
@@ -168,12 +181,16 @@ __all__ = [
     "Detector",
     "DetectorOutput",
     "EvaluationReport",
+    "Explanation",
     "FormatName",
+    "GradientKind",
     "GroupPredictions",
     "ImageLike",
     "InferencePrecision",
+    "LayerPoints",
     "Losses",
     "Metrics",
+    "Missed",
     "ModelConfig",
     "OneToManyPredictions",
     "OptimizerConfig",
@@ -184,6 +201,7 @@ __all__ = [
     "Problem",
     "ProblemKind",
     "ProductsName",
+    "Proposal",
     "Ranks",
     "Reporter",
     "Run",
@@ -199,6 +217,7 @@ __all__ = [
     "TrainingState",
     "__version__",
     "evaluate",
+    "explain",
     "load",
     "open_dataset",
     "recipes",

@@ -117,8 +117,8 @@ def test_a_backbone_that_cannot_be(wrong, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_follows_from_a_backbone(kind):
-    config = kind(backbone_weights="/home/someone/b.pth", num_queries=7)
-    assert config.with_classes(3) == kind(backbone_weights="/home/someone/b.pth", num_queries=7, num_classes=3)
+    config = kind(backbone_weights="/weights/b.pth", num_queries=7)
+    assert config.with_classes(3) == kind(backbone_weights="/weights/b.pth", num_queries=7, num_classes=3)
     assert config.portable() == kind(backbone_weights="b.pth", num_queries=7)
     assert (config.pretrained_parts, config.downloads) == (("backbone",), "")
     assert kind(backbone="resnet34").downloads == "weights of resnet34"

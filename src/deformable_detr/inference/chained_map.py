@@ -29,7 +29,7 @@ class ChainedMap(NamedTuple):
     """Share that went to points outside the maps, which count as zero."""
     residue: Float[Tensor, "objects"]
     """Share that stays in the queries as they entered the decoder: learned ones, or the proposals."""
-    spatial_shapes: SpatialShapes
+    spatial_shapes: tuple[tuple[int, int], ...]
     """(height, width) of each level, finest first."""
 
     def pixels(self, size_hw: tuple[int, int]) -> Float[Tensor, "objects height width"]:

@@ -73,7 +73,7 @@ class Explanation:
     num_others: int
     """Number of detections above the threshold that are not among them."""
     missed: Missed | None
-    """What was made of the place that was asked for, if no detection is there; else None."""
+    """Answer for a place that was asked for and has no detection; else None."""
     size_wh: tuple[int, int]
     """Width and height of the image as displayed, in pixels."""
     input_size_wh: tuple[int, int]

@@ -59,7 +59,7 @@ class DenseCall:
     query: Float[Tensor, "batch queries dim"]
     """Content plus position of each query."""
     key: Float[Tensor, "batch keys dim"]
-    """What the queries are compared with."""
+    """Keys that the queries are compared with."""
     blocked: Tensor | None
     """Mask: True where a query cannot see a key, in a shape that spreads to (batch, heads, queries, keys); None if
     everything is seen."""
