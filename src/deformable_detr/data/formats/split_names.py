@@ -13,22 +13,6 @@ _SPELLINGS = {
     "val": re.compile(r"(val|valid|validation|dev)[-_]?(set)?(\d{4})?"),
     "test": re.compile(r"test(ing)?[-_]?(set)?(\d{4})?"),
 }
-
-# Words in a longer name that say which split it is. "dev" is val, but after "test" it says which of several it is.
-_WORDS = {
-    "train": "train",
-    "training": "train",
-    "trainset": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "valset": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "testset": "test",
-}
-_OTHER_WORDS_OF_VAL = {word for word, split in _WORDS.items() if split == "val"} - {"dev"}
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
 
 MAIN_SPLITS = tuple(_SPELLINGS)
@@ -51,9 +35,10 @@ def main_split(name: str) -> str | None:
     if canonical_split(name) in _SPELLINGS:
         return canonical_split(name)
     words = {word.lower() for word in _BETWEEN_WORDS.split(name)}
-    found = {_WORDS[word] for word in words if word in _WORDS}
-    if "test" in found and words.isdisjoint(_OTHER_WORDS_OF_VAL):
-        found.discard("val")
+    found = {canonical_split(word) for word in words - {"dev"}} & set(MAIN_SPLITS)
+    # "dev" is val, but beside "test" it says which of several it is.
+    if "dev" in words and "test" not in found:
+        found.add("val")
     return found.pop() if len(found) == 1 else None
 
 
