@@ -104,15 +104,6 @@ def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[
     return recognise(path, format=format).splits
 
 
-def recognise_format(path: str | Path, *, format: FormatName | None = None) -> FormatName:
-    """Format that `open_dataset` would read.
-
-    Raises:
-        DataError: no such path or no known format.
-    """
-    return recognise(path, format=format).format
-
-
 class FoundDataset(NamedTuple):
     """Data set that was recognised: its format and splits, none of which is read before it is opened.
 

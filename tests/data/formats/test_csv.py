@@ -7,7 +7,7 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.csv import find_splits
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ EXPECTED = {"a.png": [("cat", [1, 2, 11, 22]), ("dog", [4, 4.5, 7, 6])], "b.png"
 )
 def test_tables_of_many_kinds(text: str, table: Callable[..., Path]) -> None:
     folder = table(text)
-    assert recognise_format(folder) == "csv"
+    assert recognise(folder).format == "csv"
     dataset = open_dataset(folder)
     assert boxes_of(dataset) == EXPECTED
     assert dataset.problems == ()
@@ -250,7 +250,7 @@ def test_shares_without_confidence_are_those_of_open_images(tmp_path: Path, phot
     photo(tmp_path / "train/a.jpg")
     header = "ImageID,LabelName,XMin,XMax,YMin,YMax"
     (tmp_path / "train-annotations-bbox.csv").write_text(f"{header}\na,/m/01,0.1,0.2,0.3,0.4\n")
-    assert recognise_format(tmp_path) == "openimages"
+    assert recognise(tmp_path).format == "openimages"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_columns_of_open_images_in_a_table_that_is_not_its(
     """Open Images has shares, in files with commas that end with .csv."""
     photo(tmp_path / "a.jpg", (50, 30))
     (tmp_path / name).write_text(text)
-    assert recognise_format(tmp_path) == "csv"
+    assert recognise(tmp_path).format == "csv"
     assert boxes_of(open_dataset(tmp_path))["a.jpg"][-1] == ("cat", pytest.approx(box))
 
 

@@ -10,7 +10,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.huggingface import find_splits
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 
 Rows = list[Any]
 
@@ -56,7 +56,7 @@ def card(names: str, indent: str = "          ") -> str:
 def test_splits_and_numbers_as_names(folder: Callable[..., Path]) -> None:
     folder([row(), row("b.png", {"bbox": [], "categories": []})])
     path = folder([row("c.png", {"bbox": [[1, 2, 3, 4]], "categories": [10]})], "validation")
-    assert recognise_format(path) == "huggingface"
+    assert recognise(path).format == "huggingface"
     assert list_splits(path) == ("train", "val")
     dataset = open_dataset(path)
     assert dataset.classes == ("0", "1", "10")
@@ -146,7 +146,7 @@ def test_a_csv_with_json_in_it(tmp_path: Path, photo: Callable[..., Path]) -> No
     content = json.dumps({"bbox": [[1, 2, 10.5, 8], [3, 4, 5, 6]], "categories": [1, 0]})
     with (tmp_path / "train/metadata.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["file_name", "objects"], ["a.png", content]])
-    assert recognise_format(tmp_path) == "huggingface"
+    assert recognise(tmp_path).format == "huggingface"
     assert objects(open_dataset(tmp_path)) == BOTH
     (tmp_path / "train/metadata.csv").write_text("file_name,objects\na.png,{'bbox': []}\n")
     with pytest.raises(DataError, match=r"metadata\.csv:2: its objects are no JSON: .*; write metadata\.jsonl"):
