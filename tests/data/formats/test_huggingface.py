@@ -86,6 +86,27 @@ def test_one_file_for_all_splits(folder: Callable[..., Path]) -> None:
     assert [sample.path for sample in open_dataset(path, split="test").samples] == [path / "test/a.png"]
 
 
+def test_a_row_that_cannot_be_used_is_an_error_of_its_split(folder: Callable[..., Path]) -> None:
+    rows: Rows = [
+        row("val/a.png"),
+        row("train/a.png", width=-3, height=30),
+        row("val/b.png"),
+        row("train/b.png", width=-4),
+    ]
+    path = folder(rows, "")
+    found = recognise(path)
+    for _ in range(2):
+        assert len(found.open("val", strict=True)) == 2
+        with pytest.raises(DataError, match=r"metadata\.jsonl:2: .*-3"):
+            found.open("train", strict=False)
+    text = (path / "metadata.jsonl").read_text()
+    (path / "metadata.jsonl").write_text(text + "{\n")  # of no split
+    with pytest.raises(DataError, match=r"metadata\.jsonl:2: .*-3"):
+        open_dataset(path)
+    with pytest.raises(DataError, match=r"metadata\.jsonl:5: not JSON"):
+        open_dataset(path, split="val")
+
+
 @pytest.mark.parametrize(
     "content",
     [
