@@ -70,6 +70,9 @@ def test_names_that_speak_of_a_main_split(name: str, main: str | None) -> None:
         (["custom_train", "train2017", "valid"], ["train", "val", "custom_train"]),
         (["a_train", "b_train", "val"], ["val", "a_train", "b_train"]),
         (["my_test_photos"], ["train"]),
+        (["a", "a", "a"], ["a", "a (2)", "a (3)"]),
+        (["Train", "val", "Train"], ["train", "val", "train (2)"]),
+        (["a_train", "a_train"], ["a_train", "a_train (2)"]),
         ([], []),
     ],
 )

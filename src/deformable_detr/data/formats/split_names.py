@@ -1,6 +1,7 @@
 """Names of the splits of a data set: one spelling for each, in a fixed order."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from deformable_detr.data.dataset import DetectionDataset
@@ -54,9 +55,9 @@ def split_in_name(stem: str) -> str:
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
     """Splits under their canonical names, in the fixed order.
 
-    Names that would become equal (train2014 and train2017) stay as they are. A longer name that speaks of a main split
-    (custom_train) stands for it if no other name does. A single split with another name, such as `annotations` or
-    `default`, is called `train`, because it is all there is to train on.
+    Names that would become equal (train2014 and train2017) stay as they are, and equal names are numbered. A longer
+    name that speaks of a main split (custom_train) stands for it if no other name does. A single split with another
+    name, such as `annotations` or `default`, is called `train`, because it is all there is to train on.
     """
     parts = list(found)
     canonical = [canonical_split(name) for name, _ in parts]
@@ -68,7 +69,10 @@ def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> 
             main if main is not None and spoken.count(main) == 1 else short
             for short, main in zip(canonical, spoken, strict=True)
         ]
-    names = [short if canonical.count(short) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
+    names_of: dict[str, set[str]] = defaultdict(set)
+    for (name, _), short in zip(parts, canonical, strict=True):
+        names_of[short].add(name)
+    names = [short if len(names_of[short]) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
     # Of two splits of one name, none is lost.
     earlier = [names[:place].count(name) for place, name in enumerate(names)]
     names = [f"{name} ({number + 1})" if number else name for name, number in zip(names, earlier, strict=True)]
