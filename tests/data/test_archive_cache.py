@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from deformable_detr.data import archive_cache
 from deformable_detr.data.archive_cache import DAYS_KEPT, locked_key, mark_in_use, read_note, remove_old, write_note
@@ -74,6 +75,20 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
     remove_old(newest, Path("x.zip"))
     assert folders_in(tmp_path) == ["00", "01"]
     assert len(list(tmp_path.glob("*.use.lock"))) == 1
+
+
+def test_marks_of_processes_that_have_ended_are_removed(tmp_path: Path) -> None:
+    home, other = (home_of(tmp_path, number, "x.zip") for number in (1, 2))
+    for name in "0abf":
+        (tmp_path / f"{home.name}.{name}.use.lock").touch()
+        (tmp_path / f"{other.name}.{name}.use.lock").touch()
+    held = FileLock(tmp_path / f"{home.name}.7.use.lock")
+    with held, locked_key(home):
+        mark_in_use(home)
+        left = set(tmp_path.glob(f"{home.name}.*.use.lock"))
+        assert Path(held.lock_file) in left
+        assert len(left) == 2
+    assert len(list(tmp_path.glob(f"{other.name}.*.use.lock"))) == 4
 
 
 def test_a_new_archive_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

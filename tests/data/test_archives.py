@@ -97,12 +97,13 @@ def test_a_changed_archive_is_unpacked_anew(drawn: DetectionDataset, tmp_path: P
     assert len(open_dataset(file)) == 1
 
 
-def test_no_links_lead_into_the_cache(drawn: DetectionDataset, tmp_path: Path) -> None:
+def test_no_links_lead_into_the_cache(drawn: DetectionDataset, tmp_path: Path, cache: Path) -> None:
     coco.save(drawn, tmp_path / "there")
     file = packed(tmp_path / "there", tmp_path / "x.zip")
     with pytest.raises(DataError, match=r"x\.zip: links would lead into the cache, .* copy the images, or unpack it"):
         convert_dataset(file, tmp_path / "out", to="voc", images="link")
     assert not (tmp_path / "out").exists()
+    assert not cache.exists()  # nothing was unpacked for it
     assert convert_dataset(file, tmp_path / "out", to="voc").splits[0].images == 3
 
 

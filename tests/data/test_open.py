@@ -13,7 +13,7 @@ from deformable_detr.data.check import check_dataset
 from deformable_detr.data.convert import convert_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, json_kinds, parsing, voc, yolo
-from deformable_detr.data.open import recognise, recognise_format
+from deformable_detr.data.open import recognise
 from deformable_detr.data.splits import open_for_evaluation, read_splits
 from tests.data import written
 
@@ -28,7 +28,7 @@ def all_forms(drawn: DetectionDataset, tmp_path: Path) -> Path:
 
 
 def test_formats_have_an_order_and_can_be_chosen(all_forms: Path) -> None:
-    assert recognise_format(all_forms) == "coco"
+    assert recognise(all_forms).format == "coco"
     dataset = open_dataset(all_forms)
     assert dataset.source.startswith("COCO")
     assert dataset.source.endswith("train.json, split train; the folder also holds YOLO and VOC")

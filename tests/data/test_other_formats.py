@@ -16,7 +16,7 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.visdrone import CLASSES
 from deformable_detr.data.images import read_image
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 from tests.data.written_others import WRITERS
 
 SAVED = {"coco": coco, "yolo": yolo, "voc": voc}
@@ -28,7 +28,7 @@ CROWD_OF_EACH_CLASS = {"kitti"}
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_tools_write_comes_back(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
     path = WRITERS[name](drawn, tmp_path / "there")
-    assert recognise_format(path) == name
+    assert recognise(path).format == name
     assert list_splits(path) == ("train",)
     dataset = open_dataset(path, format=name)
     assert dataset.source.startswith(name.upper())

@@ -6,7 +6,7 @@ import pytest
 
 from deformable_detr.data.check import check_dataset
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 from deformable_detr.data.splits import open_training_data
 from tests.data import written
 
@@ -24,7 +24,7 @@ WRITERS: dict[str, Writer] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_written_is_read_again(name: str, drawn: DetectionDataset, tmp_path: Path) -> None:
     folder = WRITERS[name](drawn, tmp_path / "out")
-    assert recognise_format(folder) == name
+    assert recognise(folder).format == name
     assert list_splits(folder) == ("train",)
     dataset = open_dataset(folder)
     assert dataset.problems == ()

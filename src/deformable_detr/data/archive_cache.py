@@ -78,13 +78,17 @@ def locked_key(home: Path) -> Iterator[None]:
 
 
 def mark_in_use(home: Path) -> None:
-    """Mark an archive as in use by this process as long as it lives, and as last used now; its key must be locked."""
+    """Mark an archive as in use by this process as long as it lives, and as last used now; its key must be locked.
+
+    Marks of processes that have ended are removed.
+    """
     from filelock import FileLock
 
     with suppress(OSError):  # the cache may be another user's, and then nobody else removes it either
         os.utime(home / _NOTE)
     who = os.getpid(), home
     if who not in _held:
+        _remove_free_marks(home)
         lock = FileLock(home.with_name(f"{home.name}.{secrets.token_hex(4)}.use.lock"), thread_local=False)
         with suppress(OSError, NotImplementedError):  # a file system without locks
             lock.acquire(timeout=0)
@@ -138,17 +142,24 @@ def _remove(home: Path) -> None:
 
 
 def _is_in_use(home: Path) -> bool:
-    """Whether a process that lives has the archive in use; marks of others, that were killed, are removed."""
-    from filelock import FileLock, Timeout
+    """Whether a process that lives has the archive in use."""
+    return (os.getpid(), home) in _held or _remove_free_marks(home)
 
-    if (os.getpid(), home) in _held:
-        return True
+
+def _remove_free_marks(home: Path) -> bool:
+    """Remove marks of processes that have ended, and say whether others are left.
+
+    The key must be locked: a mark that was made a moment ago is not held yet.
+    """
+    from filelock import FileLock
+
+    are_left = False
     for path in home.parent.glob(f"{home.name}.*.use.lock"):
         mark = FileLock(path)
         try:
             mark.acquire(timeout=0)
-        except Timeout:
-            return True
-        mark.release()
-        path.unlink(missing_ok=True)
-    return False
+            mark.release()
+            path.unlink(missing_ok=True)
+        except (OSError, NotImplementedError):  # it is held (a timeout), or nobody can tell
+            are_left = True
+    return are_left

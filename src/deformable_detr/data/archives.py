@@ -40,6 +40,7 @@ _MOST_RATIO = 200
 _SMALL = 1 << 30  # what may be unpacked whatever the ratio is
 _MOST_DIRECTORY = 128 << 20  # the list of a million files
 _MEGABYTE = 1 << 20
+_LONGEST_START = 512
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _OTHERS = (
     (re.compile(rb"\x1f\x8b"), "a gzip archive"),
@@ -83,6 +84,15 @@ class _Plan(NamedTuple):
     num_left: int
 
 
+def is_archive(path: str | Path) -> bool:
+    """Whether a path is an archive that `unpack` unpacks, by its first bytes."""
+    try:
+        with open_file(_place_of(path)) as stream:
+            return stream.read(_LONGEST_START).startswith(_ZIP)
+    except (OSError, ValueError):
+        return False
+
+
 def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None = None) -> UnpackedArchive | None:
     """Unpack an archive into the cache, if it is not there yet; None if the path is no archive.
 
@@ -98,12 +108,12 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
         DataError: an archive that is damaged, encrypted, hostile or far too large, or of another kind than zip.
         OutputError: the cache cannot be written, or its disk is too small.
     """
-    place = Path(os.path.abspath(os.path.expanduser(path)))
+    place = _place_of(path)
     try:
         if not place.is_file():
             return None
         with open_file(place) as stream:
-            start = stream.read(512)
+            start = stream.read(_LONGEST_START)
             if not start.startswith(_ZIP):
                 _refuse_other_archives(start, path)
                 return None
@@ -124,6 +134,10 @@ def unpack(path: str | Path, *, on_progress: Callable[[int, int], None] | None =
     if is_new:
         remove_old(home, place)
     return unpacked
+
+
+def _place_of(path: str | Path) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _refuse_other_archives(start: bytes, path: str | Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deformable_detr.core.errors import DataError, OutputError, counted, listed
 from deformable_detr.core.format_names import FormatName, TargetName
+from deformable_detr.data.archives import is_archive
 from deformable_detr.data.dataset import IMAGE_PROBLEMS, DetectionDataset, Problem, Sample, align_classes
 from deformable_detr.data.formats import coco, voc, yolo
 from deformable_detr.data.formats.split_names import MAIN_SPLITS
@@ -85,12 +86,12 @@ def convert_dataset(
     """
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     _refuse_what_is_there(folder, output)
-    found = recognise(path, format=format)
-    if images == "link" and found.archive is not None:
+    if images == "link" and is_archive(path):
         raise DataError(
             f"{path}: links would lead into the cache, from where an unpacked archive is removed when it is no longer "
             "used; copy the images, or unpack it yourself and give the folder"
         )
+    found = recognise(path, format=format)
     source_format = found.format
     datasets, not_kept = _all_splits(found)
     del found  # with all that it keeps for further splits

@@ -41,34 +41,34 @@ _MOST_NEIGHBOURS = 50
 
 
 class _Format(NamedTuple):
-    find_splits: Callable[[Path], SplitLoaders] | Callable[[Path, JsonStarts], SplitLoaders]
+    find_splits: Callable[[Path, JsonStarts], SplitLoaders]
+    """Splits of the format in a folder or a file; empty if there are none."""
     looked_for: str
-    looks_into_json: bool = False
 
-    def splits_in(self, place: Path, starts: JsonStarts) -> SplitLoaders:
-        """Splits of the format in a folder or a file; empty if there are none."""
-        find: Callable[..., SplitLoaders] = self.find_splits
-        return find(place, starts) if self.looks_into_json else find(place)
+
+def _no_json(find_splits: Callable[[Path], SplitLoaders]) -> Callable[[Path, JsonStarts], SplitLoaders]:
+    """Function of the table for a format that has no json files to tell apart, from its `find_splits`."""
+    return lambda place, _: find_splits(place)
 
 
 # In this order they are tried; of several in one folder the first is read.
 _FORMATS: dict[FormatName, _Format] = {
-    "coco": _Format(coco.find_splits, coco.LOOKED_FOR, looks_into_json=True),
-    "yolo": _Format(yolo.find_splits, yolo.LOOKED_FOR),
-    "voc": _Format(voc.find_splits, voc.LOOKED_FOR),
-    "csv": _Format(csv.find_splits, csv.LOOKED_FOR),
-    "labelme": _Format(labelme.find_splits, labelme.LOOKED_FOR, looks_into_json=True),
-    "cvat": _Format(cvat.find_splits, cvat.LOOKED_FOR),
-    "via": _Format(via.find_splits, via.LOOKED_FOR, looks_into_json=True),
-    "createml": _Format(createml.find_splits, createml.LOOKED_FOR, looks_into_json=True),
-    "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR, looks_into_json=True),
-    "datumaro": _Format(datumaro.find_splits, datumaro.LOOKED_FOR, looks_into_json=True),
-    "visdrone": _Format(visdrone.find_splits, visdrone.LOOKED_FOR),
-    "kitti": _Format(kitti.find_splits, kitti.LOOKED_FOR),
-    "openimages": _Format(openimages.find_splits, openimages.LOOKED_FOR),
-    "dota": _Format(dota.find_splits, dota.LOOKED_FOR),
-    "huggingface": _Format(huggingface.find_splits, huggingface.LOOKED_FOR),
-    "supervisely": _Format(supervisely.find_splits, supervisely.LOOKED_FOR),
+    "coco": _Format(coco.find_splits, coco.LOOKED_FOR),
+    "yolo": _Format(_no_json(yolo.find_splits), yolo.LOOKED_FOR),
+    "voc": _Format(_no_json(voc.find_splits), voc.LOOKED_FOR),
+    "csv": _Format(_no_json(csv.find_splits), csv.LOOKED_FOR),
+    "labelme": _Format(labelme.find_splits, labelme.LOOKED_FOR),
+    "cvat": _Format(_no_json(cvat.find_splits), cvat.LOOKED_FOR),
+    "via": _Format(via.find_splits, via.LOOKED_FOR),
+    "createml": _Format(createml.find_splits, createml.LOOKED_FOR),
+    "labelstudio": _Format(labelstudio.find_splits, labelstudio.LOOKED_FOR),
+    "datumaro": _Format(datumaro.find_splits, datumaro.LOOKED_FOR),
+    "visdrone": _Format(_no_json(visdrone.find_splits), visdrone.LOOKED_FOR),
+    "kitti": _Format(_no_json(kitti.find_splits), kitti.LOOKED_FOR),
+    "openimages": _Format(_no_json(openimages.find_splits), openimages.LOOKED_FOR),
+    "dota": _Format(_no_json(dota.find_splits), dota.LOOKED_FOR),
+    "huggingface": _Format(_no_json(huggingface.find_splits), huggingface.LOOKED_FOR),
+    "supervisely": _Format(_no_json(supervisely.find_splits), supervisely.LOOKED_FOR),
 }
 
 
@@ -102,15 +102,6 @@ def list_splits(path: str | Path, *, format: FormatName | None = None) -> tuple[
         DataError: no such path or no known format.
     """
     return recognise(path, format=format).splits
-
-
-def recognise_format(path: str | Path, *, format: FormatName | None = None) -> FormatName:
-    """Format that `open_dataset` would read.
-
-    Raises:
-        DataError: no such path or no known format.
-    """
-    return recognise(path, format=format).format
 
 
 class FoundDataset(NamedTuple):
@@ -255,7 +246,7 @@ def _formats_in(place: Path, wanted: FormatName | None, starts: JsonStarts) -> d
     found: dict[FormatName, SplitLoaders] = {}
     for name, reader in _FORMATS.items():
         try:
-            splits = reader.splits_in(place, starts)
+            splits = reader.find_splits(place, starts)
         except (DataError, OSError) as error:
             if name != wanted and (wanted or found):
                 continue  # Errors in a format that will not be read do not matter.

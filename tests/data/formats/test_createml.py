@@ -7,7 +7,7 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.formats.createml import parse_images
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 
 def item(name: str, *labels: str, **keys: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def test_boxes_have_their_center(keys: dict[str, str], tmp_path: Path, photo: Ca
         photo(tmp_path / split / "b.png", (50, 30))
         document = [item("a.png", *labels, **keys), item("b.png", **keys)]
         (tmp_path / split / "_annotations.createml.json").write_text(json.dumps(document))
-    assert recognise_format(tmp_path) == "createml"
+    assert recognise(tmp_path).format == "createml"
     assert list_splits(tmp_path) == ("train", "val")
     train, val = (open_dataset(tmp_path, split=split) for split in ("train", "val"))
     assert train.classes == val.classes == ("plate", "vehicle")
@@ -33,7 +33,7 @@ def test_boxes_have_their_center(keys: dict[str, str], tmp_path: Path, photo: Ca
     assert train.problems == ()
     file = tmp_path / "train/_annotations.createml.json"
     assert open_dataset(file).num_objects == 2
-    assert recognise_format(file) == "createml"
+    assert recognise(file).format == "createml"
 
 
 @pytest.mark.parametrize(

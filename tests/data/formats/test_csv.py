@@ -7,7 +7,7 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.csv import find_splits
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ EXPECTED = {"a.png": [("cat", [1, 2, 11, 22]), ("dog", [4, 4.5, 7, 6])], "b.png"
 )
 def test_tables_of_many_kinds(text: str, table: Callable[..., Path]) -> None:
     folder = table(text)
-    assert recognise_format(folder) == "csv"
+    assert recognise(folder).format == "csv"
     dataset = open_dataset(folder)
     assert boxes_of(dataset) == EXPECTED
     assert dataset.problems == ()
@@ -250,7 +250,31 @@ def test_shares_without_confidence_are_those_of_open_images(tmp_path: Path, phot
     photo(tmp_path / "train/a.jpg")
     header = "ImageID,LabelName,XMin,XMax,YMin,YMax"
     (tmp_path / "train-annotations-bbox.csv").write_text(f"{header}\na,/m/01,0.1,0.2,0.3,0.4\n")
-    assert recognise_format(tmp_path) == "openimages"
+    assert recognise(tmp_path).format == "openimages"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "box"),
+    [
+        ("x.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\na.jpg,cat,10,30,5,25\n", [10, 5, 30, 25]),
+        ("x.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\na.jpg,cat,0,1,0,1\na.jpg,cat,1,2,3,4\n", [1, 3, 2, 4]),
+        ("x.csv", "ImageID;LabelName;XMin;XMax;YMin;YMax\na.jpg;cat;0,2;0,6;0,25;0,75\n", [10, 7.5, 30, 22.5]),
+        ("x.tsv", "ImageID\tLabelName\tXMin\tXMax\tYMin\tYMax\na.jpg\tcat\t10\t30\t5\t25\n", [10, 5, 30, 25]),
+        (
+            "x.tsv",
+            "ImageID\tLabelName\tConfidence\tXMin\tXMax\tYMin\tYMax\na\tcat\t1\t.2\t.6\t.1\t.5\n",
+            [10, 3, 30, 15],
+        ),
+    ],
+)
+def test_columns_of_open_images_in_a_table_that_is_not_its(
+    name: str, text: str, box: list[float], tmp_path: Path, photo: Callable[..., Path]
+) -> None:
+    """Open Images has shares, in files with commas that end with .csv."""
+    photo(tmp_path / "a.jpg", (50, 30))
+    (tmp_path / name).write_text(text)
+    assert recognise(tmp_path).format == "csv"
+    assert boxes_of(open_dataset(tmp_path))["a.jpg"][-1] == ("cat", pytest.approx(box))
 
 
 def test_a_table_with_tabs_in_a_zip(

@@ -42,7 +42,6 @@ def test_columns_by_their_names(header: str, columns: Columns) -> None:
         "image,x,y,class",
         "image,xmin,ymin,xmin,ymin,class",
         "image,x1,y1,x2,y2,x3,y3,x4,y4",
-        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax",
         "",
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 META = (
     "<version>1.1</version><meta><task><labels><label><name>dog</name></label><label><name>cat</name></label>"
@@ -42,7 +42,7 @@ def test_every_shape_that_has_a_box(tmp_path: Path, photo: Callable[..., Path]) 
         <polyline label="cat" points="1,1;5,5"/> <points label="cat" points="1,1"/> <tag label="cat"/>
         <skeleton label="dog"><points label="paw" points="3,3"/></skeleton> <points label="dog" points="1,1"/>"""
     write(tmp_path / "annotations.xml", image("a.png", shapes) + image("b.png"))
-    assert recognise_format(tmp_path) == "cvat"
+    assert recognise(tmp_path).format == "cvat"
     dataset = open_dataset(tmp_path)
     assert dataset.classes == ("dog", "cat")
     first, second = dataset.samples
@@ -142,7 +142,7 @@ def test_other_xml_is_no_data_set(text: str, tmp_path: Path) -> None:
 def test_beside_a_folder_of_images_it_is_no_voc(tmp_path: Path, photo: Callable[..., Path]) -> None:
     photo(tmp_path / "images/a.png", (50, 30))
     write(tmp_path / "annotations/annotations.xml", image("a.png", BOX))
-    assert recognise_format(tmp_path) == "cvat"
+    assert recognise(tmp_path).format == "cvat"
     assert open_dataset(tmp_path).num_objects == 1
 
 

@@ -12,7 +12,7 @@ from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.datumaro import find_splits
 from deformable_detr.data.formats.json_kinds import start_of_json
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 
 LABELS = [("zebra", ""), ("ant", ""), ("stripe", "zebra")]
 
@@ -62,8 +62,8 @@ def test_boxes_polygons_and_masks(project: Callable[..., Path]) -> None:
     parts = [polygon(1, 1, 6, 2, 6, 6, label=2, group=3), polygon(11, 11, 16, 12, 16, 16, label=2, group=3)]
     ellipse = {**polygon(20, 20, 30, 28.5, label=0), "type": "ellipse"}
     path = project([bbox(), polygon(1, 1, 20, 2, 15, 25.5), *parts, mask(), ellipse])
-    assert recognise_format(path) == "datumaro"
-    assert recognise_format(path / "annotations/train.json") == "datumaro"
+    assert recognise(path).format == "datumaro"
+    assert recognise(path / "annotations/train.json").format == "datumaro"
     dataset = open_dataset(path)
     assert dataset.classes == ("zebra", "ant", "stripe")
     assert dataset.problems == ()

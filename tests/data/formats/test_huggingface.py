@@ -10,7 +10,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.huggingface import find_splits
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 
 Rows = list[Any]
 
@@ -56,7 +56,7 @@ def card(names: str, indent: str = "          ") -> str:
 def test_splits_and_numbers_as_names(folder: Callable[..., Path]) -> None:
     folder([row(), row("b.png", {"bbox": [], "categories": []})])
     path = folder([row("c.png", {"bbox": [[1, 2, 3, 4]], "categories": [10]})], "validation")
-    assert recognise_format(path) == "huggingface"
+    assert recognise(path).format == "huggingface"
     assert list_splits(path) == ("train", "val")
     dataset = open_dataset(path)
     assert dataset.classes == ("0", "1", "10")
@@ -84,6 +84,27 @@ def test_one_file_for_all_splits(folder: Callable[..., Path]) -> None:
     text = "1 rows name images in none of the folders test, train: left out"
     assert [problem.message for problem in dataset.problems] == [text]
     assert [sample.path for sample in open_dataset(path, split="test").samples] == [path / "test/a.png"]
+
+
+def test_a_row_that_cannot_be_used_is_an_error_of_its_split(folder: Callable[..., Path]) -> None:
+    rows: Rows = [
+        row("val/a.png"),
+        row("train/a.png", width=-3, height=30),
+        row("val/b.png"),
+        row("train/b.png", width=-4),
+    ]
+    path = folder(rows, "")
+    found = recognise(path)
+    for _ in range(2):
+        assert len(found.open("val", strict=True)) == 2
+        with pytest.raises(DataError, match=r"metadata\.jsonl:2: .*-3"):
+            found.open("train", strict=False)
+    text = (path / "metadata.jsonl").read_text()
+    (path / "metadata.jsonl").write_text(text + "{\n")  # of no split
+    with pytest.raises(DataError, match=r"metadata\.jsonl:2: .*-3"):
+        open_dataset(path)
+    with pytest.raises(DataError, match=r"metadata\.jsonl:5: not JSON"):
+        open_dataset(path, split="val")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +167,7 @@ def test_a_csv_with_json_in_it(tmp_path: Path, photo: Callable[..., Path]) -> No
     content = json.dumps({"bbox": [[1, 2, 10.5, 8], [3, 4, 5, 6]], "categories": [1, 0]})
     with (tmp_path / "train/metadata.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["file_name", "objects"], ["a.png", content]])
-    assert recognise_format(tmp_path) == "huggingface"
+    assert recognise(tmp_path).format == "huggingface"
     assert objects(open_dataset(tmp_path)) == BOTH
     (tmp_path / "train/metadata.csv").write_text("file_name,objects\na.png,{'bbox': []}\n")
     with pytest.raises(DataError, match=r"metadata\.csv:2: its objects are no JSON: .*; write metadata\.jsonl"):

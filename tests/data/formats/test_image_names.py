@@ -150,6 +150,10 @@ def test_folders_within(tmp_path: Path, photo: Callable[..., Path]) -> None:
     assert folders_within([tmp_path, tmp_path / "none", tmp_path / "a", tmp_path]) == [
         tmp_path / "a", tmp_path / "b", tmp_path / "a/c",
     ]  # fmt: skip
+    photo(tmp_path / "Train_Masks/x.png")
+    photo(tmp_path / "labeled/x.png")
+    assert folders_within([tmp_path]) == [tmp_path / "a", tmp_path / "b"]
+    assert folders_within([tmp_path], of_labels=True) == [tmp_path / "Train_Masks", tmp_path / "labeled"]
 
 
 @pytest.mark.parametrize("split", ["train", "custom_train", "train_annotations", "train2017"])

@@ -8,7 +8,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.formats.kitti import find_splits, holds_kitti, kitti_object
 from deformable_detr.data.formats.records import ObjectRecord
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 
 CAR = "Car 0.00 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57\n"
 REGION = "DontCare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10\n"
@@ -56,7 +56,7 @@ def test_other_folders(images: str, labels: str, tmp_path: Path, photo: Callable
     """Those that YOLO has, too, are told apart by what is in the files."""
     write(tmp_path / labels, tmp_path / images / "000001.png", CAR, photo)
     (tmp_path / "classes.txt").write_text("Car\n")
-    assert recognise_format(tmp_path) == "kitti"
+    assert recognise(tmp_path).format == "kitti"
     assert open_dataset(tmp_path).num_objects == 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deformable_detr.core.errors import DataError, OutputError
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 
 def shape(label: Any, points: Any, kind: str | None = "rectangle", **more: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_every_shape_that_has_a_box(tmp_path: Path, photo: Callable[..., Path]) 
         shape("cat", [[1, 1]], "point"),
         shape(4, [[1, 1], [2, 3]]),
     )
-    assert recognise_format(tmp_path) == "labelme"
+    assert recognise(tmp_path).format == "labelme"
     dataset = open_dataset(tmp_path)
     (sample,) = dataset.samples
     assert sample.path == tmp_path / "a.png"

@@ -8,7 +8,7 @@ import pytest
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 RECT = {"x": 10, "y": 20, "width": 30, "height": 25, "rotation": 0, "rectanglelabels": ["cat"]}
 
@@ -34,7 +34,7 @@ def opened(tmp_path: Path, photo: Callable[..., Path]) -> Callable[..., Detectio
         photo(tmp_path / "images/a.png", (50, 30))
         photo(tmp_path / "images/b.png", (50, 30), 9)
         (tmp_path / "export.json").write_text(json.dumps(document))
-        assert recognise_format(tmp_path) == recognise_format(tmp_path / "export.json") == "labelstudio"
+        assert recognise(tmp_path).format == recognise(tmp_path / "export.json").format == "labelstudio"
         return open_dataset(tmp_path, strict=strict)
 
     return write

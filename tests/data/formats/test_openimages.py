@@ -7,7 +7,7 @@ from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.openimages import find_splits, is_openimages
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
 ROWS = """000a,xclick,/m/01x,1,0.2,0.6,0.1,0.5,0,0,0,0,0
@@ -48,7 +48,7 @@ EXPECTED = {
 
 
 def test_the_original(original: Path) -> None:
-    assert recognise_format(original) == "openimages"
+    assert recognise(original).format == "openimages"
     assert list_splits(original) == ("train", "val")
     dataset = open_dataset(original)
     assert dataset.classes == ("Container", "Magpie", "Tortoise")
@@ -79,7 +79,7 @@ def test_other_layouts(table: str, names: str, images: str, tmp_path: Path, phot
         (tmp_path / name).write_text(text)
     for number in (0, 1):
         photo(tmp_path / images / f"000{'ab'[number]}.jpg", (50, 40), number)
-    assert recognise_format(tmp_path) == "openimages"
+    assert recognise(tmp_path).format == "openimages"
     assert list_splits(tmp_path) == ("train",)
     assert objects(open_dataset(tmp_path)) == EXPECTED
 

@@ -47,7 +47,7 @@ def opened(folder: Path) -> DetectionDataset:
 
 def test_splits_that_would_be_equal_keep_their_names() -> None:
     assert distinct_splits(["a-train", "test-dev", "test-challenge"]) == ["train", "test-dev", "test-challenge"]
-    assert distinct_splits(["a", "a", "a"]) == ["a", "a (2)", "a (3)"]
+    assert distinct_splits(["a", "a", "train", "train"]) == ["a", "a", "train", "train"]
 
 
 def test_layouts(tmp_path: Path, photo: Callable[..., Path]) -> None:

@@ -154,6 +154,19 @@ def test_images_in_a_folder_of_any_name(tmp_path: Path, photo: Callable[..., Pat
     assert none.message.startswith("none of its 1 images is there")
 
 
+@pytest.mark.parametrize("folder", ["annotated_images", "labeled", "segment 3"])
+def test_images_in_a_folder_whose_name_speaks_of_labels(
+    folder: str, tmp_path: Path, photo: Callable[..., Path]
+) -> None:
+    """Only where no other folder has them: beside images, masks of the same names are masks."""
+    record = ImageRecord("a.png", "x.csv:1", [item()])
+    photo(tmp_path / folder / "a.png", (50, 30))
+    (sample,) = opened(tmp_path, record).samples
+    assert (sample.path, sample.size_wh) == (tmp_path / folder / "a.png", (50, 30))
+    photo(tmp_path / "photos/a.png", (40, 20))
+    assert opened(tmp_path, record).samples[0].path == tmp_path / "photos/a.png"
+
+
 def test_a_region_without_a_class_is_a_crowd_region_of_each(tmp_path: Path, photo: Callable[..., Path]) -> None:
     """Evaluation looks at one class at a time: what only one class ignores counts as wrong in the others."""
     photo(tmp_path / "a.png", (50, 30))

@@ -10,7 +10,7 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data import list_splits, open_dataset
 from deformable_detr.data.formats.supervisely import find_splits
-from deformable_detr.data.open import recognise_format
+from deformable_detr.data.open import recognise
 from tests.data.written_others import bitmap_data
 
 RECTANGLE = {
@@ -55,7 +55,7 @@ def project(tmp_path: Path, photo: Callable[..., Path]) -> Callable[..., Path]:
 
 def test_shapes(project: Callable[..., Path]) -> None:
     path = project(RECTANGLE, POLYGON, BITMAP, POINT)
-    assert recognise_format(path) == "supervisely"
+    assert recognise(path).format == "supervisely"
     dataset = open_dataset(path)
     assert dataset.classes == ("tree", "car", "blob")
     assert [problem.message for problem in dataset.problems] == [

@@ -10,7 +10,7 @@ import pytest
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.via import class_attribute
-from deformable_detr.data.open import list_splits, open_dataset, recognise_format
+from deformable_detr.data.open import list_splits, open_dataset, recognise
 
 SHAPES: list[dict[str, Any]] = [
     {"name": "rect", "x": 1, "y": 2, "width": 10, "height": 20},
@@ -78,7 +78,7 @@ def folder(tmp_path: Path, photo: Callable[..., Path]) -> Path:
 )
 def test_every_form_of_file(write: Callable[..., None], name: str, folder: Path) -> None:
     write(folder / name, entry("a.png", SHAPES, class_id="leaf", name="x"), entry("b.JPG", []))
-    assert recognise_format(folder) == recognise_format(folder / name) == "via"
+    assert recognise(folder).format == recognise(folder / name).format == "via"
     dataset = open_dataset(folder)
     assert dataset.classes == ("leaf",)
     first, second = dataset.samples

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from deformable_detr.core.errors import DataError
+from deformable_detr.data.formats import voc_folders
 from deformable_detr.data.formats.voc_folders import FolderPair, contents_of, pairs_in
 
 
@@ -75,3 +76,19 @@ def test_folders_that_cannot_be_listed_are_passed_over(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert pairs(tmp_path) == [("annots", "photos")]
+
+
+def test_xml_files_are_opened_only_where_that_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def starts_like_cvat(file: Path) -> bool:
+        opened.append(file)
+        return True
+
+    monkeypatch.setattr(voc_folders, "starts_like_cvat", starts_like_cvat)
+    put(tmp_path / "1", "Annotations/a.xml", "photos/b.jpg")
+    put(tmp_path / "2", "notes/a.xml", "images/b.jpg")
+    assert pairs(tmp_path / "1") == pairs(tmp_path / "2") == opened == []
+    put(tmp_path / "3", "Annotations/a.xml", "images/b.jpg")
+    assert pairs(tmp_path / "3") == []
+    assert opened == [tmp_path / "3/Annotations/a.xml"]

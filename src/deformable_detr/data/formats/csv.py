@@ -19,6 +19,7 @@ from deformable_detr.data.formats.csv_columns import BoxMeaning, Columns, column
 from deformable_detr.data.formats.csv_meaning import WORDS, in_corners, meaning_of
 from deformable_detr.data.formats.delimited import Row, first_rows, read_table
 from deformable_detr.data.formats.image_names import parts_of
+from deformable_detr.data.formats.openimages import is_openimages
 from deformable_detr.data.formats.parsing import class_text, name_text, real_number, shown
 from deformable_detr.data.formats.records import (
     ONLY_CLASS,
@@ -137,7 +138,7 @@ def find_splits(path: Path) -> SplitLoaders:
 def _columns_in(file: Path) -> tuple[Columns, bool] | None:
     """Columns of a table, and whether its first row names them; None if it is no table of boxes."""
     rows = first_rows(file)
-    if not rows:
+    if not rows or is_openimages(file):
         return None
     columns = columns_of(rows[0].cells)
     if columns is not None:

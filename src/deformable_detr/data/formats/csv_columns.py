@@ -8,8 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from deformable_detr.data.formats.openimages import is_openimages_header
-
 BoxMeaning = Literal["corners", "size", "center", "size or center", "size or corners"]
 """Meaning of the four numbers of a box.
 
@@ -89,7 +87,7 @@ def columns_of(header: Sequence[str]) -> Columns | None:
     """Columns of a table of boxes; None if the names are not those of an image and a box, or one appears twice."""
     names = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in header]
     at = {name: position for position, name in enumerate(names) if name}
-    if len(at) < sum(map(bool, names)) or is_openimages_header(header):
+    if len(at) < sum(map(bool, names)):
         return None
     found = _box_in_columns(at) or _box_in_one_column(at)
     used = set(found[1]) if found else set()

@@ -98,46 +98,72 @@ class _MetadataTable(NamedTuple):
     splits: tuple[str, ...] = ()
 
 
+class _SplitContent:
+    """Images of a metadata file that are one split."""
+
+    def __init__(self) -> None:
+        self.records: list[ImageRecord] = []
+        self.problems: list[Problem] = []
+        self.error: DataError | None = None
+
+
 class _MetadataContents:
     """Metadata files and cards of a data set, each read once for all of its splits."""
 
     def __init__(self) -> None:
         self.card_of = cache(_Card)
-        self._records: dict[tuple[Path, _Card], dict[str, tuple[list[ImageRecord], list[Problem]]]] = {}
+        self._splits: dict[tuple[Path, _Card], dict[str, _SplitContent]] = {}
 
     def records(self, table: _MetadataTable, card: "_Card", problems: list[Problem]) -> list[ImageRecord]:
         """Images of a split with the class names of a card.
 
         Raises:
-            DataError: the file cannot be read, or a row is no object of JSON or names no file.
+            DataError: the file cannot be read, a row is no object of JSON or names no file, or one of the split has a
+                size that is none.
         """
         key = (table.file, card)
-        if key not in self._records:
-            self._records[key] = _records_by_split(table, card)
-        records, found = self._records[key][table.split]
-        problems += found
-        return records
+        if key not in self._splits:
+            self._splits[key] = _content_by_split(table, card)
+        content = self._splits[key][table.split]
+        if content.error is not None:
+            raise content.error
+        problems += content.problems
+        return content.records
 
 
-def _records_by_split(table: _MetadataTable, card: "_Card") -> dict[str, tuple[list[ImageRecord], list[Problem]]]:
-    """Images, and what is wrong with them, of each split in a metadata file."""
-    found: dict[str, tuple[list[ImageRecord], list[Problem]]] = {one: ([], []) for one in table.splits or [table.split]}
+def _content_by_split(table: _MetadataTable, card: "_Card") -> dict[str, _SplitContent]:
+    """Images, and what is wrong with them, of each split in a metadata file.
+
+    A row that cannot be used is an error of its split alone, or of all if it does not tell its split.
+    """
+    found = {one: _SplitContent() for one in table.splits or [table.split]}
     num_elsewhere = 0
-    for where, row in (_csv_rows if table.file.suffix == ".csv" else _json_rows)(table.file):
-        name = _file_name(row, where)
-        split = parts_of(name)[0] if table.splits else table.split
-        if split not in found:
-            num_elsewhere += 1
-            continue
-        records, problems = found[split]
-        size_wh = size_of(row.get("width"), row.get("height"), where)
-        objects = list(_ObjectsReader(card, problems).objects_of(row, where))
-        records.append(ImageRecord(name, where, objects, size_wh))
+    try:
+        for where, row in (_csv_rows if table.file.suffix == ".csv" else _json_rows)(table.file):
+            name = _file_name(row, where)
+            content = found.get(parts_of(name)[0] if table.splits else table.split)
+            if content is None:
+                num_elsewhere += 1
+            elif content.error is None:
+                _add_row(content, name, row, where, card)
+    except DataError as error:
+        for content in found.values():
+            content.error = content.error or error
     if num_elsewhere:
         text = f"{num_elsewhere} rows name images in none of the folders {', '.join(table.splits)}: left out"
-        for _, problems in found.values():
-            problems.append(Problem("invalid_annotation", str(table.file), text, False))
+        for content in found.values():
+            content.problems.append(Problem("invalid_annotation", str(table.file), text, False))
     return found
+
+
+def _add_row(content: _SplitContent, name: str, row: dict[str, Any], where: str, card: "_Card") -> None:
+    try:
+        size_wh = size_of(row.get("width"), row.get("height"), where)
+    except DataError as error:
+        content.error = error
+        return
+    objects = list(_ObjectsReader(card, content.problems).objects_of(row, where))
+    content.records.append(ImageRecord(name, where, objects, size_wh))
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -53,13 +53,22 @@ def subfolders(path: Path) -> list[str]:
         return []
 
 
-def folders_within(folders: Sequence[Path]) -> list[Path]:
+def folders_within(folders: Sequence[Path], *, of_labels: bool = False) -> list[Path]:
     """Folders that lie directly in some folders and may hold their images, each folder's in alphabetical order.
 
-    Hidden folders, and those of masks and labels, are left out.
+    Hidden folders are left out.
+
+    Args:
+        folders: folders to list.
+        of_labels: return the folders whose names speak of masks, labels and the like, which are left out otherwise.
+            Those can hold images too (`labeled`, `annotated_images`), so look there where no other folder has them.
     """
     names = ((folder, name) for folder in folders for name in subfolders(folder))
-    return list(dict.fromkeys(folder / name for folder, name in names if not _NOT_IMAGES.search(name.lower())))
+    return list(dict.fromkeys(folder / name for folder, name in names if _speaks_of_labels(name) == of_labels))
+
+
+def _speaks_of_labels(name: str) -> bool:
+    return _NOT_IMAGES.search(name.lower()) is not None
 
 
 def folders_like(annotations: Path, split: str) -> list[Path]:
@@ -75,7 +84,7 @@ def folders_like(annotations: Path, split: str) -> list[Path]:
         if main is None:
             break
         names = [name for name in subfolders(holder) if main_split(name) == main]
-        named = [holder / name for name in names if not _NOT_IMAGES.search(name.lower())]
+        named = [holder / name for name in names if not _speaks_of_labels(name)]
         found += [folder / inner for folder in named for inner in ("", "images", "data")]
     return found
 

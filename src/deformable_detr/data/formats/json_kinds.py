@@ -1,7 +1,7 @@
 """Kinds of annotation files that are json, told apart by the keys at the beginning of the file."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +13,10 @@ JsonKind = Literal["labelme", "via", "createml", "labelstudio", "datumaro"]
 ITEM = "[]"
 """Step from a list to any of its items, in the path of a key."""
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SNIFFED_BYTES = 1 << 18
 _DEEPEST = 6
+# The last string may be cut off by the end of what was read.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]:,]', re.DOTALL)
 
 # Elsewhere the categories are a list; here they are an object with one entry for each kind of annotation.
@@ -24,9 +26,7 @@ _DATUMARO_BYTES = 1 << 16
 _COCO_BYTES = 1 << 16
 _SECTIONS = ("images", "annotations", "categories")
 _BEFORE_SECTIONS = {"info", "licenses", "type"}
-# The last string may be cut off by the end of what was read.
-_OUTER_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
-_VALUE = re.compile(rb"\s*:\s*(.?)", re.DOTALL)
+_FIRST_LETTER = re.compile(rb"\s*(.?)", re.DOTALL)
 
 
 class JsonStart(NamedTuple):
@@ -59,7 +59,9 @@ def start_of_json(file: Path) -> JsonStart:
         return JsonStart()
     if _DATUMARO_CATEGORIES.search(head[:_DATUMARO_BYTES]):
         return JsonStart("datumaro")
-    return JsonStart(_kind_of(keys_of_json(head)), _is_coco(head), _is_coco(head, expected=True))
+    outline = outline_of(head)
+    is_coco, may_be_coco = _coco_of(head, outline.outer)
+    return JsonStart(_kind_of(outline.keys), is_coco, may_be_coco)
 
 
 def _kind_of(keys: frozenset[tuple[str, ...]]) -> JsonKind | None:
@@ -81,9 +83,22 @@ def _kind_of(keys: frozenset[tuple[str, ...]]) -> JsonKind | None:
     return None
 
 
-def keys_of_json(head: bytes) -> frozenset[tuple[str, ...]]:
-    """Paths of the keys in the first part of a json file, such as ("shapes", "[]", "points")."""
+class JsonOutline(NamedTuple):
+    """Keys in the first part of a json file."""
+
+    keys: frozenset[tuple[str, ...]]
+    """Paths of the keys, such as ("shapes", "[]", "points")."""
+    outer: dict[str, str]
+    """First letter of each value of the outermost object, by key, in the bytes that tell COCO; empty if there is none,
+    but a list or something else."""
+
+
+def outline_of(head: bytes) -> JsonOutline:
+    """Keys in the first part of a json file."""
+    head = head.removeprefix(_BYTE_ORDER_MARK)
+    is_object = head.lstrip()[:1] == b"{"
     keys: set[tuple[str, ...]] = set()
+    outer: dict[str, str] = {}
     path: list[str] = []
     last = b""
     for match in _TOKEN.finditer(head):
@@ -95,32 +110,34 @@ def keys_of_json(head: bytes) -> frozenset[tuple[str, ...]]:
         elif token == b":" and path and path[-1] != ITEM and last[:1] == b'"' and len(path) <= _DEEPEST:
             path[-1] = last[1:-1].decode("utf-8", "replace")
             keys.add(tuple(path))
+            if is_object and len(path) == 1 and match.end() <= _COCO_BYTES:
+                first = _FIRST_LETTER.match(head, match.end())
+                outer[path[0]] = first[1].decode("latin-1") if first else ""
         last = token
-    return frozenset(keys)
+    return JsonOutline(frozenset(keys), outer)
 
 
-def _is_coco(head: bytes, *, expected: bool = False) -> bool:
-    """Whether the beginning of a json file is COCO's, or all of the file is, if it is small."""
-    head = head.removeprefix(b"\xef\xbb\xbf")
+def _coco_of(head: bytes, outer: Mapping[str, str]) -> tuple[bool, bool]:
+    """Whether the beginning of a json file is COCO's, or all of the file is, if it is small; and whether it may be."""
+    head = head.removeprefix(_BYTE_ORDER_MARK)
     if len(head) > _COCO_BYTES:
-        head = head[: _COCO_BYTES + 1]
-        values = _outer_values(head)
+        begins = _begins_like_coco(outer, head[:_COCO_BYTES])
         # Long lists of categories or of other things may hide what follows.
-        seen = _BEFORE_SECTIONS | ({"categories"} if values.get("categories") == "[" else set())
-        hidden = values.keys() <= seen and ("categories" in values or (expected and len(values) > 0))
-        return hidden or _begins_like_coco(values, head)
+        seen = _BEFORE_SECTIONS | ({"categories"} if outer.get("categories") == "[" else set())
+        hidden = len(outer) > 0 and outer.keys() <= seen
+        return begins or (hidden and "categories" in outer), begins or hidden
     try:
         value = json_value(head)
     except ValueError:
-        values = _outer_values(head)
-        return expected or "[" in (values.get("images"), values.get("annotations"))
-    return isinstance(value, dict) and _has_sections(value, expected)
-
-
-def _has_sections(value: dict[str, object], expected: bool) -> bool:
+        return "[" in (outer.get("images"), outer.get("annotations")), True
+    if not isinstance(value, dict):
+        return False, False
     lists = [name for name in _SECTIONS if isinstance(value.get(name), list)]
-    if len(lists) >= 2 or (expected and lists not in ([], ["categories"])):
-        return True
+    is_coco = len(lists) >= 2 or _has_items_of_coco(value)
+    return is_coco, is_coco or lists not in ([], ["categories"])
+
+
+def _has_items_of_coco(value: Mapping[str, object]) -> bool:
     for name, key in (("images", "file_name"), ("annotations", "image_id")):
         section = value.get(name)
         if isinstance(section, list) and any(isinstance(item, dict) and key in item for item in section):
@@ -128,27 +145,10 @@ def _has_sections(value: dict[str, object], expected: bool) -> bool:
     return False
 
 
-def _begins_like_coco(values: dict[str, str], head: bytes) -> bool:
-    sections = {name for name in _SECTIONS if values.get(name) == "["}
+def _begins_like_coco(outer: Mapping[str, str], head: bytes) -> bool:
+    sections = {name for name in _SECTIONS if outer.get(name) == "["}
     return (
         len(sections) >= 2
         or ("images" in sections and b'"file_name"' in head)
         or ("annotations" in sections and b'"image_id"' in head)
     )
-
-
-def _outer_values(head: bytes) -> dict[str, str]:
-    """First letter of each value of the outermost object, by key; empty if it is none, but a list or something else."""
-    found: dict[str, str] = {}
-    if head.lstrip()[:1] != b"{":
-        return found
-    depth = 0
-    for token in _OUTER_TOKEN.finditer(head):
-        text = token[0]
-        if text in b"{[":
-            depth += 1
-        elif text in b"}]":
-            depth -= 1
-        elif depth == 1 and (value := _VALUE.match(head, token.end())):
-            found[text[1:-1].decode("latin-1")] = value[1].decode("latin-1")
-    return found

@@ -9,7 +9,8 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 from deformable_detr.core.errors import DataError, listed
 from deformable_detr.core.reading import open_file
 from deformable_detr.data.dataset import DetectionDataset, Problem
+from deformable_detr.data.formats.delimited import first_rows
 from deformable_detr.data.formats.image_names import composed, subfolders
 from deformable_detr.data.formats.pairs import distinct_splits
 from deformable_detr.data.formats.parsing import shown
@@ -36,6 +38,7 @@ LOOKED_FOR = (
 )
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
 _COLUMNS = frozenset({"ImageID", "LabelName", *_SIDES})
+_COLUMNS_OF_NO_OTHER = frozenset({"Confidence", "IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"})
 _HEADER_BYTES = 4096
 _MOST_FILES = 20
 _USUAL_WORDS = ("bbox", "class", "detection")
@@ -69,7 +72,10 @@ def _csv_files(folder: Path) -> list[Path]:
 
 
 def is_openimages(file: Path) -> bool:
-    """Whether a csv file has the columns of this format."""
+    """Whether a csv file is one of this format, which other formats of csv files leave to it.
+
+    It is one with the columns of a box and one that no other format has, or with shares of 1 in its first rows.
+    """
     if file.suffix.lower() != ".csv":
         return False
     try:
@@ -77,13 +83,20 @@ def is_openimages(file: Path) -> bool:
             start = stream.readline(_HEADER_BYTES)
     except (OSError, ValueError):
         return False
-    header = start.decode("utf-8-sig", "replace").strip().replace('"', "").split(",")
-    return is_openimages_header(header)
+    header = [name.strip() for name in start.decode("utf-8-sig", "replace").replace('"', "").split(",")]
+    if not _COLUMNS.issubset(header):
+        return False
+    return not _COLUMNS_OF_NO_OTHER.isdisjoint(header) or _begins_with_shares(file, header)
 
 
-def is_openimages_header(names: Iterable[str]) -> bool:
-    """Whether the names of columns are those of this format, which other formats of csv files leave to it."""
-    return _COLUMNS.issubset(name.strip() for name in names)
+def _begins_with_shares(file: Path, header: Sequence[str]) -> bool:
+    """Whether the first rows that have numbers for the sides of a box have numbers from 0 to 1."""
+    places = [header.index(name) for name in _SIDES]
+    numbers: list[float] = []
+    for row in first_rows(file)[1:]:
+        with suppress(ValueError, IndexError):  # explained when the rows are read
+            numbers += [float(row.cells[place]) for place in places]
+    return bool(numbers) and all(0 <= number <= 1 for number in numbers)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:

@@ -118,16 +118,12 @@ def _pair_of(
 
 
 def distinct_splits(names: Sequence[str]) -> list[str]:
-    """Name of the split for each of several names of folders or files: that which it tells, unless others tell it, too.
+    """Split that each of several names of folders or files tells, or the name itself where others tell the same.
 
-    Names that are equal, too, are numbered.
+    Equal names stay equal; `name_splits` numbers them.
     """
     short = [split_in_name(name) for name in names]
-    chosen = [one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)]
-    return [
-        f"{name} ({chosen[:position].count(name) + 1})" if name in chosen[:position] else name
-        for position, name in enumerate(chosen)
-    ]
+    return [one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)]
 
 
 def holds_annotations(folder: Path, paired: PairedFormat) -> bool:

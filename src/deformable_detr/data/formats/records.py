@@ -329,6 +329,8 @@ def _match(
 def images_of_records(records: Sequence[ImageRecord], folders: Sequence[Path], where: str) -> FoundImages:
     """Image files of records by their names: in one of the folders, else in a folder of any name within them.
 
+    Folders of masks and labels, by their names, come last.
+
     Raises:
         DataError: two folders have different images of these names, and no size says which are meant.
     """
@@ -341,5 +343,6 @@ def images_of_records(records: Sequence[ImageRecord], folders: Sequence[Path], w
     found = find_images(names, folders, place, where, sizes_wh=sizes_wh)
     if not names or any(found.paths):
         return found
-    elsewhere = find_images(names, folders_within(folders), place, where, sizes_wh=sizes_wh)
+    of_labels = folders_within(folders, of_labels=True)
+    elsewhere = find_images(names, folders_within(folders), place, where, sizes_wh=sizes_wh, fallback=of_labels)
     return elsewhere if any(elsewhere.paths) else found

@@ -1,6 +1,7 @@
 """Names of the splits of a data set: one spelling for each, in a fixed order."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from deformable_detr.data.dataset import DetectionDataset
@@ -13,22 +14,6 @@ _SPELLINGS = {
     "val": re.compile(r"(val|valid|validation|dev)[-_]?(set)?(\d{4})?"),
     "test": re.compile(r"test(ing)?[-_]?(set)?(\d{4})?"),
 }
-
-# Words in a longer name that say which split it is. "dev" is val, but after "test" it says which of several it is.
-_WORDS = {
-    "train": "train",
-    "training": "train",
-    "trainset": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "valset": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "testset": "test",
-}
-_OTHER_WORDS_OF_VAL = {word for word, split in _WORDS.items() if split == "val"} - {"dev"}
 _BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
 
 MAIN_SPLITS = tuple(_SPELLINGS)
@@ -51,9 +36,10 @@ def main_split(name: str) -> str | None:
     if canonical_split(name) in _SPELLINGS:
         return canonical_split(name)
     words = {word.lower() for word in _BETWEEN_WORDS.split(name)}
-    found = {_WORDS[word] for word in words if word in _WORDS}
-    if "test" in found and words.isdisjoint(_OTHER_WORDS_OF_VAL):
-        found.discard("val")
+    found = {canonical_split(word) for word in words - {"dev"}} & set(MAIN_SPLITS)
+    # "dev" is val, but beside "test" it says which of several it is.
+    if "dev" in words and "test" not in found:
+        found.add("val")
     return found.pop() if len(found) == 1 else None
 
 
@@ -69,9 +55,9 @@ def split_in_name(stem: str) -> str:
 def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> SplitLoaders:
     """Splits under their canonical names, in the fixed order.
 
-    Names that would become equal (train2014 and train2017) stay as they are. A longer name that speaks of a main split
-    (custom_train) stands for it if no other name does. A single split with another name, such as `annotations` or
-    `default`, is called `train`, because it is all there is to train on.
+    Names that would become equal (train2014 and train2017) stay as they are, and equal names are numbered. A longer
+    name that speaks of a main split (custom_train) stands for it if no other name does. A single split with another
+    name, such as `annotations` or `default`, is called `train`, because it is all there is to train on.
     """
     parts = list(found)
     canonical = [canonical_split(name) for name, _ in parts]
@@ -83,7 +69,10 @@ def name_splits(found: Iterable[tuple[str, Callable[[], DetectionDataset]]]) -> 
             main if main is not None and spoken.count(main) == 1 else short
             for short, main in zip(canonical, spoken, strict=True)
         ]
-    names = [short if canonical.count(short) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
+    names_of: dict[str, set[str]] = defaultdict(set)
+    for (name, _), short in zip(parts, canonical, strict=True):
+        names_of[short].add(name)
+    names = [short if len(names_of[short]) == 1 else name for (name, _), short in zip(parts, canonical, strict=True)]
     # Of two splits of one name, none is lost.
     earlier = [names[:place].count(name) for place, name in enumerate(names)]
     names = [f"{name} ({number + 1})" if number else name for name, number in zip(names, earlier, strict=True)]

@@ -121,8 +121,8 @@ def pairs_in(folder: Path, contents: dict[Path, FolderContents]) -> list[FolderP
             # Names of files may differ as long as each xml says which image it is about.
             usual = [place.parent / name for name in IMAGE_FOLDERS]
             usual = [other for other in usual if other in contents and contents[other].images]
-            theirs = all(map(starts_like_cvat, xml_files(place)[:_PROBED_FILES]))
-            if usual and place.name in XML_FOLDERS and _is_of(folder, place.parent) and not theirs:
+            is_usual = usual and place.name in XML_FOLDERS and _is_of(folder, place.parent)
+            if is_usual and not all(map(starts_like_cvat, xml_files(place)[:_PROBED_FILES])):
                 pairs.append(FolderPair(place, usual[0]))
     return pairs
 
