@@ -203,7 +203,9 @@ def main(arguments: list[str] | None = None) -> None:
     versions = {name: version(name) for name in ("transformers", "timm")}
     facts: dict[str, Any] = {**machine("cpu"), **versions, "choice": str(measured_choice())}
     say(", ".join(f"{key} {value}" for key, value in facts.items()))
-    roofs = {"float32": roof(torch.float32), "bfloat16": roof(torch.bfloat16)}
+    roofs = {"float32": roof(torch.float32)}
+    if "bfloat16" in options.sides:
+        roofs["bfloat16"] = roof(torch.bfloat16)
     say(", ".join(f"roof {name} {value / 1e9:.0f} GFLOP/s" for name, value in roofs.items()))
     results: dict[str, dict[str, Any]] = {}
     rows: list[tuple[str, ...]] = []

@@ -9,7 +9,14 @@ _BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16, as far as PyTorch can tell; 2.11 cannot, and then it is true."""
+    """Whether the CPU has instructions for bfloat16, and oneDNN may use them, as far as PyTorch can tell.
+
+    2.11 cannot tell the instructions, and then only oneDNN is asked, which also takes bfloat16 without them.
+    """
+    # oneDNN can be held to older instructions by the environment (ONEDNN_MAX_CPU_ISA).
+    may_use = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if may_use is not None and not may_use():
+        return False
     if not hasattr(torch.cpu, "get_capabilities"):
         return True
     has = torch.cpu.get_capabilities()
