@@ -1,6 +1,6 @@
 """Chained map: along which paths attention could carry pixels to a detection, through decoder and encoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,36 +65,53 @@ def chained_map(record: Recording, queries: Int[Tensor, "objects"], spatial_shap
     share = torch.nn.functional.one_hot(queries, count).to(across[0].query.dtype)
     mass = share.new_zeros(len(queries), sum(height * width for height, width in spatial_shapes))
     for call, among in zip(reversed(across), reversed(record.self_attention), strict=True):
-        mass = mass + (1 - _KEPT) * _carried(call, share)
+        mass = mass + (1 - _KEPT) * carried_back(call, share)
         share = _KEPT * share
-        share = _KEPT * share + (1 - _KEPT) * _carried(among, share)
+        share = _KEPT * share + (1 - _KEPT) * carried_back(among, share)
     for call in reversed(among_tokens):
-        mass = _KEPT * mass + (1 - _KEPT) * _carried(call, mass)
+        mass = _KEPT * mass + (1 - _KEPT) * carried_back(call, mass)
     residue = share.sum(1)
     return ChainedMap(mass, 1 - residue - mass.sum(1), residue, spatial_shapes)
 
 
-def _carried(call: DeformableCall | DenseCall, share: Float[Tensor, "objects queries"]) -> Tensor:
-    """Shares of what was attended to, (objects, keys): each query's share along its attention weights."""
+def carried_back(
+    call: DeformableCall | DenseCall, share: Float[Tensor, "objects queries"]
+) -> Float[Tensor, "objects keys"]:
+    """Shares of what was attended to: each query's share, divided along its attention weights, heads averaged.
+
+    Args:
+        call: recorded call, of one image.
+        share: share of each query, for several objects.
+    """
     rows = share.any(0).nonzero().squeeze(1)  # of many tokens, few have a share
-    carry: Callable[..., Tensor] = _along_points if isinstance(call, DeformableCall) else _along_weights
-    return carry(call, share[:, rows], rows)
+    if isinstance(call, DeformableCall):
+        locations, weights = call.sampling_points(rows)
+        return carried_to_points(call, share[:, rows], locations[0], weights[0])
+    return share[:, rows] @ call.weights(rows)[0].mean(0)
 
 
-def _along_weights(call: DenseCall, share: Tensor, rows: Tensor) -> Tensor:
-    return share @ call.weights(rows)[0].mean(0)
+def carried_to_points(
+    call: DeformableCall,
+    share: Float[Tensor, "objects queries"],
+    locations: Float[Tensor, "queries heads levels points 2"],
+    weights: Float[Tensor, "queries heads levels points"],
+) -> Float[Tensor, "objects positions"]:
+    """Shares of the positions that sampling points read; what falls outside the maps or into padding is lost.
 
+    This is the gradient of the operator with respect to its values.
 
-def _along_points(call: DeformableCall, share: Tensor, rows: Tensor) -> Tensor:
-    """Shares along sampling points. This is the gradient of the operator with respect to its values."""
-    heads, (objects, _) = call.module.num_heads, share.shape
-    locations, weights = call.sampling_points(rows)
+    Args:
+        call: recorded call, of one image, for its maps and heads.
+        share: share of each query, for several objects.
+        locations: sampling locations of the queries.
+        weights: weights of the points.
+    """
+    heads, objects = call.module.num_heads, len(share)
     channels = -(-objects // _CHANNELS) * _CHANNELS  # each channel carries one object
-    positions = call.tokens.shape[1]
     with torch.enable_grad():
-        value = share.new_zeros(1, positions, heads, channels, requires_grad=True)
-        sums = multi_scale_deformable_attention(value, call.spatial_shapes, locations, weights)
-        given = share.new_zeros(1, len(rows), heads, channels)
+        value = share.new_zeros(1, call.tokens.shape[1], heads, channels, requires_grad=True)
+        sums = multi_scale_deformable_attention(value, call.spatial_shapes, locations[None], weights[None])
+        given = share.new_zeros(1, share.shape[1], heads, channels)
         given[0, :, :, :objects] = share.T[:, None] / heads
         (carried,) = torch.autograd.grad(sums, value, given)
     found: Tensor = carried[0].sum(1).T[:objects]
