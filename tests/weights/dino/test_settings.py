@@ -109,9 +109,17 @@ def test_tensors_without_which_nothing_is_known(small_dino, weights_of):
         ({"head_eps": 1e-5}, "no head_eps=1e-05"),
         ({"proposals": "distinct"}, "no proposals='distinct'"),
         ({"denoising_queries": 0}, "no denoising_queries=0: a label table is missing"),
-        ({"num_levels": 6}, "no num_levels=6; it has 1, 3, 4 and 5"),
+        ({"backbone": "resnet152"}, "no backbone resnet152; it has resnet50, resnet101"),
+        ({"backbone": "resnext50_32x4d"}, "no backbone resnext50_32x4d; it has resnet50"),
+        *(({"num_levels": n}, f"no two-stage num_levels={n}; it has 3, 4 and 5") for n in (1, 2, 6)),
     ],
 )
 def test_models_that_the_authors_code_does_not_have(settings, message):
     with pytest.raises(CheckpointError, match=message):
         to_authors_args(DINOConfig(**settings))
+
+
+@pytest.mark.parametrize("settings", [{"num_levels": 3}, {"num_levels": 5}, {"backbone": "resnet101.tv_in1k"}])
+def test_models_that_the_authors_code_has(settings):
+    args = to_authors_args(DINOConfig(**settings))
+    assert args["return_interm_indices"] == ([0, 1, 2, 3] if args["num_feature_levels"] == 5 else [1, 2, 3])

@@ -44,6 +44,9 @@ _FIXED: dict[str, Any] = {
     "use_deformable_box_attn": False,
     "dec_layer_number": None,
 }
+# Backbones and numbers of levels that the authors' code builds.
+_BACKBONES = ("resnet50", "resnet101")
+_LEVELS = (3, 4, 5)
 # Position embedding (temperature, offset) and distance of boxes from 0 and 1, where nothing in a file tells.
 _POSITIONS = {"authors": (20.0, 0.0), "detrex": (10_000.0, -0.5), "openmmlab": (20.0, 0.0)}
 _HEAD_EPS = {"authors": 1e-3, "detrex": 1e-3, "openmmlab": 1e-5}
@@ -158,10 +161,8 @@ def to_authors_args(config: DINOConfig) -> dict[str, Any]:
         CheckpointError: the authors' code has no such model; the message names the setting.
     """
     backbone = config.backbone.removesuffix(TAG).split(".")[0]
-    if backbone not in OF_BOTTLENECKS:
-        raise CheckpointError(
-            f"the authors' code has no backbone {config.backbone}; it has {', '.join(OF_BOTTLENECKS)}"
-        )
+    if backbone not in _BACKBONES:
+        raise CheckpointError(f"the authors' code has no backbone {config.backbone}; it has {', '.join(_BACKBONES)}")
     fixed = {"features": "padded", "position_offset": 0.0, "head_eps": 1e-3, "proposals": "paper"}
     for name, value in fixed.items():
         # A choice of proposals that leaves out invalid ones finds the same, but for images with hardly any others.
@@ -171,8 +172,8 @@ def to_authors_args(config: DINOConfig) -> dict[str, Any]:
             )
     if config.denoising_queries == 0:
         raise CheckpointError("the authors' code has no denoising_queries=0: a label table is missing")
-    if config.num_levels == 2 or config.num_levels > 5:
-        raise CheckpointError(f"the authors' code has no num_levels={config.num_levels}; it has 1, 3, 4 and 5")
+    if config.num_levels not in _LEVELS:
+        raise CheckpointError(f"the authors' code has no two-stage num_levels={config.num_levels}; it has 3, 4 and 5")
     share = config.heads == "shared"
     return {flag: getattr(config, name) for name, flag in _FLAGS.items()} | {
         "pe_temperatureW": config.position_temperature,
