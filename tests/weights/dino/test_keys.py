@@ -121,6 +121,20 @@ def test_unknown_names_are_named(small_dino, weights_of):
         to_our_keys(theirs, "authors", sizes_of(small_dino))
 
 
+def test_names_of_strangers_are_short_and_can_be_printed(small_dino, weights_of):
+    theirs = to_authors_keys(weights_of(small_dino), small_dino)
+    bad = {f"\x1b[2J{number}" + "x" * 10_000: torch.ones(3) for number in range(9)}
+    with pytest.raises(CheckpointError, match="9 names are not of a DINO of its authors: ") as error:
+        to_our_keys(theirs | bad, "authors", sizes_of(small_dino))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1200
+    copies = {f"class_embed.{number}.\x1b[2J" + "x" * 10_000: torch.full((1,), number) for number in range(2)}
+    with pytest.raises(CheckpointError, match="should be a copy of") as error:
+        to_our_keys(theirs | copies, "authors", sizes_of(small_dino))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
 def test_biases_and_a_row_that_a_file_leaves_out_are_zero(small_dino, weights_of):
     config = replace(small_dino, heads="separate")
     names, weights = key_map("openmmlab", sizes_of(config)), weights_of(config)
