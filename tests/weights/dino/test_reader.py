@@ -135,6 +135,9 @@ def test_files_of_detrex_with_arrays_are_read(small_dino, weights_of, tmp_path, 
     assert checkpoint.model == replace(config, position_temperature=10_000.0, position_offset=-0.5)
     assert same(checkpoint.weights, expected(weights))
     assert (len(checkpoint.classes), checkpoint.classes[:2]) == (80, ("person", "bicycle"))
+    assert checkpoint.provenance["assumed"] == (
+        "num_heads=8, dilation=False, position_temperature=10000.0, position_offset=-0.5"
+    )
     assert checkpoint.category_ids[10:13] == (11, 13, 14)
     assert (checkpoint.classes[-1], checkpoint.category_ids[-1]) == ("toothbrush", 90)
 
@@ -151,6 +154,8 @@ def test_files_of_openmmlab_are_read(small_dino, weights_of, tmp_path, meta):
     position = {"position_temperature": 10_000.0, "position_offset": -0.5} if meta else {}
     assert checkpoint.model == replace(config, head_eps=1e-5, **position)
     assert same(checkpoint.weights, expected(weights, biases=False))
+    default = "" if meta else ", position_temperature=20.0, position_offset=0.0"
+    assert checkpoint.provenance["assumed"] == f"num_heads=8, dilation=False{default}"
 
 
 def test_there_and_back_every_bit_is_the_same(small_dino, weights_of, tmp_path):
@@ -197,6 +202,22 @@ def test_what_is_wrong_with_a_file_is_said(small_dino, weights_of, tmp_path, cha
     with pytest.raises(CheckpointError, match=message) as error:
         read(tmp_path / "x.pth")
     assert "x.pth" in str(error.value)
+
+
+def test_class_heads_that_were_removed(small_dino, weights_of, tmp_path):
+    theirs = to_authors_keys(weights_of(small_dino), small_dino)
+    theirs = {name: tensor for name, tensor in theirs.items() if "class_embed" not in name}
+    torch.save({"model": theirs}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: its class heads \(class_embed\.\*\) have been removed"):
+        read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("args", [{"num_queries": torch.tensor([1, 2])}, {"dec_pred_class_embed_share": torch.ones(2)}])
+def test_odd_arguments_are_refused(small_dino, weights_of, tmp_path, args):
+    document = {"model": to_authors_keys(weights_of(small_dino), small_dino)}
+    document["args"] = to_authors_args(small_dino) | args
+    with pytest.raises(CheckpointError, match=r"x\.pth: its .* is a value of type Tensor; it must be"):
+        dino_from_document(tmp_path / "x.pth", document)
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"model": 3}, {"model": {1: 2}}, {"ema_model": {}}])

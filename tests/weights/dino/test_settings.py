@@ -3,10 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.models import DINOConfig
-from deformable_detr.weights.dino.settings import dino_settings, to_authors_args, told_by_authors, told_by_openmmlab
+from deformable_detr.weights.dino.settings import (
+    dino_settings,
+    shares_told_by_authors,
+    to_authors_args,
+    told_by_authors,
+    told_by_openmmlab,
+)
 
 MMDET = """
 model = dict(
@@ -41,7 +48,9 @@ def test_without_arguments_the_rest_is_as_published(small_dino, weights_of):
     [("authors", 20, 0, 1e-3), ("detrex", 10_000, -0.5, 1e-3), ("openmmlab", 20, 0, 1e-5)],
 )
 def test_what_each_code_does_differently(small_dino, weights_of, source, temperature, offset, head_eps):
-    config = found(weights_of(small_dino), {"num_heads": 8}, source).config
+    config, assumed = found(weights_of(small_dino), {"num_heads": 8}, source)
+    offset_too = ("position_offset",) * (source != "authors")
+    assert assumed == ("dilation", "position_temperature", *offset_too)
     assert (config.position_temperature, config.position_offset) == (temperature, offset)
     assert (config.head_eps, config.proposals) == (head_eps, "paper")
 
@@ -64,6 +73,11 @@ def test_the_text_of_openmmlabs_configuration_is_read():
         ({"embed_init_tgt": False}, "its embed_init_tgt is False"),
         ({"num_patterns": 3}, "its num_patterns is 3"),
         ({"pe_temperatureH": 20, "pe_temperatureW": 10}, "pe_temperatureH and pe_temperatureW differ"),
+        ({"num_queries": torch.tensor([1, 2])}, "its num_queries is a value of type Tensor; it must be a number"),
+        ({"embed_init_tgt": torch.tensor([1, 2])}, "its embed_init_tgt is a value of type Tensor"),
+        ({"dn_number": torch.tensor([0, 1])}, "its dn_number is a value of type Tensor"),
+        ({"pe_temperatureH": [torch.ones(2)], "pe_temperatureW": [torch.ones(2)]}, "its pe_temperatureH is "),
+        ({"backbone": torch.ones(2)}, "its backbone is a value of type Tensor"),
         ({"backbone": "swin_L_384_22k"}, "its backbone is 'swin_L_384_22k'; here there are resnet50"),
     ],
 )
@@ -72,9 +86,26 @@ def test_networks_that_are_not_here(args, message):
         told_by_authors(args)
 
 
+def test_one_temperature_is_enough():
+    assert told_by_authors({"pe_temperatureH": 30}) == {"position_temperature": 30}
+    assert told_by_authors({"pe_temperatureW": 20}) == {}
+
+
+def test_what_the_authors_say_of_their_heads():
+    both = {"dec_pred_class_embed_share": True, "dec_pred_bbox_embed_share": True}
+    assert shares_told_by_authors(both) is True
+    assert shares_told_by_authors(both | {"dec_pred_bbox_embed_share": False}) is False
+    assert shares_told_by_authors({"dec_pred_class_embed_share": True}) is None
+    for value in (torch.tensor([1, 2]), "yes", 1):
+        with pytest.raises(CheckpointError, match="its dec_pred_bbox_embed_share is .*; it must be true or false"):
+            shares_told_by_authors(both | {"dec_pred_bbox_embed_share": value})
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [
+        ({"position_temperature": 10**400}, "no such DINO can be: setting position_temperature is 10"),
+        ({"num_queries": "11"}, "no such DINO can be: setting num_queries is '11'"),
         ({"num_queries": 900}, "its settings and its tensors disagree: num_queries is 900 and 11"),
         ({"num_heads": 5}, "no such DINO can be: hidden_dim 64 cannot be split over num_heads 5"),
         ({"dropout": "x"}, "no such DINO can be: .*dropout"),

@@ -38,6 +38,7 @@ from deformable_detr.weights.dino.keys import (
 from deformable_detr.weights.dino.settings import (
     FoundSettings,
     dino_settings,
+    shares_told_by_authors,
     to_authors_args,
     told_by_authors,
     told_by_openmmlab,
@@ -55,6 +56,7 @@ from deformable_detr.weights.official.document import (
     warn_of_what_changes,
     write_document,
 )
+from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED
 
 _MOST_EPOCHS = 10**6
 _LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.([0-9]{1,6})\.")
@@ -117,13 +119,15 @@ def _settings_and_weights(
     if source == "authors":
         args = arguments_of(entries) or {}
         told = told_by_authors(args)
-        shares = [args.get(f"dec_pred_{kind}_embed_share") for kind in ("class", "bbox")]
+        shares = shares_told_by_authors(args)
         # Heads of their own are equal, too, before any training.
-        shared = all(shares) if None not in shares else shares_heads(theirs, len(layers))
+        shared = shares_heads(theirs, len(layers)) if shares is None else shares
     else:
         num_maps = sum(_MAP.fullmatch(name) is not None for name in theirs)
         told = told_by_openmmlab(entries.get("meta")) if source == "openmmlab" else {}
     weights = to_our_keys(theirs, source, Sizes(len(layers), num_maps, shared))
+    if not any(name.startswith("decoder.class_heads.") for name in weights):
+        raise CheckpointError(CLASS_HEADS_REMOVED)
     return dino_settings(weights, source, told, shared_heads=shared), weights
 
 

@@ -89,6 +89,7 @@ def dino_settings(
     missing = [name for name, axes in _SIZES.items() if name not in weights or weights[name].dim() != axes]
     if missing:
         raise CheckpointError(f"no such DINO can be: {', '.join(missing)} (by our names) missing or of other axes")
+    # Settings from the tensors (seen) and from the rest of the file (told). Both must be valid.
     seen = _seen(weights) | {"heads": "shared" if shared_heads else "separate"}
     temperature, offset = _POSITIONS[source]
     # As published: these rank invalid proposals, too.
@@ -97,9 +98,10 @@ def dino_settings(
     if _TABLE not in weights:
         given = {name: value for name, value in given.items() if name not in ("box_noise", "label_noise")}
         given["denoising_queries"] = 0
-    elif given.get("denoising_queries") in (0, None):
-        given.pop("denoising_queries", None)  # the table is there all the same
+    elif given.get("denoising_queries") == 0:
+        del given["denoising_queries"]  # the table is there all the same
     try:
+        from_dict(DINOConfig, seen | dict(told))  # what the file tells may be invalid
         config = from_dict(DINOConfig, given | seen)
         seen |= _points(weights, config)
         config = from_dict(DINOConfig, given | seen)
@@ -112,8 +114,10 @@ def dino_settings(
     ]
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
-    wanted = ("num_heads", "dilation", "position_temperature")
-    return FoundSettings(config, tuple(name for name in wanted if name not in told) if source != "detrex" else ())
+    wanted = ["num_heads", "dilation", "position_temperature"]
+    if source != "authors":  # whose code has no other offset
+        wanted.append("position_offset")
+    return FoundSettings(config, tuple(name for name in wanted if name not in told))
 
 
 def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,10 +126,14 @@ def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: they are of a network that is not here; the message names the argument.
     """
+    for flag in (*_FLAGS.values(), *_FIXED, "pe_temperatureW", "backbone"):
+        if not _is_simple(args.get(flag)):
+            raise CheckpointError(f"its {flag} is {shown(args[flag])}; it must be a number, a text, or a list of them")
     for flag, value in _FIXED.items():
         if args.get(flag, value) != value:
             raise CheckpointError(f"its {flag} is {shown(args[flag])}; here there is {value!r} alone")
-    if args.get("pe_temperatureH") != args.get("pe_temperatureW", args.get("pe_temperatureH")):
+    temperatures = [args[flag] for flag in ("pe_temperatureH", "pe_temperatureW") if flag in args]
+    if temperatures[1:] != temperatures[:-1]:
         raise CheckpointError("its pe_temperatureH and pe_temperatureW differ; here there is one for both")
     told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
     if "backbone" in args:
@@ -134,9 +142,27 @@ def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
                 f"its backbone is {shown(args['backbone'])}; here there are {', '.join(OF_BOTTLENECKS)}"
             )
         told["backbone"] = f"{args['backbone']}{TAG}"
-    if isinstance(told.get("position_temperature"), int):
-        told["position_temperature"] = float(told["position_temperature"])
     return told
+
+
+def shares_told_by_authors(args: Mapping[str, Any]) -> bool | None:
+    """Whether the arguments in a file of the authors say that all decoder layers share their heads; None if not at all.
+
+    Raises:
+        CheckpointError: an argument is neither true nor false; the message names it.
+    """
+    flags = [f"dec_pred_{kind}_embed_share" for kind in ("class", "bbox")]
+    for flag in flags:
+        if not isinstance(args.get(flag), bool | None):
+            raise CheckpointError(f"its {flag} is {shown(args[flag])}; it must be true or false")
+    shares = [args.get(flag) for flag in flags]
+    return None if None in shares else all(shares)
+
+
+def _is_simple(value: object) -> bool:
+    """Whether a value is one of JSON or a flat list of them: all others may compare in ways of their own."""
+    kinds = (bool, int, float, str, type(None))
+    return type(value) in kinds or (type(value) is list and all(type(one) in kinds for one in value))
 
 
 def told_by_openmmlab(meta: object) -> dict[str, Any]:
