@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DETRConfig
-from deformable_detr.weights.resnets import ALL, MIDDLE, TAG, resnet_of
+from deformable_detr.weights.resnets import ALL, MIDDLE, OF_BOTTLENECKS, TAG, resnet_of
 
 # Our setting -> official argument.
 _FLAGS = {
@@ -85,7 +84,7 @@ def detr_settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | N
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
     assumed = tuple(name for name in ("num_heads", "dilation") if name not in told | seen)
-    return DETRSettings(replace(config, **seen), assumed)
+    return DETRSettings(config, assumed)
 
 
 def to_detr_args(config: DETRConfig) -> dict[str, Any]:
@@ -97,6 +96,11 @@ def to_detr_args(config: DETRConfig) -> dict[str, Any]:
     backbone = config.backbone.split(".")[0]
     if backbone not in ALL:
         raise CheckpointError(f"the official code has no backbone {config.backbone}; it has {', '.join(ALL)}")
+    if config.dilation and backbone not in OF_BOTTLENECKS:
+        raise CheckpointError(
+            f"the official code has no dilation=true with the backbone {backbone}; it has it with "
+            f"{', '.join(OF_BOTTLENECKS)}"
+        )
     return {flag: getattr(config, name) for name, flag in _FLAGS.items()} | {
         "backbone": backbone,
         "position_embedding": config.position,
