@@ -14,6 +14,7 @@ from deformable_detr.weights.dino.settings import (
     told_by_authors,
     told_by_openmmlab,
 )
+from tests.weights.tensors import weights_of
 
 MMDET = """
 model = dict(
@@ -28,7 +29,7 @@ def found(weights, told=None, source="authors", shared_heads=True):
     return dino_settings(weights, source, told or {}, shared_heads=shared_heads)
 
 
-def test_arguments_and_tensors_together_tell_everything(small_dino, weights_of):
+def test_arguments_and_tensors_together_tell_everything(small_dino):
     config = replace(
         small_dino, num_heads=4, position_temperature=33.0, denoising_queries=7, box_noise=0.4, dropout=0.2
     )
@@ -36,7 +37,7 @@ def test_arguments_and_tensors_together_tell_everything(small_dino, weights_of):
     assert found(weights_of(config), told) == (config, ())
 
 
-def test_without_arguments_the_rest_is_as_published(small_dino, weights_of):
+def test_without_arguments_the_rest_is_as_published(small_dino):
     config = replace(small_dino, hidden_dim=64, num_heads=8, encoder_points=3)
     settings = found(weights_of(config))
     assert settings.config == config
@@ -47,7 +48,7 @@ def test_without_arguments_the_rest_is_as_published(small_dino, weights_of):
     ("source", "temperature", "offset", "head_eps"),
     [("authors", 20, 0, 1e-3), ("detrex", 10_000, -0.5, 1e-3), ("openmmlab", 20, 0, 1e-5)],
 )
-def test_what_each_code_does_differently(small_dino, weights_of, source, temperature, offset, head_eps):
+def test_what_each_code_does_differently(small_dino, source, temperature, offset, head_eps):
     config, assumed = found(weights_of(small_dino), {"num_heads": 8}, source)
     offset_too = ("position_offset",) * (source != "authors")
     assert assumed == ("dilation", "position_temperature", *offset_too)
@@ -97,7 +98,7 @@ def test_what_the_authors_say_of_their_heads():
     assert shares_told_by_authors(both | {"dec_pred_bbox_embed_share": False}) is False
     assert shares_told_by_authors({"dec_pred_class_embed_share": True}) is None
     for value in (torch.tensor([1, 2]), "yes", 1):
-        with pytest.raises(CheckpointError, match="its dec_pred_bbox_embed_share is .*; it must be true or false"):
+        with pytest.raises(CheckpointError, match=r"its dec_pred_bbox_embed_share is .*; it must be true or false"):
             shares_told_by_authors(both | {"dec_pred_bbox_embed_share": value})
 
 
@@ -112,19 +113,19 @@ def test_what_the_authors_say_of_their_heads():
         ({"num_heads": 64}, "attention weights cannot be those of 64 heads and 4 levels"),
     ],
 )
-def test_what_cannot_both_be_right(small_dino, weights_of, told, message):
+def test_what_cannot_both_be_right(small_dino, told, message):
     with pytest.raises(CheckpointError, match=message):
         found(weights_of(small_dino), told)
 
 
-def test_a_file_without_label_table_is_a_model_without_denoising(small_dino, weights_of):
+def test_a_file_without_label_table_is_a_model_without_denoising(small_dino):
     config = replace(small_dino, denoising_queries=0)
     assert found(weights_of(config), {"num_heads": 8, "denoising_queries": 100, "box_noise": 0.4}).config == config
     kept = found(weights_of(small_dino), {"num_heads": 8, "denoising_queries": 0}).config
     assert kept.denoising_queries == DINOConfig().denoising_queries
 
 
-def test_tensors_without_which_nothing_is_known(small_dino, weights_of):
+def test_tensors_without_which_nothing_is_known(small_dino):
     weights = weights_of(small_dino)
     del weights["pyramid.level_embed"]
     with pytest.raises(CheckpointError, match=r"no such DINO can be: pyramid\.level_embed"):

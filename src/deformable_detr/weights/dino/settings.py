@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models.dino import DINOConfig
 from deformable_detr.weights.dino.keys import Source
+from deformable_detr.weights.official.document import FoundSettings
 from deformable_detr.weights.official.settings import points_of
 from deformable_detr.weights.resnets import BODY, OF_BOTTLENECKS, TAG, resnet_of
 
@@ -61,15 +62,6 @@ _SIZES = {
     "pyramid.backbone.body.layer1.0.conv2.weight": 4,
 }
 _ATTENTION = {"encoder_points": "encoder.layers.0.self_attention", "decoder_points": "decoder.layers.0.cross_attention"}
-
-
-class FoundSettings(NamedTuple):
-    """Settings of the model in a published file, and which of them are assumed."""
-
-    config: DINOConfig
-    """Settings of the model."""
-    assumed: tuple[str, ...]
-    """Names of settings that the file does not tell; they have the values of the published models."""
 
 
 def dino_settings(
