@@ -64,6 +64,12 @@ def test_the_text_of_openmmlabs_configuration_is_read():
         "denoising_queries": 300,
     }
     assert told_by_openmmlab({"cfg": MMDET.format(offset="0.0", temperature=20)})["position_offset"] == 0.0
+    assert (
+        told_by_openmmlab({"cfg": MMDET.format(offset="-.5", temperature="1e+4")})["position_temperature"] == 10_000.0
+    )
+    for no_number in ("1.2.3", ".", "-", "half"):
+        text = MMDET.format(offset=no_number, temperature=no_number)
+        assert told_by_openmmlab({"cfg": text}) == {"denoising_queries": 300}
     assert told_by_openmmlab(None) == told_by_openmmlab({"cfg": 5}) == told_by_openmmlab({"cfg": "x"}) == {}
 
 

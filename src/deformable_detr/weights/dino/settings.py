@@ -51,7 +51,7 @@ _LEVELS = (3, 4, 5)
 # Position embedding (temperature, offset) and distance of boxes from 0 and 1, where nothing in a file tells.
 _POSITIONS = {"authors": (20.0, 0.0), "detrex": (10_000.0, -0.5), "openmmlab": (20.0, 0.0)}
 _HEAD_EPS = {"authors": 1e-3, "detrex": 1e-3, "openmmlab": 1e-5}
-_NUMBER = r"\s*=\s*(-?[0-9.]+(?:e[0-9]+)?)"
+_NUMBER = r"\s*=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)(?![\w.])"
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.([0-9]{1,6})\.")
 _TABLE = "denoising.label_embed.weight"
 _SIZES = {
