@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from deformable_detr.core.errors import DataError
-from deformable_detr.runs.records import MOST_EPOCHS, RecordReader, is_record
+from deformable_detr.runs.bounds import LARGEST_COUNT
+from deformable_detr.runs.records import RecordReader, is_record
 
 STEP: dict[str, Any] = {
     "kind": "step", "time": 1.5, "epoch": 2, "step": 7, "loss": 3.25, "terms": {"decoder.0/l1": 0.5}, "lr": 1e-4,
@@ -26,7 +27,7 @@ def test_what_a_run_writes_is_a_record() -> None:
 
 STRANGE: list[Any] = [
     *(None, 5, [], {}, {"kind": None}, {"kind": "step"}, {"kind": "note", "epoch": "1"}),
-    *({**STEP, "epoch": value} for value in (None, 0, -1, 1.0, True, "2", [], MOST_EPOCHS + 1, 10**30)),
+    *({**STEP, "epoch": value} for value in (None, 0, -1, 1.0, True, "2", [], LARGEST_COUNT + 1, 10**30)),
     *({**STEP, "step": value} for value in (None, 0, -1, 1.5, "7", {}, 10**30)),
     *({**STEP, "loss": value} for value in (None, "3", True, [], 10**400)),
     *({**STEP, "terms": value} for value in (None, 3, "x", [1], {"a": "b"}, {"a": {"b": {"c": 1}}})),
@@ -70,6 +71,17 @@ def test_a_line_without_end_takes_no_more_memory_than_the_longest(
     records = RecordReader(path)
     assert list(records) == [STEP]
     assert records.num_strange == 3
+
+
+def test_an_epoch_of_as_many_classes_as_a_model_has_is_one_record(tmp_path: Path) -> None:
+    names = ("ap", "ap50", "ap75", "ar100")
+    by_class = {f"class {number}": dict.fromkeys(names, 0.12345678901234567) for number in range(100_000)}
+    line = json.dumps({**EPOCH, "val_per_class": by_class})
+    assert len(line) > 12_000_000
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    records = RecordReader(tmp_path / "metrics.jsonl")
+    (found,) = records
+    assert (len(found["val_per_class"]), records.num_strange) == (100_000, 0)
 
 
 def test_no_file_and_no_file_that_can_be_read(tmp_path: Path) -> None:

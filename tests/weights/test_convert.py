@@ -7,13 +7,14 @@ import torch
 
 from deformable_detr.core.errors import CheckpointError, OutputError
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import DeformableDETRConfig, DINOConfig, build
 from deformable_detr.weights import convert as converting
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint, TrainingState, load, save
 from deformable_detr.weights.convert import convert
 from deformable_detr.weights.official.reader import write_official
 from deformable_detr.weights.read import read_recognised
+from tests.weights.tensors import same, usable_weights_of
 
 # Official files know published backbones only; a smaller one does for the others.
 PUBLISHED = DeformableDETRConfig(
@@ -63,10 +64,6 @@ def source(checkpoint, tmp_path):
     path.parent.mkdir()
     save(checkpoint, path)
     return path
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def everything_in(folder):
@@ -207,6 +204,17 @@ def test_models_that_a_layout_does_not_have_are_refused(checkpoint, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             convert(tmp_path / "a.safetensors", tmp_path / OUTPUTS[to], to=to)
+    assert everything_in(tmp_path) == ["a.safetensors"]
+
+
+def test_transformers_has_no_dino(checkpoint, tmp_path):
+    config = DINOConfig(
+        backbone="test_resnet", hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=1, ffn_dim=24,
+        num_queries=11, num_classes=3,
+    )  # fmt: skip
+    save(replace(checkpoint, model=config, weights=usable_weights_of(config)), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="transformers has no model like this one, a dino"):
+        convert(tmp_path / "a.safetensors", tmp_path / "x", to="transformers")
     assert everything_in(tmp_path) == ["a.safetensors"]
 
 

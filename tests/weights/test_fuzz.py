@@ -23,13 +23,18 @@ from deformable_detr.core.errors import DeformableDetrError
 from deformable_detr.core.torch_files import FLOATS
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.inference.detector import Detector
-from deformable_detr.models import DeformableDETRConfig, build
+from deformable_detr.models import DeformableDETRConfig, DETRConfig, DINOConfig, build
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint, save
+from deformable_detr.weights.detr.keys import to_official_detr_keys
+from deformable_detr.weights.detr.settings import to_detr_args
+from deformable_detr.weights.dino.keys import to_authors_keys
+from deformable_detr.weights.dino.settings import to_authors_args
 from deformable_detr.weights.huggingface.reader import write_transformers
 from deformable_detr.weights.official.keys import to_official_keys
 from deformable_detr.weights.official.settings import to_args
 from tests.data.test_fuzz import damaged_bytes, damaged_values
+from tests.weights.tensors import weights_of
 
 LONGEST_S = 20.0
 MOST_MEMORY = 1 << 30
@@ -37,6 +42,15 @@ HOSTILE: list[Any] = [
     10**9, 2**31, 99_999, "hf-hub:timm/resnet50", "local-dir:.", "../../x", "/dev/zero", "\x1b[31m", "a\nb", "hub",
     ["cat"] * 3, [1, 1, 2], [True, False, 2], ["a", "a", "a"], ["x" * 10**5, "b", "c"], [0.0, 0.0, 0.0], {"ap": "high"},
 ]  # fmt: skip
+# What only a pickle can hold; and what is no number of a computer.
+ODD_ARGUMENTS: list[Any] = [
+    torch.tensor([1, 2]),
+    torch.ones(2, 3),
+    [torch.ones(2)],
+    torch.tensor(True),
+    10**400,
+    {1, 2},
+]
 TYPES = (torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.float16, torch.float64)
 
 
@@ -209,6 +223,8 @@ def fuzz_official(path: Path, rng: random.Random, times: int) -> Iterator[Callab
             damaged["model"] = damaged_tensors(document["model"], rng)
         elif number % 3 == 1:
             args = damaged_settings(document["args"], rng)
+            if isinstance(args, dict) and args and rng.random() < 0.4:
+                args[rng.choice(list(args))] = rng.choice(ODD_ARGUMENTS)
             damaged["args"] = args if rng.random() < 0.5 or not isinstance(args, dict) else argparse.Namespace(**args)
         else:
             damaged = damaged_settings({**document, "model": {}}, rng)
@@ -236,33 +252,44 @@ def small_ours(tiny: DeformableDETRConfig) -> Checkpoint:
     )
 
 
-def official_document() -> dict[str, Any]:
-    """The backbone is as published, since no other has an official form; all tensors are parts of the same numbers."""
-    config = DeformableDETRConfig(
-        hidden_dim=64, num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=48, num_queries=11, num_classes=3
+def official_documents() -> dict[str, dict[str, Any]]:
+    """Backbones are as published, since no other has an official form; all tensors are parts of the same numbers."""
+    small: dict[str, Any] = {
+        "hidden_dim": 64, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 2, "ffn_dim": 48, "num_queries": 11,
+        "num_classes": 3,
+    }  # fmt: skip
+    base, detr, dino = (
+        DeformableDETRConfig(**small),
+        DETRConfig(**small, backbone="resnet18.tv_in1k"),
+        DINOConfig(**small, proposals="paper"),
     )
-    with torch.device("meta"):
-        own = build(config, load_backbone_weights=False).state_dict()
-    pool = torch.randn(max(tensor.numel() for tensor in own.values()), generator=torch.Generator().manual_seed(0))
-    weights = {name: pool[: tensor.numel()].view(tensor.shape) for name, tensor in own.items()}
-    return {"model": to_official_keys(weights, config), "args": to_args(config), "epoch": 49}
+    tables = {
+        "official": (to_official_keys(weights_of(base), base), to_args(base)),
+        "official DETR": (to_official_detr_keys(weights_of(detr)), to_detr_args(detr)),
+        "official DINO": (to_authors_keys(weights_of(dino), dino), to_authors_args(dino)),
+    }
+    return {name: {"model": model, "args": args, "epoch": 49} for name, (model, args) in tables.items()}
 
 
 def fuzz_all(tiny: DeformableDETRConfig, folder: Path, seed: int, times: int) -> dict[str, dict[str, int]]:
     rng = random.Random(seed)
-    ours, theirs, official = folder / "best.safetensors", folder / "theirs", folder / "official.pth"
+    ours, theirs = folder / "best.safetensors", folder / "theirs"
     checkpoint = small_ours(tiny)
     save(checkpoint, ours)
     write_transformers(checkpoint, theirs)
-    torch.save(official_document(), official)
+    documents = official_documents()
+    official = {name: folder / f"{name}.pth" for name in documents}
+    for name, document in documents.items():
+        torch.save(document, official[name])
     sources = {
         "ours, bytes": fuzz_bytes(ours, ours, rng, times, 40_000),
         "ours": fuzz_ours(ours, rng, times),
         "config.json, bytes": fuzz_bytes(theirs / "config.json", theirs, rng, times // 2, 4000),
         "card, bytes": fuzz_bytes(theirs / "README.md", theirs, rng, times // 4, 200),
         "transformers": fuzz_transformers(theirs, rng, times),
-        "official": fuzz_official(official, rng, times // 2),
-        "official, bytes": fuzz_bytes(official, official, rng, times // 2, 60_000),
+        # Each kind of damage once at least; as many in all as of every other layout.
+        **{name: fuzz_official(path, rng, max(3, times // 6)) for name, path in official.items()},
+        "official, bytes": fuzz_bytes(official["official"], official["official"], rng, times // 2, 60_000),
     }
     outcomes = {name: outcomes_of(attempts) for name, attempts in sources.items()}
     if times >= 100:  # of few, all may end alike

@@ -20,7 +20,7 @@ from deformable_detr.weights.checkpoint import HEADER_ENTRY, build_model, save
 from deformable_detr.weights.huggingface.reader import write_transformers
 from deformable_detr.weights.official.keys import to_official_keys
 from deformable_detr.weights.official.settings import to_args
-from tests.weights.test_fuzz import official_document, peak_memory, small_ours
+from tests.weights.test_fuzz import official_documents, peak_memory, small_ours
 
 LAYOUTS = ("ours", "transformers", "official")
 
@@ -33,7 +33,7 @@ def written(tiny_config, tmp_path_factory):
     checkpoint = small_ours(tiny_config.model)
     save(checkpoint, folder / "ours.safetensors")
     write_transformers(checkpoint, folder / "theirs")
-    torch.save(official_document(), folder / "official.pth")
+    torch.save(official_documents()["official"], folder / "official.pth")
     return folder
 
 
@@ -337,7 +337,7 @@ def test_arguments_that_hold_one_list_a_million_times(tmp_path):
     for _ in range(60):
         bomb = [bomb, bomb]
     for name in ("num_queries", "backbone", "two_stage"):
-        document = official_document()
+        document = official_documents()["official"]
         document["args"][name] = bomb
         torch.save(document, tmp_path / "x.pth")
         if name == "two_stage":  # which is true only if it is True

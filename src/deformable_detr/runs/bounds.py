@@ -2,7 +2,8 @@
 
 from deformable_detr.core.errors import ConfigError
 
-_MOST = 1_000_000
+LARGEST_COUNT = 1_000_000
+"""Largest count among the settings of a run, such as its epochs."""
 LARGEST_SEED = 2**63 - 1
 """Largest seed; the random generators of PyTorch take no more than 64 bits."""
 
@@ -14,13 +15,13 @@ def check_counts(group: object, title: str, least: int, *names: str) -> None:
         group: settings.
         title: name of the group.
         least: smallest value.
-        names: settings in it; the largest value is a million, and for a seed `LARGEST_SEED`.
+        names: settings in it; the largest value is `LARGEST_COUNT`, and for a seed `LARGEST_SEED`.
 
     Raises:
         ConfigError: a value lies outside; the message has it and the bound.
     """
     for name in names:
-        value, most = getattr(group, name), LARGEST_SEED if name == "seed" else _MOST
+        value, most = getattr(group, name), LARGEST_SEED if name == "seed" else LARGEST_COUNT
         if value != "auto" and not least <= value <= most:
             bound = f"at least {least}" if value < least else f"at most {most}"
             raise ConfigError(f"{title}.{name} is {value}; it must be {bound}")

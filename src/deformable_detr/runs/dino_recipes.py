@@ -25,7 +25,7 @@ def dino_r50_5scale() -> TrainConfig:
     """Recipe of the published DINO with five levels, the finest of stride 4, on COCO.
 
     ddetr train dino_r50_5scale --data /data/coco
-    Cost: empty until there is a run of ours; four times the positions of `dino_r50`, so about four times the memory.
+    Cost: empty until there is a run of ours. It has four times the positions of `dino_r50`.
     Expected: 49.4 AP +- 0.3 on val2017 after 12 epochs (README of the authors' code; our run: pending).
     """
     return TrainConfig(
@@ -44,7 +44,7 @@ def dino_r50_improved() -> TrainConfig:
     positions as in Deformable DETR, heads for every layer, and 300 denoising queries.
 
     ddetr train dino_r50_improved --data /data/coco
-    Cost: empty until there is a run of ours; a few percent more than `dino_r50`.
+    Cost: empty until there is a run of ours.
     Expected: 50.1 AP +- 0.3 on val2017 after 12 epochs (model zoo of OpenMMLab's mmdetection 3.3; our run: pending).
     """
     return TrainConfig(

@@ -8,11 +8,11 @@ from typing import Any
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.core.reading import open_file, settings_value
+from deformable_detr.runs.bounds import LARGEST_COUNT
 
-MOST_EPOCHS = 1_000_000
-"""Largest number of epochs of a run."""
 _MOST_STEPS = 10**15
-_LONGEST_LINE = 1 << 22
+# The metrics of 100,000 classes, the most that a model has, take 13 MB.
+_LONGEST_LINE = 1 << 24
 _MOST_STRANGE = 10_000
 _DEEPEST = 3
 _KINDS = ("step", "epoch")
@@ -82,7 +82,7 @@ def is_record(value: object) -> bool:
         return False
     if value["kind"] not in _KINDS:
         return "epoch" not in value and "step" not in value
-    if not (_counts(value.get("epoch"), MOST_EPOCHS) and _counts(value.get("step"), _MOST_STEPS)):
+    if not (_counts(value.get("epoch"), LARGEST_COUNT) and _counts(value.get("step"), _MOST_STEPS)):
         return False
     figures = {name: figure for name, figure in value.items() if name != "kind"}
     groups = [figures[name] for name in _GROUPS if name in figures]

@@ -14,3 +14,5 @@ UNUSED = "unused-"
 """Prefix of the names of channels without a category."""
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _NAMES.split())
 """Class names by category id, 91 of them; names that start with `UNUSED` belong to no category."""
+CATEGORY_IDS = tuple(number for number, name in enumerate(COCO_CLASSES) if not name.startswith(UNUSED))
+"""Category ids of the 80 classes that the data set has."""

@@ -1,21 +1,8 @@
-"""Weights of a DETR without the time that drawing each of them would take."""
+"""Weights of a DETR with which its queries find different things."""
 
 import torch
 
 from deformable_detr.models import build_detr
-
-
-def weights_of(config):
-    """Each parameter another part of the same numbers: none is like another, and all are copies."""
-    with torch.device("meta"):
-        own = build_detr(config, load_backbone_weights=False).state_dict()
-    largest = max(tensor.numel() for tensor in own.values())
-    pool = torch.randn(largest + len(own), generator=torch.Generator().manual_seed(0))
-    drawn = {
-        name: pool[start : start + tensor.numel()].view(tensor.shape).clone()
-        for start, (name, tensor) in enumerate(own.items())
-    }
-    return {name: 0.5 + one.abs() if "running_var" in name else 0.1 * one for name, one in drawn.items()}
 
 
 def distinct_weights_of(config):

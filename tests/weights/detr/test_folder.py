@@ -16,8 +16,9 @@ from deformable_detr.weights.detr.folder import read_detr_folder, write_detr_fol
 from deformable_detr.weights.detr.keys import to_official_detr_keys
 from deformable_detr.weights.detr.settings import to_detr_args
 from deformable_detr.weights.detr.transformers_keys import to_transformers_detr_keys
-from tests.weights.detr.tensors import distinct_weights_of, weights_of
+from tests.weights.detr.tensors import distinct_weights_of
 from tests.weights.huggingface.test_reader import CLASSES, assert_alike, transformers  # noqa: F401
+from tests.weights.tensors import same, weights_of
 
 SMALL = DETRConfig(
     num_classes=7, backbone="resnet18", hidden_dim=64, num_heads=4, encoder_layers=2, decoder_layers=3, ffn_dim=96,
@@ -40,10 +41,6 @@ def checkpoint_of(config):
         preprocessing=Preprocessing(short_side=96, max_side=141, mean=(0.1, 0.2, 0.3), std=(0.7, 0.8, 0.9)),
         licence="Apache-2.0",
     )
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

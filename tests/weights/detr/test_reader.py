@@ -17,7 +17,7 @@ from deformable_detr.weights.convert import convert
 from deformable_detr.weights.detr.keys import from_official_detr_keys, to_official_detr_keys
 from deformable_detr.weights.detr.reader import detr_from_document, write_official_detr
 from deformable_detr.weights.detr.settings import to_detr_args
-from tests.weights.detr.tensors import weights_of
+from tests.weights.tensors import same, usable_weights_of
 
 SMALL = DETRConfig(
     backbone="resnet18.tv_in1k", hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=48,
@@ -31,20 +31,16 @@ VARIANTS = {
 }
 
 
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_the_official_code_writes_is_read(tmp_path, name, caplog):
     config = VARIANTS[name]
-    official = to_official_detr_keys(weights_of(config))
+    official = to_official_detr_keys(usable_weights_of(config))
     args = argparse.Namespace(**to_detr_args(config), lr=1e-4, masks_loss=None)
     document = {"model": official, "optimizer": {"state": {}}, "lr_scheduler": {}, "epoch": 299, "args": args}
     torch.save(document, tmp_path / "checkpoint.pth", _use_new_zipfile_serialization=name != "plain")
     found = read(tmp_path / "checkpoint.pth")
     assert found.model == config
-    assert same(found.weights, weights_of(config))
+    assert same(found.weights, usable_weights_of(config))
     assert (found.classes, found.category_ids) == (COCO_CLASSES, tuple(range(91)))
     assert (found.preprocessing, found.licence) == (Preprocessing(), "Apache-2.0")
     assert found.provenance == {"source": "official checkpoint checkpoint.pth", "epochs": "300"}
@@ -53,7 +49,7 @@ def test_what_the_official_code_writes_is_read(tmp_path, name, caplog):
 
 def test_the_published_files_have_nothing_but_tensors(tmp_path, caplog):
     config = replace(SMALL, num_heads=8)
-    official = to_official_detr_keys(weights_of(config))
+    official = to_official_detr_keys(usable_weights_of(config))
     for document in ({"model": official}, official, {"model": {f"module.{key}": one for key, one in official.items()}}):
         caplog.clear()
         torch.save(document, tmp_path / "detr-r18-dc5-0123abcd.pth")
@@ -63,9 +59,20 @@ def test_the_published_files_have_nothing_but_tensors(tmp_path, caplog):
         assert "taken as in the published ones: num_heads=8, dilation=True" in caplog.text
 
 
+def test_averaged_weights_come_first(tmp_path):
+    averaged = to_official_detr_keys(usable_weights_of(SMALL))
+    raw = {name: tensor * 2 for name, tensor in averaged.items()}
+    torch.save({"model": raw, "ema_model": averaged, "args": to_detr_args(SMALL)}, tmp_path / "x.pth")
+    found = read(tmp_path / "x.pth")
+    assert same(found.weights, usable_weights_of(SMALL))
+    assert found.provenance["averaged"] == "the entry 'ema_model'"
+
+
 def test_load_and_look(tmp_path):
     config = replace(SMALL, num_classes=5)
-    torch.save({"model": to_official_detr_keys(weights_of(config)), "args": to_detr_args(config)}, tmp_path / "x.pth")
+    torch.save(
+        {"model": to_official_detr_keys(usable_weights_of(config)), "args": to_detr_args(config)}, tmp_path / "x.pth"
+    )
     detector = deformable_detr.load(tmp_path / "x.pth", device="cpu")
     assert detector.classes == tuple(f"class {number}" for number in range(5))
     images, mask = torch.randn(2, 3, 64, 90), torch.zeros(2, 64, 90, dtype=torch.bool)
@@ -80,7 +87,7 @@ def test_load_and_look(tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_ours_to_official_and_back_changes_nothing(tmp_path, name):
     ours = Checkpoint(
-        weights=weights_of(VARIANTS[name]),
+        weights=usable_weights_of(VARIANTS[name]),
         model=VARIANTS[name],
         classes=tuple(f"thing {i}" for i in range(91)),
         category_ids=tuple(range(91)),
@@ -97,7 +104,7 @@ def test_ours_to_official_and_back_changes_nothing(tmp_path, name):
 
 
 def test_official_to_ours_to_official_is_equal_in_every_bit(tmp_path):
-    official = to_official_detr_keys(weights_of(SMALL))
+    official = to_official_detr_keys(usable_weights_of(SMALL))
     torch.save({"model": official, "args": to_detr_args(SMALL)}, tmp_path / "a.pth")
     convert(tmp_path / "a.pth", tmp_path / "b.safetensors", to="ours")
     done = convert(tmp_path / "b.safetensors", tmp_path / "c.pth", to="official")
@@ -106,7 +113,7 @@ def test_official_to_ours_to_official_is_equal_in_every_bit(tmp_path):
 
 
 def spoilt(change):
-    official = dict(to_official_detr_keys(weights_of(SMALL)))
+    official = dict(to_official_detr_keys(usable_weights_of(SMALL)))
     change(official)
     return official
 
@@ -129,7 +136,7 @@ def test_what_does_not_fit_is_named(tmp_path, change, message):
 
 
 def test_what_was_read_is_ours(tmp_path):
-    official = to_official_detr_keys(weights_of(SMALL))
+    official = to_official_detr_keys(usable_weights_of(SMALL))
     found = detr_from_document(tmp_path / "x.pth", {"model": official, "args": to_detr_args(SMALL)})
     before = {name: tensor.clone() for name, tensor in from_official_detr_keys(official).items()}
     for tensor in official.values():
@@ -140,7 +147,11 @@ def test_what_was_read_is_ours(tmp_path):
 def test_a_model_without_official_form_is_refused(tmp_path):
     config = replace(SMALL, backbone="test_resnet", num_classes=2)
     ours = Checkpoint(
-        weights=weights_of(config), model=config, classes=("a", "b"), category_ids=(0, 1), preprocessing=Preprocessing()
+        weights=usable_weights_of(config),
+        model=config,
+        classes=("a", "b"),
+        category_ids=(0, 1),
+        preprocessing=Preprocessing(),
     )
     with pytest.raises(CheckpointError, match=r"no backbone test_resnet; .*; write a \.safetensors file"):
         write_official_detr(ours, tmp_path / "x.pth")

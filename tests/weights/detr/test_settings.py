@@ -50,7 +50,7 @@ def test_settings_come_back(name):
     assert looks_like_detr(official(config))
 
 
-def test_without_arguments_three_are_as_published():
+def test_without_arguments_two_are_as_published():
     found = detr_settings_of(official(ODD), None, "x.pth")
     expected = replace(ODD, num_heads=8, dropout=0.1, auxiliary_losses=True)
     assert found == (expected, ("num_heads", "dilation"))
@@ -105,6 +105,8 @@ def test_both_words_for_sines():
 def test_what_the_official_code_does_not_have():
     with pytest.raises(CheckpointError, match="has no backbone mobilenetv2_100; it has resnet18, "):
         to_detr_args(replace(ODD, backbone="mobilenetv2_100"))
+    with pytest.raises(CheckpointError, match="no dilation=true with the backbone resnet34; it has it with resnet50, "):
+        to_detr_args(replace(ODD, dilation=True))
     assert to_detr_args(DETRConfig())["backbone"] == "resnet50"
 
 

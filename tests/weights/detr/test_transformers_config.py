@@ -1,6 +1,6 @@
 """Every setting of theirs that shapes the network is read or refused by name."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -104,14 +104,30 @@ def test_unknown_settings_are_listed():
     assert detr_from(PUBLISHED | {"zoom": 1, "norm_type": "rms"})[1] == ["norm_type", "zoom"]
 
 
+def test_auxiliary_losses_of_theirs_are_left_aside_and_named():
+    """Their decoder computes another network with them."""
+    assert detr_from(PUBLISHED | {"auxiliary_loss": True, "zoom": 1}) == (PAPER, ["auxiliary_loss", "zoom"])
+    assert detr_from(PUBLISHED | {"auxiliary_loss": False})[1] == []
+
+
 def test_every_setting_of_ours_comes_back():
     ours = DETRConfig(
         num_classes=2, backbone="resnet18", backbone_weights="mine.pth", frozen_stages=1, frozen_batch_norm=False,
         dilation=True, position="learned", hidden_dim=96, num_heads=3, encoder_layers=1, decoder_layers=2, ffn_dim=77,
-        dropout=0.25, num_queries=13,
+        dropout=0.25, num_queries=13, auxiliary_losses=False,
     )  # fmt: skip
+    standard = DETRConfig()
+    same = {field.name for field in fields(ours) if getattr(ours, field.name) == getattr(standard, field.name)}
+    assert same == {"pre_norm"}  # which transformers has not, see below
     theirs = detr_settings(ours, ("cat", "dog"), (17, 18))
     assert detr_from(theirs) == (ours, [])
+    assert detr_from({**theirs, "deformable_detr": {}})[0] == replace(
+        ours,
+        backbone_weights=standard.backbone_weights,
+        frozen_stages=standard.frozen_stages,
+        frozen_batch_norm=standard.frozen_batch_norm,
+        auxiliary_losses=standard.auxiliary_losses,
+    )  # as files without an entry of ours
     assert theirs["auxiliary_loss"] is False
     with pytest.raises(CheckpointError, match="pre_norm is true; the models of transformers have their norms after"):
         detr_settings(replace(ours, pre_norm=True), ("cat", "dog"), (17, 18))

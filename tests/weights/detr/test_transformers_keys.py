@@ -8,7 +8,7 @@ from deformable_detr.weights.detr.transformers_keys import (
     to_transformers_detr_keys,
 )
 from deformable_detr.weights.huggingface.names import file_key
-from tests.weights.detr.tensors import weights_of
+from tests.weights.tensors import same, weights_of
 
 CONFIG = DETRConfig(
     backbone="resnet18", hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, ffn_dim=48, num_queries=11,
@@ -19,10 +19,6 @@ CONFIG = DETRConfig(
 @pytest.fixture(scope="module")
 def weights():
     return weights_of(CONFIG)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("backbone", ["timm", "native"])

@@ -1,7 +1,6 @@
 import pytest
-import torch
 
-from deformable_detr.models import MODELS, DINOConfig
+from deformable_detr.models import DINOConfig
 
 
 @pytest.fixture(scope="session")
@@ -17,20 +16,3 @@ def small_dino():
         num_queries=11,
         proposals="paper",
     )
-
-
-@pytest.fixture(scope="session")
-def weights_of():
-    """Each parameter another part of the same numbers: none is like another, and a file of all of them is small."""
-
-    def make(config):
-        with torch.device("meta"):
-            own = MODELS.build(config, load_backbone_weights=False).state_dict()
-        largest = max(tensor.numel() for tensor in own.values())
-        pool = torch.randn(largest + len(own), generator=torch.Generator().manual_seed(0))
-        return {
-            name: pool[start : start + tensor.numel()].view(tensor.shape)
-            for start, (name, tensor) in enumerate(own.items())
-        }
-
-    return make

@@ -7,6 +7,7 @@ import torch
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.weights.dino.keys import key_map, shares_heads, sizes_of, source_of, to_authors_keys, to_our_keys
+from tests.weights.tensors import weights_of
 
 # Some names of each layout, as their codes have them.
 PAIRS = {
@@ -76,7 +77,7 @@ def test_names_of_the_published_codes(small_dino, source):
 
 @pytest.mark.parametrize("num_levels", [1, 3, 4, 5])
 @pytest.mark.parametrize("source", PAIRS)
-def test_every_name_goes_there_and_back(small_dino, weights_of, source, num_levels):
+def test_every_name_goes_there_and_back(small_dino, source, num_levels):
     config = replace(small_dino, heads="separate", num_levels=num_levels)
     names = key_map(source, sizes_of(config))
     own = [name for name in weights_of(config) if not name.endswith("num_batches_tracked")]
@@ -93,7 +94,7 @@ def test_other_models_are_not_taken_for_it():
 
 
 @pytest.mark.parametrize("heads", ["shared", "separate"])
-def test_the_authors_names_hold_every_head_twice_and_more(small_dino, weights_of, heads):
+def test_the_authors_names_hold_every_head_twice_and_more(small_dino, heads):
     config = replace(small_dino, heads=heads)
     weights = weights_of(config)
     theirs = to_authors_keys(weights, config)
@@ -105,14 +106,14 @@ def test_the_authors_names_hold_every_head_twice_and_more(small_dino, weights_of
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
 
 
-def test_copies_that_differ_are_refused(small_dino, weights_of):
+def test_copies_that_differ_are_refused(small_dino):
     theirs = to_authors_keys(weights_of(small_dino), small_dino)
     theirs["class_embed.1.bias"] = theirs["class_embed.1.bias"] + 1
     with pytest.raises(CheckpointError, match=r"class_embed\.1\.bias should be a copy of"):
         to_our_keys(theirs, "authors", sizes_of(small_dino))
 
 
-def test_unknown_names_are_named(small_dino, weights_of):
+def test_unknown_names_are_named(small_dino):
     theirs = to_authors_keys(weights_of(small_dino), small_dino)
     theirs |= {"class_embed.7.bias": torch.ones(91), "transformer.pos_trans.bias": torch.ones(3)}
     with pytest.raises(
@@ -121,7 +122,21 @@ def test_unknown_names_are_named(small_dino, weights_of):
         to_our_keys(theirs, "authors", sizes_of(small_dino))
 
 
-def test_biases_and_a_row_that_a_file_leaves_out_are_zero(small_dino, weights_of):
+def test_names_of_strangers_are_short_and_can_be_printed(small_dino):
+    theirs = to_authors_keys(weights_of(small_dino), small_dino)
+    bad = {f"\x1b[2J{number}" + "x" * 10_000: torch.ones(3) for number in range(9)}
+    with pytest.raises(CheckpointError, match="9 names are not of a DINO of its authors: ") as error:
+        to_our_keys(theirs | bad, "authors", sizes_of(small_dino))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1200
+    copies = {f"class_embed.{number}.\x1b[2J" + "x" * 10_000: torch.full((1,), number) for number in range(2)}
+    with pytest.raises(CheckpointError, match="should be a copy of") as error:
+        to_our_keys(theirs | copies, "authors", sizes_of(small_dino))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
+def test_biases_and_a_row_that_a_file_leaves_out_are_zero(small_dino):
     config = replace(small_dino, heads="separate")
     names, weights = key_map("openmmlab", sizes_of(config)), weights_of(config)
     theirs = {names.to_theirs(name): tensor for name, tensor in weights.items()}

@@ -12,7 +12,7 @@ import torch
 import deformable_detr
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models import MODELS, DINOConfig
+from deformable_detr.models import MODELS
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import Checkpoint
 from deformable_detr.weights.coco_classes import COCO_CLASSES
@@ -22,6 +22,7 @@ from deformable_detr.weights.dino.reader import dino_from_document, write_dino
 from deformable_detr.weights.dino.settings import to_authors_args
 from deformable_detr.weights.official.document import parameter_names
 from deformable_detr.weights.recognise import published_model
+from tests.weights.tensors import same, weights_of
 
 CFG = "positional_encoding=dict(num_feats=32, normalize=True, offset=-0.5, temperature=10000)"
 
@@ -36,10 +37,6 @@ def training_run(theirs, config, **more):
         "epoch": 11,
         "args": args,
     } | more
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def of_others(weights, config, source):
@@ -63,7 +60,7 @@ def expected(weights, *, biases=True):
 
 
 @pytest.mark.parametrize("heads", ["shared", "separate"])
-def test_what_the_authors_code_writes_is_read(small_dino, weights_of, tmp_path, heads):
+def test_what_the_authors_code_writes_is_read(small_dino, tmp_path, heads):
     config = replace(small_dino, heads=heads)
     weights = weights_of(config)
     path = tmp_path / "checkpoint0011_4scale.pth"
@@ -76,7 +73,7 @@ def test_what_the_authors_code_writes_is_read(small_dino, weights_of, tmp_path, 
     assert checkpoint.provenance["epochs"] == "12"
 
 
-def test_weights_alone_are_read_with_a_word_on_what_is_assumed(small_dino, weights_of, tmp_path, caplog):
+def test_weights_alone_are_read_with_a_word_on_what_is_assumed(small_dino, tmp_path, caplog):
     config = small_dino
     weights = weights_of(config)
     theirs = to_authors_keys(weights, config)
@@ -92,7 +89,7 @@ def test_weights_alone_are_read_with_a_word_on_what_is_assumed(small_dino, weigh
     assert "taken as in the published ones: num_heads=8, dilation=False, position_temperature=20.0" in caplog.text
 
 
-def test_settings_objects_are_read_as_tables(small_dino, weights_of, tmp_path, monkeypatch):
+def test_settings_objects_are_read_as_tables(small_dino, tmp_path, monkeypatch):
     """As SLConfig of the authors' code pickles: a class that is not installed here."""
     modules = {"util": types.ModuleType("util"), "util.slconfig": types.ModuleType("util.slconfig")}
     for name, module in modules.items():
@@ -108,7 +105,7 @@ def test_settings_objects_are_read_as_tables(small_dino, weights_of, tmp_path, m
     assert read(tmp_path / "x.pth").model == config
 
 
-def test_averaged_weights_come_first(small_dino, weights_of, tmp_path):
+def test_averaged_weights_come_first(small_dino, tmp_path):
     weights = weights_of(small_dino)
     averaged = {name: tensor * 2 for name, tensor in weights.items()}
     run = training_run(
@@ -124,7 +121,7 @@ def test_averaged_weights_come_first(small_dino, weights_of, tmp_path):
 
 
 @pytest.mark.parametrize("num_levels", [4, 5])
-def test_files_of_detrex_with_arrays_are_read(small_dino, weights_of, tmp_path, num_levels):
+def test_files_of_detrex_with_arrays_are_read(small_dino, tmp_path, num_levels):
     config = replace(small_dino, heads="separate", num_classes=80, num_levels=num_levels)
     weights = weights_of(config)
     theirs = of_others(weights, config, "detrex")
@@ -135,12 +132,15 @@ def test_files_of_detrex_with_arrays_are_read(small_dino, weights_of, tmp_path, 
     assert checkpoint.model == replace(config, position_temperature=10_000.0, position_offset=-0.5)
     assert same(checkpoint.weights, expected(weights))
     assert (len(checkpoint.classes), checkpoint.classes[:2]) == (80, ("person", "bicycle"))
+    assert checkpoint.provenance["assumed"] == (
+        "num_heads=8, dilation=False, position_temperature=10000.0, position_offset=-0.5"
+    )
     assert checkpoint.category_ids[10:13] == (11, 13, 14)
     assert (checkpoint.classes[-1], checkpoint.category_ids[-1]) == ("toothbrush", 90)
 
 
 @pytest.mark.parametrize("meta", [None, {"cfg": CFG}])
-def test_files_of_openmmlab_are_read(small_dino, weights_of, tmp_path, meta):
+def test_files_of_openmmlab_are_read(small_dino, tmp_path, meta):
     config = replace(small_dino, heads="separate", num_classes=80)
     weights = weights_of(config)
     theirs = of_others(weights, config, "openmmlab")
@@ -151,9 +151,11 @@ def test_files_of_openmmlab_are_read(small_dino, weights_of, tmp_path, meta):
     position = {"position_temperature": 10_000.0, "position_offset": -0.5} if meta else {}
     assert checkpoint.model == replace(config, head_eps=1e-5, **position)
     assert same(checkpoint.weights, expected(weights, biases=False))
+    default = "" if meta else ", position_temperature=20.0, position_offset=0.0"
+    assert checkpoint.provenance["assumed"] == f"num_heads=8, dilation=False{default}"
 
 
-def test_there_and_back_every_bit_is_the_same(small_dino, weights_of, tmp_path):
+def test_there_and_back_every_bit_is_the_same(small_dino, tmp_path):
     theirs = to_authors_keys(weights_of(small_dino), small_dino)
     torch.save(training_run(theirs, small_dino), tmp_path / "a.pth")
     convert(tmp_path / "a.pth", tmp_path / "b.safetensors", to="ours")
@@ -165,7 +167,7 @@ def test_there_and_back_every_bit_is_the_same(small_dino, weights_of, tmp_path):
     assert read(tmp_path / "c.pth").model == small_dino
 
 
-def test_a_loaded_file_predicts(small_dino, weights_of, tmp_path):
+def test_a_loaded_file_predicts(small_dino, tmp_path):
     config = small_dino
     torch.manual_seed(0)
     weights = MODELS.build(config, load_backbone_weights=False).state_dict()
@@ -190,13 +192,29 @@ def test_a_loaded_file_predicts(small_dino, weights_of, tmp_path):
         ({"transformer.enc_output.bias": torch.full((64,), torch.nan)}, "the weights are not finite"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(small_dino, weights_of, tmp_path, change, message):
+def test_what_is_wrong_with_a_file_is_said(small_dino, tmp_path, change, message):
     theirs = to_authors_keys(weights_of(small_dino), small_dino) | change
     theirs = {name: tensor for name, tensor in theirs.items() if tensor is not None}
     torch.save({"model": theirs}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=message) as error:
         read(tmp_path / "x.pth")
     assert "x.pth" in str(error.value)
+
+
+def test_class_heads_that_were_removed(small_dino, tmp_path):
+    theirs = to_authors_keys(weights_of(small_dino), small_dino)
+    theirs = {name: tensor for name, tensor in theirs.items() if "class_embed" not in name}
+    torch.save({"model": theirs}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: its class heads \(class_embed\.\*\) have been removed"):
+        read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("args", [{"num_queries": torch.tensor([1, 2])}, {"dec_pred_class_embed_share": torch.ones(2)}])
+def test_odd_arguments_are_refused(small_dino, tmp_path, args):
+    document = {"model": to_authors_keys(weights_of(small_dino), small_dino)}
+    document["args"] = to_authors_args(small_dino) | args
+    with pytest.raises(CheckpointError, match=r"x\.pth: its .* is a value of type Tensor; it must be"):
+        dino_from_document(tmp_path / "x.pth", document)
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"model": 3}, {"model": {1: 2}}, {"ema_model": {}}])
@@ -209,7 +227,7 @@ def test_a_document_without_a_dino_is_refused(tmp_path):
         dino_from_document(tmp_path / "x.pth", {"model": {"a": torch.ones(1)}})
 
 
-def test_a_model_that_the_authors_do_not_have_is_not_written(small_dino, weights_of, tmp_path):
+def test_a_model_that_the_authors_do_not_have_is_not_written(small_dino, tmp_path):
     config = replace(small_dino, position_offset=-0.5)
     checkpoint = Checkpoint(
         weights=weights_of(config),
@@ -220,7 +238,3 @@ def test_a_model_that_the_authors_do_not_have_is_not_written(small_dino, weights
     )
     with pytest.raises(CheckpointError, match=r"no position_offset=-0\.5.*write a \.safetensors file"):
         write_dino(checkpoint, tmp_path / "x.pth")
-
-
-def test_the_published_model_is_the_default():
-    assert DINOConfig(proposals="paper").heads == "shared"

@@ -12,7 +12,7 @@ from deformable_detr.models import DETRConfig
 from deformable_detr.weights.checkpoint import Checkpoint
 from deformable_detr.weights.huggingface.config_file import class_entries
 from deformable_detr.weights.huggingface.folder import FolderFormat, read_folder, write_folder
-from tests.weights.detr.tensors import weights_of
+from tests.weights.tensors import usable_weights_of
 
 CONFIG = DETRConfig(
     num_classes=2, backbone="test_resnet", hidden_dim=16, num_heads=2, encoder_layers=0, decoder_layers=1, ffn_dim=8,
@@ -29,7 +29,7 @@ FORMAT = FolderFormat(
 @pytest.fixture
 def ours():
     return Checkpoint(
-        weights=weights_of(CONFIG),
+        weights=usable_weights_of(CONFIG),
         model=CONFIG,
         classes=("cat", "dog"),
         category_ids=(17, 18),

@@ -1,62 +1,70 @@
+"""Names of a detector of two parameters and a backbone; those of the real ones are tested with their maps."""
+
 import pytest
 import torch
 
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.weights.huggingface.names import DetectorNames, file_key, our_weights, their_weights
 from deformable_detr.weights.key_map import KeyMap
+from tests.weights.tensors import same
 
 NAMES = DetectorNames(
     "a detector",
     "body.",
     KeyMap((("layers.#.attention", "model.decoder.layers.#.self_attn"),)),
-    to_theirs=lambda name: f"model.{name}" if name.startswith("head.") else None,
-    to_ours=lambda name: name.removeprefix("model.") if name.startswith("model.head.") else None,
+    KeyMap((("layers.#.linear.", "model.decoder.layers.#.mlp.fc1."),)).to_theirs,
+    KeyMap((("layers.#.linear.", "model.decoder.layers.#.mlp.fc1."),)).to_ours,
 )
 OURS = {
-    "layers.0.attention.in_proj_weight": torch.arange(12.0).view(6, 2),
-    "layers.0.attention.in_proj_bias": torch.arange(6.0),
-    "body.layer1.0.conv2.weight": torch.ones(1),
-    "body.bn1.num_batches_tracked": torch.tensor(3),
-    "head.weight": torch.full((3,), 2.0),
+    "body.layer2.1.conv3.weight": torch.arange(2.0),
+    "layers.1.attention.in_proj_weight": torch.arange(12.0).view(6, 2),
+    "layers.1.linear.bias": torch.ones(5),
 }
 
 
-@pytest.mark.parametrize("backbone", ["timm", "native"])
-def test_there_and_back(backbone):
-    theirs = their_weights(OURS, NAMES, timm_name="resnet18", backbone=backbone)
-    inner = "layer1.0.conv2" if backbone == "timm" else "encoder.stages.0.layers.0.layer.1.convolution"
-    assert set(theirs) == {
-        *(f"model.decoder.layers.0.self_attn.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")),
-        f"model.backbone.model.{inner}.weight",
-        "model.head.weight",
-    }
-    assert theirs["model.decoder.layers.0.self_attn.k_proj.bias"].tolist() == [2.0, 3.0]
-    ours = our_weights(theirs, NAMES)
-    assert set(ours) == set(OURS) - {"body.bn1.num_batches_tracked"}
-    assert all(torch.equal(ours[name], OURS[name]) for name in ours)
-    # In files, parameters have other names.
-    assert our_weights({file_key(name): tensor for name, tensor in theirs.items()}, NAMES).keys() == ours.keys()
+@pytest.mark.parametrize(
+    ("backbone", "body"),
+    [
+        ("timm", "model.backbone.model.layer2.1.conv3.weight"),
+        ("native", "model.backbone.model.encoder.stages.1.layers.1.layer.2.convolution.weight"),
+    ],
+)
+def test_there_and_back_as_in_models_and_as_in_files(backbone, body):
+    counter = {"body.bn1.num_batches_tracked": torch.tensor(3)}
+    theirs = their_weights(OURS | counter, NAMES, timm_name="resnet50", backbone=backbone)
+    attention = "model.decoder.layers.1.self_attn"
+    assert theirs.keys() == {
+        body, *(f"{attention}.{part}_proj.weight" for part in "qkv"), "model.decoder.layers.1.mlp.fc1.bias"
+    }  # fmt: skip
+    assert theirs[f"{attention}.k_proj.weight"].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert same(our_weights(theirs, NAMES), OURS)
+    in_file = {file_key(name): tensor for name, tensor in theirs.items()}
+    assert {"model.decoder.layers.1.fc1.bias", body.replace("backbone.", "backbone.conv_encoder.")} < in_file.keys()
+    assert same(our_weights(in_file, NAMES), OURS)
 
 
-def test_names_in_files():
-    assert file_key("model.backbone.model.bn1.bias") == "model.backbone.conv_encoder.model.bn1.bias"
-    assert file_key("model.encoder.layers.3.self_attn.o_proj.bias") == "model.encoder.layers.3.self_attn.out_proj.bias"
-    assert file_key("model.decoder.layers.3.mlp.fc1.bias") == "model.decoder.layers.3.fc1.bias"
-    assert file_key("model.head.weight") == "model.head.weight"
+def test_a_backbone_without_native_names():
+    with pytest.raises(ValueError, match="backbone resnet26d has no native name for conv1"):
+        their_weights({"body.conv1.0.weight": torch.ones(1)}, NAMES, timm_name="resnet26d", backbone="native")
 
 
-def test_what_is_refused():
-    theirs = their_weights(OURS, NAMES, timm_name="resnet18", backbone="timm")
-    with pytest.raises(ValueError, match=r"backbone resnet18d has no native name for stem\.0\.weight"):
-        their_weights({"body.stem.0.weight": torch.ones(1)}, NAMES, timm_name="resnet18d", backbone="native")
-    with pytest.raises(CheckpointError, match="'tail' is not a parameter of a detector in transformers, nor"):
-        our_weights({**theirs, "tail": torch.ones(1), "other": torch.ones(1)}, NAMES)
-    without = {name: tensor for name, tensor in theirs.items() if not name.endswith("v_proj.bias")}
-    with pytest.raises(CheckpointError, match="in_proj_bias needs the projections of q, k and v; v is not there"):
-        our_weights(without, NAMES)
-    twice = {**theirs, "model.backbone.conv_encoder.model.layer1.0.conv2.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match="is there twice"):
-        our_weights(twice, NAMES)
-    uneven = {**theirs, "model.decoder.layers.0.self_attn.k_proj.bias": torch.zeros(3)}
-    with pytest.raises(CheckpointError, match="of one shape"):
-        our_weights(uneven, NAMES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"a\nb": torch.ones(1), "c": torch.ones(1)},
+            "is not a parameter of a detector in transformers, nor are 1 more",
+        ),
+        ({"model.decoder.layers.1.fc1.bias": torch.zeros(5)}, r"layers\.1\.linear\.bias is there twice"),
+        (
+            {"model.decoder.layers.0.self_attn.q_proj.bias": torch.ones(2)},
+            "needs the projections .*; k, v is not there",
+        ),
+        ({"model.decoder.layers.1.self_attn.v_proj.weight": torch.ones(3, 2)}, "of one shape, not of"),
+    ],
+)
+def test_what_is_wrong_with_names_is_said(change, message):
+    theirs = their_weights(OURS, NAMES, timm_name="resnet50", backbone="timm")
+    with pytest.raises(CheckpointError, match=message) as error:
+        our_weights(theirs | change, NAMES)
+    assert str(error.value).isprintable()

@@ -1,6 +1,7 @@
 import argparse
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -63,6 +64,8 @@ def test_averaged_weights_come_first():
     assert averaged_first(3) == 3
     assert averaged_first({"ema_model": {}}) == {"ema_model": {}}
     assert (parameter_names(plain), parameter_names(averaged), parameter_names(3)) == ({"a"}, {"b"}, set())
+    one, two = torch.ones(2), torch.zeros(3)
+    assert official_tensors(Path("x.pth"), {"model": {"a": one}, "ema_model": {"module.b": two}}) == {"b": two}
 
 
 def test_arguments():
@@ -81,21 +84,35 @@ def test_what_differs_is_counted():
 
 def test_a_description_of_a_published_file_and_one_of_ours(tmp_path):
     path = tmp_path / "x.pth"
-    coco = description(path, {"epoch": 499}, DETRConfig(), "num_heads=8")
-    assert (coco["classes"], coco["licence"]) == (COCO_CLASSES, "Apache-2.0")
-    assert coco["provenance"] == {
-        "source": "official checkpoint x.pth", "epochs": "500", "assumed": "num_heads=8"
-    }  # fmt: skip
+    coco = description(path, {"epoch": 499}, DETRConfig(), source="a file", assumed="num_heads=8")
+    assert (coco["classes"], coco["licence"]) == (list(COCO_CLASSES), "Apache-2.0")
+    assert coco["provenance"] == {"source": "a file", "epochs": "500", "assumed": "num_heads=8"}
     assert coco["model"]["name"] == "detr"
-    own = description(path, {"epoch": -3}, CONFIG, "")
+    own = description(path, {"epoch": -3}, CONFIG, source="a file", assumed="")
     assert (own["classes"], own["licence"]) == (["class 0", "class 1"], "")
     assert "epochs" not in own["provenance"]
     write_document(checkpoint(), {"b": torch.ones(1)}, {"nheads": 8}, path)
     document = torch.load(path, weights_only=True)
     assert document.keys() == {"model", "args", HEADER_ENTRY}
-    ours = description(path, document, replace(CONFIG, dropout=0.3), "x")
+    ours = description(path, document, replace(CONFIG, dropout=0.3), source="a file", assumed="x")
     assert (ours["classes"], ours["licence"]) == (["cat", "dog"], "MIT")
     assert ours["model"]["config"]["dropout"] == 0.3
+    assert "source" not in ours["provenance"]
+
+
+def test_eighty_channels_are_cocos_classes_where_the_code_counts_classes(tmp_path):
+    config = DETRConfig(num_classes=80)
+    by_class = description(tmp_path, {}, config, source="", assumed="", by_class=True)
+    assert by_class["classes"][9:12] == ["traffic light", "fire hydrant", "stop sign"]
+    assert (by_class["category_ids"][9:12], by_class["licence"]) == ([10, 11, 13], "Apache-2.0")
+    by_id = description(tmp_path, {}, config, source="", assumed="")
+    assert (by_id["classes"][79], by_id["category_ids"], by_id["licence"]) == ("class 79", list(range(80)), "")
+
+
+def test_that_weights_are_averaged_is_told(tmp_path):
+    document = {"model": {"a": 1}, "ema_model": {"a": 2}, "epoch": 4}
+    told = description(tmp_path, document, CONFIG, source="a file", assumed="")["provenance"]
+    assert told == {"source": "a file", "epochs": "5", "averaged": "the entry 'ema_model'"}
 
 
 def test_copies_share_no_memory():

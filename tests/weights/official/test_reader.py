@@ -18,6 +18,7 @@ from deformable_detr.weights.official import reader
 from deformable_detr.weights.official.keys import from_official_keys, to_official_keys
 from deformable_detr.weights.official.reader import read_official, write_official
 from deformable_detr.weights.official.settings import to_args
+from tests.weights.tensors import same, weights_of
 
 # The backbone is as published, since no other has an official form; the rest is small.
 BASE = DeformableDETRConfig(
@@ -34,25 +35,9 @@ VARIANTS = {
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("base", "single_scale"))) for name in VARIANTS]
 
 
-def weights_of(config):
-    """Each parameter another part of the same numbers: none is like another, and a file of all of them is small."""
-    with torch.device("meta"):
-        own = build(config, load_backbone_weights=False).state_dict()
-    largest = max(tensor.numel() for tensor in own.values())
-    pool = torch.randn(largest + len(own), generator=torch.Generator().manual_seed(0))
-    return {
-        name: pool[start : start + tensor.numel()].view(tensor.shape)
-        for start, (name, tensor) in enumerate(own.items())
-    }
-
-
 @pytest.fixture(scope="module")
 def weights():
     return {name: weights_of(config) for name, config in VARIANTS.items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def training_run(official, config):
@@ -152,6 +137,13 @@ def test_files_without_settings_are_taken_as_published_and_say_so(tmp_path, capl
         assert read.provenance["assumed"] == "num_heads=8, dilation=False"
         assert "x.pth does not tell all settings" in caplog.text
         assert "as in the published ones: num_heads=8, dilation=False" in caplog.text
+
+
+def test_averaged_weights_come_first(weights, base, tmp_path):
+    raw = {name: tensor * 2 for name, tensor in base.items()}
+    read = read_document({"model": raw, "ema_model": base, "args": to_args(BASE)}, tmp_path)
+    assert same(read.weights, weights["base"])
+    assert read.provenance["averaged"] == "the entry 'ema_model'"
 
 
 def test_counters_are_left_aside_and_counted(weights, base, tmp_path, caplog):

@@ -61,7 +61,8 @@ def detr_from_document(path: Path, document: Any) -> Checkpoint:
     check_numbers(official, path)
     values = assumed_values(path, config, assumed)
     weights = owned(from_official_detr_keys(official))
-    return from_header(path, description(path, document, config, values), weights)
+    header = description(path, document, config, source=f"official checkpoint {path.name}", assumed=values)
+    return from_header(path, header, weights)
 
 
 def write_official_detr(checkpoint: Checkpoint, path: Path) -> None:

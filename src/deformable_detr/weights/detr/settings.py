@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +10,8 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DETRConfig
-from deformable_detr.weights.resnets import ALL, MIDDLE, TAG, resnet_of
+from deformable_detr.weights.official.document import FoundSettings
+from deformable_detr.weights.resnets import ALL, MIDDLE, OF_BOTTLENECKS, TAG, resnet_of
 
 # Our setting -> official argument.
 _FLAGS = {
@@ -40,21 +40,12 @@ _LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.")
 _PUBLISHED_DC5 = re.compile(r"detr-r\d+-dc5-[0-9a-f]{8}\.pth$")
 
 
-class DETRSettings(NamedTuple):
-    """Settings of the DETR in an official file, and which of them are assumed."""
-
-    config: DETRConfig
-    """Settings of the model."""
-    assumed: tuple[str, ...]
-    """Names of settings that the file does not tell; they have the values of the published models."""
-
-
 def looks_like_detr(names: Collection[str]) -> bool:
     """Whether these parameter names are those of the official DETR, perhaps without some of them."""
     return _CROSS_ATTENTION in names and _PROJECTION in names
 
 
-def detr_settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None, file_name: str) -> DETRSettings:
+def detr_settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None, file_name: str) -> FoundSettings:
     """Settings of an official DETR, from its tensors and, where the file has them, from its arguments.
 
     Args:
@@ -85,7 +76,7 @@ def detr_settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | N
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
     assumed = tuple(name for name in ("num_heads", "dilation") if name not in told | seen)
-    return DETRSettings(replace(config, **seen), assumed)
+    return FoundSettings(config, assumed)
 
 
 def to_detr_args(config: DETRConfig) -> dict[str, Any]:
@@ -97,6 +88,11 @@ def to_detr_args(config: DETRConfig) -> dict[str, Any]:
     backbone = config.backbone.split(".")[0]
     if backbone not in ALL:
         raise CheckpointError(f"the official code has no backbone {config.backbone}; it has {', '.join(ALL)}")
+    if config.dilation and backbone not in OF_BOTTLENECKS:
+        raise CheckpointError(
+            f"the official code has no dilation=true with the backbone {backbone}; it has it with "
+            f"{', '.join(OF_BOTTLENECKS)}"
+        )
     return {flag: getattr(config, name) for name, flag in _FLAGS.items()} | {
         "backbone": backbone,
         "position_embedding": config.position,

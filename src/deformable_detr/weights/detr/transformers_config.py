@@ -43,6 +43,8 @@ _EQUAL = {
     "encoder_attention_heads": ("decoder_attention_heads", 8),
     "encoder_ffn_dim": ("decoder_ffn_dim", 2048),
 }
+# Settings of ours that their DETR has not.
+_OWN = ("auxiliary_losses",)
 # What there is besides, and does not change the results of a trained network.
 _IGNORED = ("decoder_layerdrop", "classifier_dropout")
 # Maps that transformers takes of a backbone that is only named; the network uses the last of them.
@@ -50,7 +52,9 @@ _TIMM_MAPS = [1, 2, 3, 4]
 
 
 def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
-    """Settings of the DETR that a config.json describes, and the names of its settings that are ignored as unknown.
+    """Settings of the DETR that a config.json describes, and the names of its settings that are left aside.
+
+    Those are the unknown ones, and "auxiliary_loss" where it is true: see `detr_settings`.
 
     Args:
         settings: content of the file.
@@ -60,7 +64,7 @@ def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
     """
     settings = checked(settings, model_type=DETR_TYPE, architecture=DETR_ARCHITECTURE, fixed=FIXED, equal=_EQUAL)
     try:
-        model = from_dict(DETRConfig, common_settings(settings, _SIZES))
+        model = from_dict(DETRConfig, common_settings(settings, _SIZES, _OWN))
         body = body_of(model.backbone, model.dilation, 1)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -70,7 +74,8 @@ def detr_from(settings: Mapping[str, Any]) -> tuple[DETRConfig, list[str]]:
         raise CheckpointError(f"the backbone gives maps {shown(there)}; DETR takes its last map, which is {last} here")
     check_norms(body, model.backbone, settings)
     known = [theirs for theirs, _ in (*_SIZES.values(), *_EQUAL.values())]
-    return model, unknown_settings(settings, [*known, *FIXED, *_IGNORED])
+    aside = ["auxiliary_loss"] if settings.get("auxiliary_loss") else []
+    return model, [*aside, *unknown_settings(settings, [*known, *FIXED, *_IGNORED])]
 
 
 def detr_settings(model: DETRConfig, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
@@ -98,5 +103,5 @@ def detr_settings(model: DETRConfig, classes: Sequence[str], category_ids: Seque
         # With auxiliary losses, version 5.24 computes another network: each layer goes on with what was normalised.
         "auxiliary_loss": False,
         **backbone_settings(model.backbone, model.dilation, 1, _TIMM_MAPS),
-        **class_entries(model, classes, category_ids),
+        **class_entries(model, classes, category_ids, _OWN),
     }

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from deformable_detr.core.errors import CheckpointError
+from deformable_detr.core.errors import CheckpointError, listed
+from deformable_detr.core.short_text import one_line
 from deformable_detr.models.dino import DINOConfig
 from deformable_detr.weights.key_map import COUNTERS, KeyMap
 from deformable_detr.weights.official.keys import LAYERS
@@ -109,13 +110,13 @@ def to_our_keys(theirs: Mapping[str, Tensor], source: Source, sizes: Sizes) -> d
         if ours is None or (head is not None and int(head[2]) >= sizes.decoder_layers):
             unknown.append(name)
         elif ours in weights and not is_equal(weights[ours], tensor):
-            raise CheckpointError(f"{name} should be a copy of {origin[ours]}, and is not")
+            raise CheckpointError(f"{one_line(name)} should be a copy of {one_line(origin[ours])}, and is not")
         else:
             weights.setdefault(ours, tensor)
             origin.setdefault(ours, name)
     if unknown:
-        shown = ", ".join(unknown[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise CheckpointError(f"{len(unknown)} names are not of a DINO of {_NAME[source]}: {shown}")
+        names_of_file = one_line(listed(unknown, 8), 1000)
+        raise CheckpointError(f"{len(unknown)} names are not of a DINO of {_NAME[source]}: {names_of_file}")
     return _completed(weights)
 
 

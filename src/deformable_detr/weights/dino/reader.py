@@ -12,19 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from deformable_detr.core.config import to_dict
 from deformable_detr.core.errors import CheckpointError
 from deformable_detr.core.torch_files import check_memory, check_numbers
-from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import DINOConfig
-from deformable_detr.weights.checkpoint import (
-    HEADER_ENTRY,
-    Checkpoint,
-    from_header,
-    parse_header,
-    sketch,
-)
-from deformable_detr.weights.coco_classes import COCO_CLASSES, UNUSED
+from deformable_detr.weights.checkpoint import Checkpoint, from_header, sketch
 from deformable_detr.weights.dino.keys import (
     Sizes,
     Source,
@@ -36,31 +27,31 @@ from deformable_detr.weights.dino.keys import (
     to_our_keys,
 )
 from deformable_detr.weights.dino.settings import (
-    FoundSettings,
     dino_settings,
+    shares_told_by_authors,
     to_authors_args,
     told_by_authors,
     told_by_openmmlab,
 )
 from deformable_detr.weights.key_map import COUNTERS
 from deformable_detr.weights.official.document import (
+    FoundSettings,
     arguments_for,
     arguments_of,
     assumed_values,
-    averaged_first,
     counted,
+    description,
     official_tensors,
     owned,
     unlike,
     warn_of_what_changes,
     write_document,
 )
+from deformable_detr.weights.shared_heads import CLASS_HEADS_REMOVED
 
-_MOST_EPOCHS = 10**6
 _LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.([0-9]{1,6})\.")
 _MAP = re.compile(r"neck\.convs\.([0-9]{1,6})\.conv\.weight")
 _CODE = {"authors": "its authors", "detrex": "detrex", "openmmlab": "OpenMMLab"}
-_COCO_IDS = tuple(number for number, name in enumerate(COCO_CLASSES) if not name.startswith(UNUSED))
 
 
 def dino_from_document(path: Path, document: Any) -> Checkpoint:
@@ -76,7 +67,7 @@ def dino_from_document(path: Path, document: Any) -> Checkpoint:
         CheckpointError: it is of another model, or its settings and its tensors disagree; the message
             names tensors that are unknown, missing or of another shape.
     """
-    theirs = official_tensors(path, averaged_first(document))
+    theirs = official_tensors(path, document)
     source = source_of(theirs)
     if source is None:
         raise CheckpointError(f"{path} has no weights of a DINO")
@@ -88,7 +79,9 @@ def dino_from_document(path: Path, document: Any) -> Checkpoint:
     check_memory(theirs, path)
     check_numbers(weights, path)
     values = assumed_values(path, found.config, found.assumed)
-    return from_header(path, _description(path, document, found.config, source, values), owned(weights))
+    words = f"checkpoint {path.name} of DINO, as of {_CODE[source]}"
+    header = description(path, document, found.config, source=words, assumed=values, by_class=True)
+    return from_header(path, header, owned(weights))
 
 
 def write_dino(checkpoint: Checkpoint, path: Path) -> None:
@@ -117,13 +110,15 @@ def _settings_and_weights(
     if source == "authors":
         args = arguments_of(entries) or {}
         told = told_by_authors(args)
-        shares = [args.get(f"dec_pred_{kind}_embed_share") for kind in ("class", "bbox")]
+        shares = shares_told_by_authors(args)
         # Heads of their own are equal, too, before any training.
-        shared = all(shares) if None not in shares else shares_heads(theirs, len(layers))
+        shared = shares_heads(theirs, len(layers)) if shares is None else shares
     else:
         num_maps = sum(_MAP.fullmatch(name) is not None for name in theirs)
         told = told_by_openmmlab(entries.get("meta")) if source == "openmmlab" else {}
     weights = to_our_keys(theirs, source, Sizes(len(layers), num_maps, shared))
+    if not any(name.startswith("decoder.class_heads.") for name in weights):
+        raise CheckpointError(CLASS_HEADS_REMOVED)
     return dino_settings(weights, source, told, shared_heads=shared), weights
 
 
@@ -137,37 +132,3 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], config: DINOConfig,
         raise CheckpointError(
             f"{path} is not a DINO as of {_CODE[source]}; of the {len(expected)} tensors of such a model, {problems}"
         )
-
-
-def _description(path: Path, document: Any, config: DINOConfig, source: Source, assumed: str) -> dict[str, Any]:
-    """Description of the checkpoint: ours if the file has one, else what is known of the published models."""
-    ours = document.get(HEADER_ENTRY) if isinstance(document, dict) else None
-    if isinstance(ours, str):
-        header = parse_header(path, ours)
-    else:
-        classes, ids = _classes(config.num_classes)
-        header = {
-            "classes": classes,
-            "category_ids": ids,
-            "preprocessing": to_dict(Preprocessing()),
-            "metrics": {},
-            "provenance": {"source": f"checkpoint {path.name} of DINO, as of {_CODE[source]}"},
-            "licence": "Apache-2.0" if config.num_classes in (len(COCO_CLASSES), len(_COCO_IDS)) else "",
-        }
-        epoch = document.get("epoch") if isinstance(document, dict) else None
-        if isinstance(epoch, int) and 0 <= epoch < _MOST_EPOCHS:
-            header["provenance"]["epochs"] = str(epoch + 1)
-        if averaged_first(document) is not document:
-            header["provenance"]["averaged"] = "the entry 'ema_model'"
-        if assumed:
-            header["provenance"]["assumed"] = assumed
-    return header | {"model": {"name": "dino", "config": to_dict(config)}}
-
-
-def _classes(num_classes: int) -> tuple[list[str], list[int]]:
-    """Class names and category ids: all of COCO's ids, as the authors have them, COCO's 80 classes, or numbers."""
-    if num_classes == len(COCO_CLASSES):
-        return list(COCO_CLASSES), list(range(num_classes))
-    if num_classes == len(_COCO_IDS):
-        return [COCO_CLASSES[number] for number in _COCO_IDS], list(_COCO_IDS)
-    return [f"class {number}" for number in range(num_classes)], list(range(num_classes))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models.dino import DINOConfig
 from deformable_detr.weights.dino.keys import Source
+from deformable_detr.weights.official.document import FoundSettings
 from deformable_detr.weights.official.settings import points_of
 from deformable_detr.weights.resnets import BODY, OF_BOTTLENECKS, TAG, resnet_of
 
@@ -44,10 +45,13 @@ _FIXED: dict[str, Any] = {
     "use_deformable_box_attn": False,
     "dec_layer_number": None,
 }
+# Backbones and numbers of levels that the authors' code builds.
+_BACKBONES = ("resnet50", "resnet101")
+_LEVELS = (3, 4, 5)
 # Position embedding (temperature, offset) and distance of boxes from 0 and 1, where nothing in a file tells.
 _POSITIONS = {"authors": (20.0, 0.0), "detrex": (10_000.0, -0.5), "openmmlab": (20.0, 0.0)}
 _HEAD_EPS = {"authors": 1e-3, "detrex": 1e-3, "openmmlab": 1e-5}
-_NUMBER = r"\s*=\s*(-?[0-9.]+(?:e[0-9]+)?)"
+_NUMBER = r"\s*=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)(?![\w.])"
 _LAYER = re.compile(r"(encoder|decoder)\.layers\.([0-9]{1,6})\.")
 _TABLE = "denoising.label_embed.weight"
 _SIZES = {
@@ -58,15 +62,6 @@ _SIZES = {
     "pyramid.backbone.body.layer1.0.conv2.weight": 4,
 }
 _ATTENTION = {"encoder_points": "encoder.layers.0.self_attention", "decoder_points": "decoder.layers.0.cross_attention"}
-
-
-class FoundSettings(NamedTuple):
-    """Settings of the model in a published file, and which of them are assumed."""
-
-    config: DINOConfig
-    """Settings of the model."""
-    assumed: tuple[str, ...]
-    """Names of settings that the file does not tell; they have the values of the published models."""
 
 
 def dino_settings(
@@ -86,6 +81,7 @@ def dino_settings(
     missing = [name for name, axes in _SIZES.items() if name not in weights or weights[name].dim() != axes]
     if missing:
         raise CheckpointError(f"no such DINO can be: {', '.join(missing)} (by our names) missing or of other axes")
+    # Settings from the tensors (seen) and from the rest of the file (told). Both must be valid.
     seen = _seen(weights) | {"heads": "shared" if shared_heads else "separate"}
     temperature, offset = _POSITIONS[source]
     # As published: these rank invalid proposals, too.
@@ -94,9 +90,10 @@ def dino_settings(
     if _TABLE not in weights:
         given = {name: value for name, value in given.items() if name not in ("box_noise", "label_noise")}
         given["denoising_queries"] = 0
-    elif given.get("denoising_queries") in (0, None):
-        given.pop("denoising_queries", None)  # the table is there all the same
+    elif given.get("denoising_queries") == 0:
+        del given["denoising_queries"]  # the table is there all the same
     try:
+        from_dict(DINOConfig, seen | dict(told))  # what the file tells may be invalid
         config = from_dict(DINOConfig, given | seen)
         seen |= _points(weights, config)
         config = from_dict(DINOConfig, given | seen)
@@ -109,8 +106,10 @@ def dino_settings(
     ]
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
-    wanted = ("num_heads", "dilation", "position_temperature")
-    return FoundSettings(config, tuple(name for name in wanted if name not in told) if source != "detrex" else ())
+    wanted = ["num_heads", "dilation", "position_temperature"]
+    if source != "authors":  # whose code has no other offset
+        wanted.append("position_offset")
+    return FoundSettings(config, tuple(name for name in wanted if name not in told))
 
 
 def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,10 +118,14 @@ def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: they are of a network that is not here; the message names the argument.
     """
+    for flag in (*_FLAGS.values(), *_FIXED, "pe_temperatureW", "backbone"):
+        if not _is_simple(args.get(flag)):
+            raise CheckpointError(f"its {flag} is {shown(args[flag])}; it must be a number, a text, or a list of them")
     for flag, value in _FIXED.items():
         if args.get(flag, value) != value:
             raise CheckpointError(f"its {flag} is {shown(args[flag])}; here there is {value!r} alone")
-    if args.get("pe_temperatureH") != args.get("pe_temperatureW", args.get("pe_temperatureH")):
+    temperatures = [args[flag] for flag in ("pe_temperatureH", "pe_temperatureW") if flag in args]
+    if temperatures[1:] != temperatures[:-1]:
         raise CheckpointError("its pe_temperatureH and pe_temperatureW differ; here there is one for both")
     told = {name: args[flag] for name, flag in _FLAGS.items() if flag in args}
     if "backbone" in args:
@@ -131,9 +134,27 @@ def told_by_authors(args: Mapping[str, Any]) -> dict[str, Any]:
                 f"its backbone is {shown(args['backbone'])}; here there are {', '.join(OF_BOTTLENECKS)}"
             )
         told["backbone"] = f"{args['backbone']}{TAG}"
-    if isinstance(told.get("position_temperature"), int):
-        told["position_temperature"] = float(told["position_temperature"])
     return told
+
+
+def shares_told_by_authors(args: Mapping[str, Any]) -> bool | None:
+    """Whether the arguments in a file of the authors say that all decoder layers share their heads; None if not at all.
+
+    Raises:
+        CheckpointError: an argument is neither true nor false; the message names it.
+    """
+    flags = [f"dec_pred_{kind}_embed_share" for kind in ("class", "bbox")]
+    for flag in flags:
+        if not isinstance(args.get(flag), bool | None):
+            raise CheckpointError(f"its {flag} is {shown(args[flag])}; it must be true or false")
+    shares = [args.get(flag) for flag in flags]
+    return None if None in shares else all(shares)
+
+
+def _is_simple(value: object) -> bool:
+    """Whether a value is one of JSON or a flat list of them: all others may compare in ways of their own."""
+    kinds = (bool, int, float, str, type(None))
+    return type(value) in kinds or (type(value) is list and all(type(one) in kinds for one in value))
 
 
 def told_by_openmmlab(meta: object) -> dict[str, Any]:
@@ -158,10 +179,8 @@ def to_authors_args(config: DINOConfig) -> dict[str, Any]:
         CheckpointError: the authors' code has no such model; the message names the setting.
     """
     backbone = config.backbone.removesuffix(TAG).split(".")[0]
-    if backbone not in OF_BOTTLENECKS:
-        raise CheckpointError(
-            f"the authors' code has no backbone {config.backbone}; it has {', '.join(OF_BOTTLENECKS)}"
-        )
+    if backbone not in _BACKBONES:
+        raise CheckpointError(f"the authors' code has no backbone {config.backbone}; it has {', '.join(_BACKBONES)}")
     fixed = {"features": "padded", "position_offset": 0.0, "head_eps": 1e-3, "proposals": "paper"}
     for name, value in fixed.items():
         # A choice of proposals that leaves out invalid ones finds the same, but for images with hardly any others.
@@ -171,8 +190,8 @@ def to_authors_args(config: DINOConfig) -> dict[str, Any]:
             )
     if config.denoising_queries == 0:
         raise CheckpointError("the authors' code has no denoising_queries=0: a label table is missing")
-    if config.num_levels == 2 or config.num_levels > 5:
-        raise CheckpointError(f"the authors' code has no num_levels={config.num_levels}; it has 1, 3, 4 and 5")
+    if config.num_levels not in _LEVELS:
+        raise CheckpointError(f"the authors' code has no two-stage num_levels={config.num_levels}; it has 3, 4 and 5")
     share = config.heads == "shared"
     return {flag: getattr(config, name) for name, flag in _FLAGS.items()} | {
         "pe_temperatureW": config.position_temperature,

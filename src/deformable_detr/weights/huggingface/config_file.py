@@ -12,7 +12,7 @@ from deformable_detr.weights.huggingface.backbone_config import BACKBONE_TYPES, 
 OWN_ENTRY = "deformable_detr"
 """Entry of this package in config.json, for settings that transformers does not have; its models keep it unread."""
 OWN_SETTINGS = ("backbone_weights", "frozen_stages", "frozen_batch_norm")
-"""Settings of our networks that `OWN_ENTRY` holds."""
+"""Settings of all our networks that `OWN_ENTRY` holds."""
 FIXED = {"activation_function": "relu", "num_channels": 3}
 """Settings that must have one value to be built by this package."""
 SYNONYMS = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
@@ -120,12 +120,15 @@ def checked(
     return usual
 
 
-def common_settings(settings: Mapping[str, Any], sizes: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+def common_settings(
+    settings: Mapping[str, Any], sizes: Mapping[str, tuple[str, Any]], own_too: Collection[str] = ()
+) -> dict[str, Any]:
     """Settings of our network that all detectors have: sizes, backbone, classes, and what this package has added.
 
     Args:
         settings: content of a config.json, as `checked` gives it.
         sizes: for each setting of ours, theirs and its default.
+        own_too: settings of ours that `OWN_ENTRY` holds beside `OWN_SETTINGS`.
 
     Raises:
         CheckpointError: timm has no such backbone, or names of classes are missing.
@@ -133,7 +136,7 @@ def common_settings(settings: Mapping[str, Any], sizes: Mapping[str, tuple[str, 
     own = settings.get(OWN_ENTRY) or {}
     return (
         {ours: settings.get(theirs, default) for ours, (theirs, default) in sizes.items()}
-        | {name: own[name] for name in OWN_SETTINGS if name in own}
+        | {name: own[name] for name in (*OWN_SETTINGS, *own_too) if name in own}
         | backbone_from(settings)
         | {"num_classes": num_labels_of(settings)}
     )
@@ -252,19 +255,22 @@ def category_ids_from(settings: Mapping[str, Any], classes: Sequence[str]) -> tu
     return tuple(range(len(classes)))
 
 
-def class_entries(model: object, classes: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
+def class_entries(
+    model: object, classes: Sequence[str], category_ids: Sequence[int], own_too: Collection[str] = ()
+) -> dict[str, Any]:
     """Entries of config.json for the classes, and our own.
 
     Args:
         model: settings of the network.
         classes: class names by class id.
         category_ids: category ids of the data set, by class id.
+        own_too: as for `common_settings`.
     """
     return {
         "id2label": {str(channel): name for channel, name in enumerate(classes)},
         "label2id": {name: channel for channel, name in enumerate(classes)},
         "dtype": "float32",
-        OWN_ENTRY: {name: getattr(model, name) for name in OWN_SETTINGS}
+        OWN_ENTRY: {name: getattr(model, name) for name in (*OWN_SETTINGS, *own_too)}
         | {"classes": list(classes), "category_ids": list(category_ids)},
     }
 

@@ -1,7 +1,8 @@
 """Files of the published codes (`.pth`), whatever model they hold: their tensors, arguments and description.
 
 A file of a training run holds "model", "optimizer", "lr_scheduler", "epoch" and "args"; only "model", "epoch" and
-"args" are used. Files with "model" alone, or with nothing but its tensors, are read as well.
+"args" are used. Averaged weights, in "ema_model", come before those in "model". Files with "model" alone, or with
+nothing but its tensors, are read as well.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from deformable_detr.core.torch_files import inner_table, is_plain
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models import MODELS, ModelConfig
 from deformable_detr.weights.checkpoint import HEADER_ENTRY, Checkpoint, parse_header, to_header
-from deformable_detr.weights.coco_classes import COCO_CLASSES
+from deformable_detr.weights.coco_classes import CATEGORY_IDS, COCO_CLASSES
 from deformable_detr.weights.key_map import COUNTERS
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,15 @@ _AVERAGED = "ema_model"
 _MOST_EPOCHS = 10**6
 # Left by a tool that counts operations; the official codes ignore them as well.
 _LEFTOVERS = ("total_params", "total_ops", COUNTERS)
+
+
+class FoundSettings(NamedTuple):
+    """Settings of the model in a published file, and which of them are assumed."""
+
+    config: Any
+    """Settings of the model, of the class that it has for them."""
+    assumed: tuple[str, ...]
+    """Names of settings that the file does not tell; they have the values of the published models."""
 
 
 def averaged_first(document: Any) -> Any:
@@ -50,6 +60,8 @@ def parameter_names(document: Any) -> set[str]:
 def official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     """Tensors of the model by official names, without the prefix of a parallel run and without counters.
 
+    Averaged weights are taken where a file has them.
+
     Args:
         path: path of the file, for messages.
         document: content of the file.
@@ -57,7 +69,7 @@ def official_tensors(path: Path, document: Any) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no table of named tensors.
     """
-    table = inner_table(document)
+    table = inner_table(averaged_first(document))
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
         raise CheckpointError(f"{path} holds no table of named tensors, but a {type(table).__name__}")
     if table and all(name.startswith(_PARALLEL) for name in table):
@@ -108,35 +120,49 @@ def counted(found: Mapping[str, list[str]]) -> str:
     return "; ".join(problems)
 
 
-def description(path: Path, document: Any, config: ModelConfig, assumed: str) -> dict[str, Any]:
+def description(
+    path: Path, document: Any, config: ModelConfig, *, source: str, assumed: str, by_class: bool = False
+) -> dict[str, Any]:
     """Description of the checkpoint: ours if the file has one, else what is known of the published models.
 
     Args:
         path: path of the file.
         document: content of the file.
         config: settings of the model.
+        source: what the file is and whose, in words, for the provenance.
         assumed: settings that had to be assumed, in words.
+        by_class: whether 80 channels are COCO's 80 classes. They are not where channel i is category id i.
     """
     ours = document.get(HEADER_ENTRY)
     if isinstance(ours, str):
         header = parse_header(path, ours)
     else:
-        # The published models use COCO's category ids and have the licence of the official code.
-        of_coco = config.num_classes == len(COCO_CLASSES)
+        # The published models have COCO's channels and the licence of the code that they are of.
+        of_coco = _coco_channels(config.num_classes, by_class=by_class)
+        numbers = range(config.num_classes) if of_coco is None else of_coco
         header = {
-            "classes": COCO_CLASSES if of_coco else [f"class {i}" for i in range(config.num_classes)],
-            "category_ids": list(range(config.num_classes)),
+            "classes": [f"class {i}" if of_coco is None else COCO_CLASSES[i] for i in numbers],
+            "category_ids": list(numbers),
             "preprocessing": to_dict(Preprocessing()),
             "metrics": {},
-            "provenance": {"source": f"official checkpoint {path.name}"},
-            "licence": "Apache-2.0" if of_coco else "",
+            "provenance": {"source": source},
+            "licence": "" if of_coco is None else "Apache-2.0",
         }
         epoch = document.get("epoch")
         if isinstance(epoch, int) and 0 <= epoch < _MOST_EPOCHS:
             header["provenance"]["epochs"] = str(epoch + 1)
+        if averaged_first(document) is not document:
+            header["provenance"]["averaged"] = f"the entry {_AVERAGED!r}"
         if assumed:
             header["provenance"]["assumed"] = assumed
     return header | {"model": {"name": MODELS.name_of(config), "config": to_dict(config)}}
+
+
+def _coco_channels(num_classes: int, *, by_class: bool) -> Sequence[int] | None:
+    """COCO's category id of each channel, if so many channels are those of a published model; else None."""
+    if num_classes == len(COCO_CLASSES):
+        return range(num_classes)
+    return CATEGORY_IDS if by_class and num_classes == len(CATEGORY_IDS) else None
 
 
 def assumed_values(path: Path, config: ModelConfig, assumed: Sequence[str]) -> str:

@@ -72,7 +72,8 @@ def from_document(path: Path, document: Any) -> Checkpoint:
     check_numbers(official, path)
     weights = _renamed(path, official, config)
     values = assumed_values(path, config, assumed)
-    return from_header(path, description(path, document, config, values), weights)
+    header = description(path, document, config, source=f"official checkpoint {path.name}", assumed=values)
+    return from_header(path, header, weights)
 
 
 def write_official(checkpoint: Checkpoint, path: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from deformable_detr.core.config import from_dict
 from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.short_text import shown
 from deformable_detr.models import DeformableDETRConfig
+from deformable_detr.weights.official.document import FoundSettings
 from deformable_detr.weights.resnets import MIDDLE, OF_BOTTLENECKS, TAG, resnet_of
 
 # Our setting -> official argument.
@@ -39,15 +40,6 @@ _LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.")
 _ATTENTION = {"encoder_points": "encoder.layers.0.self_attn", "decoder_points": "decoder.layers.0.cross_attn"}
 
 
-class Settings(NamedTuple):
-    """Settings of the model in an official file, and which of them are assumed."""
-
-    config: DeformableDETRConfig
-    """Settings of the model."""
-    assumed: tuple[str, ...]
-    """Names of settings that the file does not tell; they have the values of the published models."""
-
-
 def has_size_tensors(names: Collection[str]) -> bool:
     """Whether these names include the tensors that show a model's sizes; without them it is another model."""
     return set(_DIMS) <= set(names) and (_QUERIES in names or _TWO_STAGE in names)
@@ -71,7 +63,7 @@ def most_like(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) ->
         return DeformableDETRConfig()
 
 
-def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> Settings:
+def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) -> FoundSettings:
     """Settings of an official model, from its tensors and, where the file has them, from its arguments.
 
     Args:
@@ -98,7 +90,7 @@ def settings_of(official: Mapping[str, Tensor], args: Mapping[str, Any] | None) 
     if apart:
         raise CheckpointError(f"its settings and its tensors disagree: {'; '.join(apart)}")
     assumed = [name for name in ("num_heads", "num_queries", "dilation") if name not in told | seen]
-    return Settings(replace(config, **seen), tuple(assumed))
+    return FoundSettings(replace(config, **seen), tuple(assumed))
 
 
 def to_args(config: DeformableDETRConfig) -> dict[str, Any]:
