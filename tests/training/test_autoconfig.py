@@ -10,6 +10,7 @@ from deformable_detr.runs.config import TrainConfig
 from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size
 from deformable_detr.training.autoconfig import (
     fit_to_data,
+    fitted_decay,
     fitted_epochs,
     fitted_interval,
     fitted_size,
@@ -54,6 +55,33 @@ def test_warm_up_and_evaluations_follow_the_length_of_the_run():
         interval = fitted_interval(epochs)
         assert epochs / interval <= 30
         assert interval == 1 or epochs / (interval - 1) > 30
+
+
+@pytest.mark.parametrize("steps", [40, 200, 3009, 46_000])
+def test_what_is_averaged_follows_the_length_of_the_run(steps):
+    """A step counts half as much after a twentieth of the run: step by step, without the formula."""
+    share = 1.0
+    for _ in range(steps // 20):
+        share *= fitted_decay(steps)
+    assert share == pytest.approx(0.5, rel=0.01)
+
+
+def test_averages_have_their_limits():
+    assert fitted_decay(1) == fitted_decay(20) == 0.5
+    assert fitted_decay(3009) == pytest.approx(0.9954, abs=5e-5)
+    assert fitted_decay(46_205) < 0.9997
+    assert [fitted_decay(steps) for steps in (46_210, 10**9)] == [0.9997, 0.9997]
+
+
+def test_the_decay_of_averages_is_settled_last_and_said():
+    data = photos([200, 30], num_images=205)
+    config, reasons = fit_to_data(small().with_settings(ema_decay="auto"), data)
+    assert config.optimizer.ema_decay == fitted_decay(59 * 51)
+    assert "averaged weights with a decay of 0.9954, a half-life of 150 of 3009 steps" in reasons
+    shorter, _ = fit_to_data(small().with_settings(ema_decay="auto", epochs=4, batch_size=41), data)
+    assert shorter.optimizer.ema_decay == fitted_decay(4 * 5)
+    assert fit_to_data(config, data) == (config, ())
+    assert fit_to_data(small(), data).config.optimizer.ema_decay == 0.9997
 
 
 def test_the_smallest_class_decides_on_the_size():

@@ -17,6 +17,7 @@ from deformable_detr.runs.config import OptimizerConfig
 from deformable_detr.runs.config_file import from_json
 from deformable_detr.training import loop
 from deformable_detr.training import train as training
+from deformable_detr.training.autoconfig import fitted_decay
 from deformable_detr.training.setup import set_up
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load, save
@@ -125,6 +126,29 @@ def test_ctrl_c_finishes_the_step_and_resuming_gives_the_uninterrupted_run(
     volatile = {"time", "images_per_second", "memory_bytes", "train_seconds", "val_seconds", "train"}
     lines = [[{k: v for k, v in one.items() if k not in volatile} for one in read(run.folder)] for run in (whole, rest)]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_averages_and_the_end_of_variation_are_the_same_in_a_run_that_goes_on(
+    tiny_config, scenes, tmp_path, monkeypatch, steps
+):
+    config = tiny_config.with_settings(
+        ema_decay="auto", mosaic=0.7, scale_jitter=(0.5, 1.5), color_jitter=0.5, until=0.5, epochs=2
+    )
+    whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu", report=False)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, steps)
+        train(config, data=scenes, output=tmp_path / "part", device="cpu", on_interrupt="return", report=False)
+    written = json.loads((tmp_path / "part" / "config.json").read_text())
+    assert written["optimizer"]["ema_decay"] == fitted_decay(4) == 0.5
+    assert written["augmentation"]["until"] == 0.5
+    rest = resume(tmp_path / "part", device="cpu", report=False)
+    assert rest.best == whole.best
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "part"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    longer = resume(tmp_path / "part", epochs=3, device="cpu", report=False)
+    assert longer.config.optimizer.ema_decay == 0.5
 
 
 def test_ctrl_c_in_the_evaluation_costs_only_the_evaluation(tiny_config, scenes, tmp_path, monkeypatch):

@@ -72,8 +72,9 @@ class OptimizerConfig:
     """Weight decay on all parameters."""
     clip_norm: float = 0.1
     """Largest 2-norm of all gradients together; 0 = no clipping."""
-    ema_decay: float = 0.9997
-    """Decay of the averaged weights, which are evaluated and kept for use, below 1; 0 = no averaging. See `EMA`."""
+    ema_decay: float | Literal["auto"] = 0.9997
+    """Decay of the averaged weights, which are evaluated and kept for use, below 1; 0 = no averaging. See `EMA`.
+    "auto": by the length of the run, see `fitted_decay`."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -87,8 +88,8 @@ class OptimizerConfig:
             if getattr(self, name) == 0:
                 raise ConfigError(f"optimizer.{name} is 0; nothing would be learnt")
         check_counts(self, "optimizer", 1, "base_batch_size")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"optimizer.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if self.ema_decay != "auto" and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"optimizer.ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or 'auto'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +333,10 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
                 note(f"augmentation.{probability} is 0", "augmentation", *names)
         if augmentation.mosaic == augmentation.mixup == 0:
             note("augmentation.mosaic and mixup are 0", "augmentation", "mixing_off")
+        elif 0 < augmentation.mixing_off <= 1 - augmentation.until:
+            note(f"augmentation.until is {augmentation.until}, which ends mixing before", "augmentation", "mixing_off")
+        if augmentation == augmentation.plain():
+            note("images are only flipped, turned and resized anyway", "augmentation", "until")
     return idle
 
 
