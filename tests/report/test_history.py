@@ -29,6 +29,13 @@ def test_lines_of_a_run():
     history.epochs[1]["val"]["ap50"], history.epochs[1]["val_per_class"]["cat"]["ap"] = 0.9, 0.2
     assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 2  # as best.safetensors
     assert history.best("ap")["epoch"] == history.best("dog/ap")["epoch"] == 4
+    assert (
+        history.best("ap50@queries")["epoch"] == history.best("cat/ap@queries")["epoch"] == 2
+    )  # COCO's, without others
+    for row, ap in ((history.epochs[1], 0.3), (history.epochs[3], 0.6)):
+        row["val_at_n"], row["val_at_n_per_class"] = {"max_detections": 500, "ap50": ap}, {"cat": {"ap": ap}}
+    assert history.best("ap50@queries")["epoch"] == history.best("cat/ap@queries")["epoch"] == 4
+    assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 2
     history.epochs[1]["val"]["ap50"] = 0.4
     averages, steps = history.loss()
     assert (averages.xs, averages.ys) == ([1, 2, 3, 4], [9, 4.5, 3, 2.25])

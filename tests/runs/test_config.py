@@ -6,6 +6,7 @@ import pytest
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models.interface import GivenModelConfig
 from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, idle_remarks
 from deformable_detr.runs.recipes import detr_small, finetune, small, with_image_size
 
@@ -126,6 +127,35 @@ def test_a_setting_without_effect_that_came_from_elsewhere_is_remarked():
     assert second.startswith("augmentation.crop_min is 100 and has no effect")
     # A smaller image size is no choice of windows.
     assert idle_remarks(with_image_size(TrainConfig(augmentation=Augmentation(crop_probability=0.0)), 96)) == []
+
+
+def test_a_number_of_queries_that_somebody_sets_is_left_alone():
+    assert small().run.fit_queries
+    for settings in (
+        {"num_queries": 50},
+        {"model.num_queries": 50},
+        {"model": {"num_queries": 50}},
+        {"model": replace(small().model, num_queries=50)},
+    ):
+        config = small().with_settings(settings)
+        assert (config.model.num_queries, config.run.fit_queries) == (50, False)
+    assert small().with_settings(dropout=0.2, epochs=3, model={"proposals": "valid"}).run.fit_queries
+    both = small().with_settings(num_queries=50, fit_queries=True)
+    assert (both.model.num_queries, both.run.fit_queries) == (50, True)
+    assert not TrainConfig().run.fit_queries
+
+
+def test_queries_of_a_network_of_ones_own_cannot_be_fitted():
+    config = replace(TrainConfig(), model=GivenModelConfig(class_name="Mine", num_classes=3))
+    with pytest.raises(ConfigError, match=r"run.fit_queries has no effect: the network is one of your own"):
+        config.with_settings(fit_queries=True)
+
+
+@pytest.mark.parametrize("name", ["ap@queries", "ar_100@queries", "cat/ap50@queries"])
+def test_metrics_with_more_detections_may_decide(name):
+    assert TrainConfig().with_settings(best_by=name).checkpoints.best_by == name
+    with pytest.raises(ConfigError, match="no metric 'xap@queries'; there are ap, ap50"):
+        TrainConfig().with_settings(best_by="xap@queries")
 
 
 def test_settings_of_another_kind_of_model_are_idle():

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from deformable_detr.core.config import updated
+from deformable_detr.core.config import named_settings, updated
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
@@ -130,6 +130,9 @@ class RunConfig:
     start: Literal["backbone", "weights"] = "backbone"
     """Pretrained weights that the run starts from. "backbone": those of the backbone, or none. "weights": those of a
     whole detector, which `train` must be given as `weights`; they replace the structure that `model` describes."""
+    fit_queries: bool = False
+    """Whether the model gets more queries than `model.num_queries` if training images hold many objects, see
+    `fitted_queries`. False once somebody sets that number, and in config.json, which has the number in force."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that keep their weights, by their names in `parts`. "all_but_heads" names all but the
     heads."""
@@ -172,7 +175,8 @@ class CheckpointConfig:
     """Settings of the checkpoints: which are kept, and when they are saved."""
 
     best_by: str = "ap"
-    """Metric that selects best.safetensors: one of COCO's twelve, such as "ap50", or of a class, such as "cat/ap"."""
+    """Metric that selects best.safetensors: one of COCO's twelve, such as "ap50", or of a class, such as "cat/ap".
+    With "@queries" behind it, not COCO's, but with as many detections of an image as the model has queries."""
     save_every: float = 10.0
     """Minutes between two saves of last.safetensors within an epoch; 0 = saved only at the end of an epoch."""
     keep_last: int = 2
@@ -261,7 +265,9 @@ class TrainConfig:
                 the others as they are.
         """
         changes = {**(settings or {}), **more}
-        changed = updated(self, changes)
+        changed, named = updated(self, changes), named_settings(self, changes)
+        if "model.num_queries" in named and "run.fit_queries" not in named:
+            changed = replace(changed, run=replace(changed.run, fit_queries=False))
         refuse_idle(changed, changes)
         return changed
 
@@ -320,6 +326,8 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
         )
     if MODELS.class_scores(config.model) == "sigmoid":
         note("the model has no class for 'no object'", "criterion", "no_object_weight")
+    if not hasattr(config.model, "num_queries"):
+        note("the network is one of your own, whose queries nobody else can add to", "run", "fit_queries")
     if MODELS.offsets(config.model) == ():
         note("the model has no sampling offsets", "optimizer", "offsets_lr_factor")
     for part in ("backbone", "encoder", "decoder", "heads"):
