@@ -109,6 +109,8 @@ def test_tensors_without_which_nothing_is_known(small_dino, weights_of):
         ({"head_eps": 1e-5}, "no head_eps=1e-05"),
         ({"proposals": "distinct"}, "no proposals='distinct'"),
         ({"denoising_queries": 0}, "no denoising_queries=0: a label table is missing"),
+        ({"hybrid_queries": 9}, "no hybrid_queries=9 and query_groups=1, and no place for their tensors"),
+        ({"query_groups": 2}, "no hybrid_queries=0 and query_groups=2"),
         ({"num_levels": 6}, "no num_levels=6; it has 1, 3, 4 and 5"),
     ],
 )
