@@ -78,13 +78,18 @@ class History(NamedTuple):
         return stages
 
     def precision(self) -> list[Series]:
-        """AP, AP50 and AP75 on the validation images, in percent."""
+        """AP, AP50 and AP75 on the validation images, in percent; and AP with more detections than COCO counts."""
         names = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
         rows = self.evaluated
-        return [
+        series = [
             Series(label, _epochs(rows), _percent(row["val"].get(name) for row in rows))
             for name, label in names.items()
         ]
+        more = [row for row in rows if row.get("val_at_n")]
+        if more:
+            label = f"AP with {more[-1]['val_at_n'].get('max_detections', 'more')} detections"
+            series.append(Series(label, _epochs(more), _percent(row["val_at_n"].get("ap") for row in more)))
+        return series
 
     def class_precision(self) -> list[Series]:
         """AP of each class on the validation images, in percent."""

@@ -341,7 +341,7 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
                 note(f"augmentation.{probability} is 0", "augmentation", *names)
         if augmentation.mosaic == augmentation.mixup == 0:
             note("augmentation.mosaic and mixup are 0", "augmentation", "mixing_off")
-        elif 0 < augmentation.mixing_off <= 1 - augmentation.until:
+        elif augmentation.mixing_off > 0 and augmentation.until + augmentation.mixing_off <= 1:
             note(f"augmentation.until is {augmentation.until}, which ends mixing before", "augmentation", "mixing_off")
         if augmentation == augmentation.plain():
             note("images are only flipped, turned and resized anyway", "augmentation", "until")
