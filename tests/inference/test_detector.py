@@ -155,7 +155,8 @@ def test_thresholds_and_limits_only_leave_out(detector):
 
 def test_no_query_is_cut_off_unless_somebody_asks_for_it(detector, tiny_config):
     image = picture(90, 60, 3)
-    model = build(replace(tiny_config.model, num_queries=140, num_classes=3), load_backbone_weights=False)
+    config = replace(tiny_config.model, variant="refine", num_queries=140, num_classes=3)
+    model = build(config, load_backbone_weights=False)
     many = detector.around(model)
     assert (detector.max_detections, many.max_detections) == (100, 140)
     assert len(many.predict(image, threshold=0.0)) == 140
