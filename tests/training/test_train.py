@@ -167,7 +167,7 @@ def test_crowds_get_more_queries_and_numbers_beside_those_of_coco(tiny_config, c
     assert report.metrics.twelve() == pytest.approx(record["val"], abs=1e-6)
     own = {name: value for name, value in record["val_at_n"].items() if name != "max_detections"}
     assert report.metrics_at_n.twelve() == pytest.approx(own, abs=1e-6)
-    table = next(csv.DictReader((run.folder / "metrics.csv").open()))
+    table = next(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))
     assert {"val/ar_100", "val_at_n/ar_200", "val_at_n_per_class/cat/ap"} <= table.keys()
 
 

@@ -107,13 +107,13 @@ def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
         "detections": sum(len(one.scores) for one in report.detections),
         "skipped_images": report.num_skipped,
         "seconds": round(report.seconds, 3),
-        **_numbers(report.metrics),
+        **_metrics_record(report.metrics),
         # Apart, and by names of their own: they are not COCO's.
-        "at_max_detections": None if report.metrics_at_n is None else _numbers(report.metrics_at_n),
+        "at_max_detections": None if report.metrics_at_n is None else _metrics_record(report.metrics_at_n),
     }
 
 
-def _numbers(metrics: "Metrics") -> dict[str, object]:
+def _metrics_record(metrics: "Metrics") -> dict[str, object]:
     return {
         "metrics": metrics.twelve(),
         "per_class": {name: one._asdict() for name, one in metrics.per_class.items()},

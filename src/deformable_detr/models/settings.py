@@ -156,10 +156,11 @@ def check_branches(settings: BranchSettings) -> None:
             f"with query_groups={groups} and hybrid_queries={hybrid}, training has {total} queries; it can have at "
             f"most {most}"
         )
-    repeats = settings.hybrid_repeats
+    name = "hybrid_repeats"
+    repeats = getattr(settings, name)
     if repeats < 2:
         raise ConfigError(f"hybrid_repeats is {repeats}; it must be at least 2")
-    if not hybrid and repeats != type(settings).hybrid_repeats:
+    if not hybrid and repeats != getattr(type(settings), name):
         raise ConfigError(
             f"hybrid_repeats={repeats} has no meaning without hybrid queries; set hybrid_queries=1500 or another "
             "number, too"
