@@ -166,8 +166,8 @@ def test_images_with_many_objects_get_more_queries(recipe):
     assert (config.model.num_queries, config.run.fit_queries) == (500, False)
     assert config.model == replace(recipe().model, num_classes=1, num_queries=500)
     assert reasons[0] == (
-        "images hold up to 312 objects: 500 queries instead of 100 (in the decoder about 5 times the time and memory; "
-        "--set num_queries=100 keeps 100)"
+        "images hold up to 312 objects: 500 queries instead of 100 (in the decoder about 5 times the work; --set "
+        "num_queries=100 keeps 100)"
     )
     assert fit_to_data(config, crowded(600)).config.model.num_queries == 500  # as config.json of a run has it
     assert fit_to_data(recipe(), crowded(66)).config.model.num_queries == 100

@@ -193,7 +193,7 @@ def _settle_queries(config: TrainConfig, train: DetectionDataset, say: Callable[
         return config
     say(
         f"images hold up to {most} objects: {wanted} queries instead of {own} (in the decoder about "
-        f"{wanted / own:.2g} times the time and memory; --set num_queries={own} keeps {own})"
+        f"{wanted / own:.2g} times the work; --set num_queries={own} keeps {own})"
     )
     return replace(config, model=enlarged)
 
