@@ -100,8 +100,9 @@ class Step:
         self.optimizer = make_optimizer(
             self.model, config.optimizer, learning_rate(config.optimizer, settled(config.run.batch_size))
         )
-        copy = averaging_copy(self.model) if config.optimizer.ema_decay else None
-        self.average = EMA(self.model, config.optimizer.ema_decay, copy) if copy else None
+        decay = settled(config.optimizer.ema_decay)
+        copy = averaging_copy(self.model) if decay else None
+        self.average = EMA(self.model, decay, copy) if copy else None
         if way.checkpointed:
             checkpoint_activations(self.model)
         if way.compiled:

@@ -196,14 +196,18 @@ def test_a_leak_is_the_headline(tmp_path: Path) -> None:
 def test_a_recipe_says_how_many_objects_can_be_learnt(tmp_path: Path) -> None:
     boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)]
     folder = tmp_path / "data"
-    for count, beyond_small in ((101, True), (40, False)):
+    for count, queries in ((101, 200), (40, 100), (20, None)):
         coco.save(dataset_of(tmp_path / str(count), boxes[:count]), folder, split="train")
         text = " ".join(call(folder).stderr.split())
-        assert ("more objects than the 100 queries of recipe small, up to 101: 1 of 101" in text) is beyond_small
+        assert (f"Queries: recipe small would train with {queries}." in text) is (queries is not None)
+        assert "more objects than the" not in text.replace("more objects than the 100 detections", "")
+    coco.save(dataset_of(tmp_path / "again", boxes[:40]), folder, split="train")
     text = " ".join(call(folder, "--recipe", "demo").stderr.split())
     assert "more objects than the 30 queries of recipe demo, up to 40: 10 of 40" in text
     assert "train with --set model.num_queries=100" in text
-    assert call(folder, "--recipe", "paper_r50").stderr.count("queries") == 0
+    text = " ".join(call(folder, "--recipe", "paper_r50").stderr.split())
+    assert "Queries: recipe paper_r50 would train with 300." in text
+    assert "queries" not in text
 
 
 def test_reading_that_takes_long_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,22 @@ def test_more_detections_may_count(ddetr, weights, scenes):
     assert ddetr(*options, "--max-detections", 10).code == 2
 
 
+def test_what_is_not_coco_s_is_not_called_so(ddetr, weights, scenes):
+    options = ("eval", weights, "--data", scenes, "--workers", 0, "--device", "cpu")
+    usual, more = (json.loads(ddetr(*options, "--json", *extra).out) for extra in ((), ("--max-detections", 12)))
+    assert usual["at_max_detections"] is None
+    assert more["metrics"] == usual["metrics"]  # of 100 detections, whatever is asked for besides
+    assert more["per_class"] == usual["per_class"]
+    own = more["at_max_detections"]
+    assert own["metrics"].keys() ^ usual["metrics"].keys() == {"ar_12", "ar_100"}
+    assert own["metrics"] != usual["metrics"]
+    assert own["per_class"].keys() == usual["per_class"].keys()
+    text = " ".join(ddetr(*options, "--max-detections", 12).err.split())
+    assert "Not COCO's: 12 detections of an image (pycocotools: params.maxDets = [1, 10, 12])" in text
+    assert text.index("COCO's numbers") < text.index("ar_100") < text.index("Not COCO's") < text.index("ar_12")
+    assert "Not COCO's" not in ddetr(*options).err
+
+
 def test_no_such_split(ddetr, weights, scenes):
     result = ddetr("eval", weights, "--data", scenes, "--split", "test")
     assert (result.code, "no split 'test'" in result.err) == (1, True)

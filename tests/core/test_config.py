@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deformable_detr.core.config import apply_overrides, fits, flat_settings, from_dict, to_dict
+from deformable_detr.core.config import apply_overrides, fits, flat_settings, from_dict, named_settings, to_dict
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.training import loggers as services
 
@@ -179,6 +179,15 @@ def test_what_holds_one_list_a_million_times_is_shown_in_a_moment():
     for name in ("brand", "kind", "electric", "gears", "weight", "wheel"):
         with pytest.raises(ConfigError, match=name):
             from_dict(Bike, {"brand": "x"} | {name: bomb})
+
+
+def test_changes_name_settings_in_full():
+    assert named_settings(BIKE, {"spokes": 20, "brand": "y"}) == {"wheel.spokes", "brand"}
+    assert named_settings(BIKE, {"wheel": {"size": 20.0}}) == {"wheel.size"}
+    assert named_settings(BIKE, {"wheel": Wheel()}) == {"wheel.spokes", "wheel.size", "wheel.pressure"}
+    assert named_settings(BIKE, {}) == frozenset()
+    with pytest.raises(ConfigError, match="unknown setting spoke; did you mean"):
+        named_settings(BIKE, {"spoke": 3})
 
 
 def test_values_fit_as_from_dict_takes_them():

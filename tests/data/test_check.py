@@ -197,7 +197,7 @@ def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
     def problems(folder: str = "data", **options: Any) -> list[Problem]:
         return [one for one in check_dataset(tmp_path / folder, **options).problems if one.kind == "many_objects"]
 
-    training, evaluation = problems(num_queries=lambda: 50, model="recipe small")
+    training, evaluation = problems(num_queries=lambda most: 50, model="recipe small")
     assert (training.kind, training.where, training.fatal) == ("many_objects", "training", False)
     assert training.message == (
         "1 of 2 images has more objects than the 50 queries of recipe small, up to 120: 70 of 140 objects can be "
@@ -206,9 +206,15 @@ def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
     assert (evaluation.kind, evaluation.where, evaluation.fatal) == ("many_objects", "evaluation", False)
     assert "no detector can find more than 85.7 % of the objects there" in evaluation.message
     # A model that has enough, one that nobody knows, and no images that need the question.
-    assert problems(num_queries=lambda: 120) == problems(num_queries=lambda: None) == problems() == [evaluation]
+    assert problems(num_queries=lambda most: most) == problems(num_queries=lambda _: None) == problems() == [evaluation]
+    report = check_dataset(tmp_path / "data", num_queries=lambda most: most + 80, model="recipe small")
+    assert (report.num_queries, report.model) == (200, "recipe small")
+    assert report.to_json()["num_queries"] == 200
     coco.save(data.subset([1]), tmp_path / "few", split="train")
-    assert problems("few", num_queries=lambda: pytest.fail("asked")) == []
+    assert problems("few", num_queries=lambda _: pytest.fail("asked")) == []
+    # Images to judge by have no say in the number.
+    coco.save(data, tmp_path / "few", split="val")
+    assert check_dataset(tmp_path / "few", num_queries=lambda most: most).num_queries == 20
 
 
 def test_nothing_there(tmp_path: Path) -> None:

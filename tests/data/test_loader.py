@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deformable_detr.core.distributed import Ranks
+from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.loader import (
@@ -188,6 +188,67 @@ def test_the_last_epochs_are_not_mixed(dataset):
     assert not any(num_objects(6, epoch) for epoch in (4, 5))
     assert any(num_objects(None, epoch) for epoch in (4, 5, 6, 7))
     assert make_loader(dataset, PREPROCESSING, batch_size=1, augmentation=MIXING, epochs=1).source.mixing_epochs == 1
+
+
+VARIED = replace(MIXING, color_jitter=0.7, photometric=0.5, min_visible=0.2, until=0.5)
+# As VARIED is after it, written out.
+PLAIN = Augmentation(
+    short_sides=(16, 19, 21), max_side=40, crop_probability=0.0, vflip=0.5, min_visible=0.2, crop_short_sides=(18, 24)
+)
+
+
+def batches_of(dataset, augmentation, epochs, *, resumed_at=(0, 0), num_workers=0, ranks=ALONE):
+    """Batches of each epoch, from an epoch and a batch in it on."""
+    loader = make_loader(
+        dataset,
+        PREPROCESSING,
+        batch_size=2,
+        augmentation=augmentation,
+        seed=5,
+        num_workers=num_workers,
+        epochs=epochs,
+        ranks=ranks,
+    )
+    first, start = resumed_at
+    batches = []
+    for epoch in range(first, epochs):
+        loader.set_epoch(epoch, start=start if epoch == first else 0)
+        batches.append(list(loader))
+    return batches
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(equal(a, b_) for a, b_ in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_last_epochs_are_only_flipped_and_resized(dataset, num_workers):
+    varied = batches_of(dataset, VARIED, 4, num_workers=num_workers)
+    plain, whole = batches_of(dataset, PLAIN, 4), batches_of(dataset, replace(VARIED, until=1.0), 4)
+    assert [same(*pair) for pair in zip(varied, plain, strict=True)] == [False, False, True, True]
+    # Before, nothing has changed.
+    assert [same(*pair) for pair in zip(varied, whole, strict=True)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("resumed_at", [(1, 2), (2, 0), (3, 1)])
+def test_the_end_of_variation_is_the_same_in_a_training_that_goes_on(dataset, resumed_at, num_workers):
+    whole = batches_of(dataset, VARIED, 4)
+    rest = batches_of(dataset, VARIED, 4, resumed_at=resumed_at, num_workers=num_workers)
+    epoch, start = resumed_at
+    assert same(rest[0], whole[epoch][start:])
+    assert all(same(*pair) for pair in zip(rest[1:], whole[epoch + 1 :], strict=True))
+
+
+def test_the_end_of_variation_is_the_same_in_several_processes(dataset):
+    whole = batches_of(dataset, VARIED, 2)
+    shares = [batches_of(dataset, VARIED, 2, ranks=Ranks(rank, 2)) for rank in range(2)]
+    for epoch in range(2):
+        for batch, *parts in zip(whole[epoch], *(share[epoch] for share in shares), strict=True):
+            assert [index for part in parts for index in part.sample_indices] == batch.sample_indices
+            for target, own in zip(batch.targets, [one for part in parts for one in part.targets], strict=True):
+                assert torch.equal(target.boxes, own.boxes)
+                assert target.noise_seed == own.noise_seed
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

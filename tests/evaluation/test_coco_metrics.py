@@ -24,7 +24,9 @@ from deformable_detr.evaluation.coco_metrics import (
 )
 
 
-def pycocotools(ground_truth: dict, results: list[dict]) -> tuple[list[float], list[list[float]]]:
+def pycocotools(
+    ground_truth: dict, results: list[dict], max_detections: int = 100
+) -> tuple[list[float], list[list[float]]]:
     """The twelve numbers, and AP, AP50, AP75, AR of each category in the order of ids."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -34,6 +36,7 @@ def pycocotools(ground_truth: dict, results: list[dict]) -> tuple[list[float], l
         truth.dataset = copy.deepcopy(ground_truth)
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -47,11 +50,12 @@ def pycocotools(ground_truth: dict, results: list[dict]) -> tuple[list[float], l
     for k in range(precision.shape[2]):
         own = precision[:, :, k, 0, 2]
         classes.append([mean(own), mean(own[0]), mean(own[5]), mean(recall[:, k, 0, 2])])
-    return list(evaluation.stats), classes
+    # With another number than 100, pycocotools prints -1 as its AP and has it in its arrays.
+    return [mean(precision[:, :, :, 0, 2]), *evaluation.stats[1:]], classes
 
 
 def agree(metrics: Metrics, ground_truth: dict, results: list[dict]) -> None:
-    twelve, classes = pycocotools(ground_truth, results)
+    twelve, classes = pycocotools(ground_truth, results, metrics.max_detections)
     np.testing.assert_allclose(list(metrics.twelve().values()), twelve, rtol=0, atol=1e-9)
     by_id = sorted(ground_truth["categories"], key=lambda category: category["id"])
     for category, expected in zip(by_id, classes, strict=True):
@@ -108,6 +112,14 @@ def test_equals_pycocotools(seed):
     ground_truth, results = random_case(seed)
     if results:
         agree(metrics_from_coco(ground_truth, results), ground_truth, results)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(11, 15))
+def test_equals_pycocotools_with_any_number_of_detections(seed, max_detections):
+    ground_truth, results = random_case(seed)
+    if results:
+        agree(metrics_from_coco(ground_truth, results, max_detections=max_detections), ground_truth, results)
 
 
 def dataset_of(ground_truth: dict) -> DetectionDataset:
@@ -180,6 +192,14 @@ def test_more_than_100_detections_may_count():
     assert metrics_from_coco(truth, results).ar_100 == pytest.approx(100 / 150)
     metrics = metrics_from_coco(truth, results, max_detections=150)
     assert (metrics.ap, metrics.ar_100) == (pytest.approx(1), pytest.approx(1))
+    assert metrics.max_detections == 150
+    # What is not COCO's is not called so.
+    assert list(metrics.twelve()) == [
+        *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+        *("ar_1", "ar_10", "ar_150", "ar_small", "ar_medium", "ar_large"),
+    ]
+    assert metrics.twelve()["ar_150"] == metrics.ar_100
+    agree(metrics, truth, results)
     assert (metrics.ar_1, metrics.ar_10) == (pytest.approx(1 / 150), pytest.approx(10 / 150))
     with pytest.raises(ValueError, match="max_detections is 10; it must be at least 11"):
         metrics_from_coco(truth, results, max_detections=10)
@@ -297,7 +317,7 @@ def test_detections_must_fit_the_data_set():
 
 
 def test_a_number_by_its_name():
-    twelve = {field.name: 0.1 for field in dataclasses.fields(Metrics) if field.name != "per_class"}
+    twelve = {field.name: 0.1 for field in dataclasses.fields(Metrics) if field.type is float}
     metrics = Metrics(**twelve | {"ap50": 0.7}, per_class={"a/b": ClassMetrics(0.2, 0.3, 0.4, 0.5)})
     assert metrics.value("ap50") == 0.7
     assert metrics.value("a/b/ap75") == 0.4

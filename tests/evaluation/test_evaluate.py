@@ -4,16 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError
 from deformable_detr.core.progress import Silence
 from deformable_detr.data.dataset import align_classes
 from deformable_detr.data.open import open_dataset
+from deformable_detr.evaluation.analysis import analyse
 from deformable_detr.evaluation.coco_metrics import coco_metrics
-from deformable_detr.evaluation.evaluate import evaluate, limits
+from deformable_detr.evaluation.evaluate import counted_detections, evaluate, limits
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.tta import TTA, Flip, flipped_back
+from deformable_detr.models import build
 
 
 @pytest.fixture
@@ -70,11 +73,71 @@ def test_what_cannot_be_found_is_said(detector, dataset):
 
 
 def test_more_detections_may_count(detector, dataset):
-    few, more = (evaluate(detector, dataset, max_detections=count) for count in (11, 30))
+    few, more, usual = (evaluate(detector, dataset, max_detections=count) for count in (11, 30, 100))
     assert {len(one.scores) for one in few.detections} == {11}
     assert {len(one.scores) for one in more.detections} == {30}
+    # Whatever counts besides, COCO's numbers are COCO's.
+    assert few.metrics == more.metrics == usual.metrics
+    assert usual.metrics.max_detections == 100
+    assert usual.metrics_at_n is None
+    for report, count in ((few, 11), (more, 30)):
+        assert report.metrics_at_n == coco_metrics(report.detections, dataset, max_detections=count)
+        assert (report.max_detections, report.metrics_at_n.max_detections) == (count, count)
+        assert report.value("ap") == report.metrics.ap
+        assert report.value("ap@queries") == report.metrics_at_n.ap
+        assert report.value("disc/ar@queries") == report.metrics_at_n.per_class["disc"].ar
+    assert usual.value("ap50@queries") == usual.metrics.ap50
     with pytest.raises(ValueError, match="max_detections is 10; it must be at least 11"):
         evaluate(detector, dataset, max_detections=10)
+
+
+def crowd_of(dataset, count):
+    """The first image with `count` objects of 8 x 8 pixels."""
+    corners = np.array([(x, y) for x in range(0, 80, 4) for y in range(0, 50, 4)][:count], dtype=np.float64)
+    sample = replace(
+        dataset.samples[0],
+        boxes_xyxy=np.concatenate([corners, corners + 8], axis=1),
+        class_ids=np.zeros(count, dtype=np.int64),
+        is_crowd=np.zeros(count, dtype=bool),
+        areas=np.full(count, 64.0),
+        object_ids=tuple(range(count)),
+    )
+    return replace(dataset, samples=[sample])
+
+
+def test_a_crowd_is_found_where_coco_stops_at_100(detector, dataset, monkeypatch):
+    """With everything found, COCO's recall is 100 of 150, and that of 150 detections is 1."""
+    crowd = crowd_of(dataset, 150)
+    boxes = torch.from_numpy(crowd.samples[0].boxes_xyxy).float()
+    everything = Detections(boxes, torch.linspace(0.9, 0.5, 150), torch.zeros(150, dtype=torch.int64))
+    monkeypatch.setattr(Detector, "detect", lambda *_, max_detections, **__: [everything[:max_detections]])
+    report = evaluate(detector, crowd, max_detections=200)
+    assert (report.metrics.ar_100, report.metrics_at_n.ar_100) == (pytest.approx(2 / 3), pytest.approx(1))
+    assert (report.metrics.ap < 0.7, report.metrics_at_n.ap) == (True, pytest.approx(1))
+    assert list(report.metrics_at_n.twelve())[8] == "ar_200"
+    assert list(report.metrics.twelve())[8] == "ar_100"
+    assert len(report.detections[0]) == 150
+    # The page on a run counts what the evaluation counted.
+    analysis = analyse(report)
+    assert len(analysis.found.scores) == 150
+    assert analysis.truth.found_at.min() > 0
+    usual = analyse(evaluate(detector, crowd))
+    assert (usual.truth.found_at > 0).sum() == 100
+
+
+def test_how_many_detections_a_training_counts(tiny_config, dataset):
+    def counted(num_queries, data, best_by="ap"):
+        model = build(replace(tiny_config.model, num_queries=num_queries), load_backbone_weights=False)
+        return counted_detections(model, data, best_by)
+
+    crowd, full = crowd_of(dataset, 101), crowd_of(dataset, 100)
+    assert [counted(number, crowd) for number in (11, 100, 150)] == [100, 100, 150]
+    assert counted(150, full) == counted(150, dataset) == 100
+    assert counted(150, dataset, "cat/ap@queries") == 150
+    assert counted(11, dataset, "ap@queries") == 100
+    unknown = nn.Linear(1, 1)
+    assert counted_detections(unknown, crowd) == 101
+    assert counted_detections(unknown, dataset, "ap@queries") == 100
 
 
 def test_the_order_of_classes_does_not_matter(knowing, dataset):

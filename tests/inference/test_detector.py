@@ -15,6 +15,7 @@ from deformable_detr.core.errors import BackendError, CheckpointError, ConfigErr
 from deformable_detr.inference.detector import Detector, _state_of
 from deformable_detr.inference.onednn import EVERYTHING
 from deformable_detr.inference.prepare import prepare
+from deformable_detr.inference.tta import TTA
 from deformable_detr.models import build
 from deformable_detr.weights.checkpoint import Checkpoint, save
 
@@ -151,6 +152,19 @@ def test_thresholds_and_limits_only_leave_out(detector):
     (good,) = detector.predict([image], threshold=threshold)
     assert len(good.scores) == int((everything.scores >= threshold).sum())
     assert detector.predict([]) == []
+
+
+def test_no_query_is_cut_off_unless_somebody_asks_for_it(detector, tiny_config):
+    image = picture(90, 60, 3)
+    config = replace(tiny_config.model, variant="refine", num_queries=140, num_classes=3)
+    model = build(config, load_backbone_weights=False)
+    many = detector.around(model)
+    assert (detector.max_detections, many.max_detections) == (100, 140)
+    assert len(many.predict(image, threshold=0.0)) == 140
+    assert len(next(many.predict_each([image], threshold=0.0))) == 140
+    assert len(many.predict(image, threshold=0.0, max_detections=100)) == 100
+    assert len(many.predict(image, threshold=0.0, tta=TTA(scales=(1.0, 1.5), iou=0.99))) == 140
+    assert detector.around(torch.nn.Linear(1, 1)).max_detections == 100
 
 
 def test_predict_each_reads_as_it_goes(detector):

@@ -134,6 +134,64 @@ def test_nothing_leaks_from_denoising(config):
     assert not torch.allclose(noisy[:, :3], noisy[:, 6:9], atol=1e-4)  # the groups are not copies of each other
 
 
+BRANCHES = [{"hybrid_queries": 30, "hybrid_repeats": 3}, {"query_groups": 3}]
+
+
+@pytest.mark.parametrize("branches", BRANCHES, ids=["hybrid", "groups"])
+@pytest.mark.parametrize("denoising_queries", [0, 6])
+def test_queries_of_training_change_no_answer_and_learn(branches, denoising_queries):
+    """The same weights with and without them, in training and in prediction; and every weight has a gradient."""
+    torch.manual_seed(3)
+    config = replace(TINY, denoising_queries=denoising_queries)
+    model, plain = awake(replace(config, **branches)), awake(config)
+    missing = plain.load_state_dict(
+        {name: one for name, one in model.state_dict().items() if name in plain.state_dict()}
+    )
+    assert not missing.missing_keys
+    more = model.state_dict().keys() - plain.state_dict().keys()
+    assert more
+    assert all(name.startswith(model.training_tensors) for name in more)
+    batch, targets = make_batch((64, 96), (80, 50)), make_targets(2, 1)
+    targets = [one._replace(noise_seed=seed) for seed, one in enumerate(targets)]
+    output, expected = model(*batch, targets), plain(*batch, targets)
+    pairs = [*zip(output.layers, expected.layers, strict=True), (output.proposals, expected.proposals)]
+    if denoising_queries:
+        pairs += zip(output.denoising.layers, expected.denoising.layers, strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
+    assert len(output.groups) == branches.get("query_groups", 1) - 1
+    assert (output.one_to_many is not None) == ("hybrid_queries" in branches)
+    losses = model.make_criterion(CriterionConfig())(output, targets)
+    assert ("one_to_many/giou" in losses.terms) == ("hybrid_queries" in branches)
+    losses.total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert model.query_source.training_embedding.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        output, expected = model.eval()(*batch), plain.eval()(*batch)
+    assert torch.equal(output.final.boxes, expected.final.boxes)
+    assert (output.groups, output.one_to_many) == ((), None)
+
+
+def test_heads_of_groups_are_known_as_such():
+    model = MODELS.build(replace(TINY, query_groups=3))
+    rows = [name for name, one in model.named_parameters() if name.startswith(model.class_rows.by_class)]
+    assert sum("group_class_heads" in name for name in rows) == 2 * 2
+    heads = [name for name, _ in model.named_parameters() if name.startswith(model.parts["heads"])]
+    assert sum("group_box_heads" in name for name in heads) == 2 * 6
+    source = model.query_source
+    assert all(torch.equal(source.class_head.weight, one.weight) for one in source.group_class_heads)
+
+
+def test_without_branches_the_initial_values_are_those_they_always_were():
+    torch.manual_seed(3)
+    plain = MODELS.build(TINY).state_dict()
+    torch.manual_seed(3)
+    again = MODELS.build(replace(TINY, hybrid_queries=5)).state_dict()
+    assert again.keys() - plain.keys() == {"query_source.training_embedding.weight"}
+    assert again["query_source.training_embedding.weight"].abs().sum() > 0
+
+
 def test_evaluation_has_no_denoising():
     model = awake(TINY).eval()
     batch = make_batch((64, 96))
@@ -206,6 +264,9 @@ def test_content_goes_by_rank():
         ({"box_noise": -0.1}, r"box_noise is -0.1; it must be in 0\.\.10"),
         ({"label_noise": 2.5}, r"label_noise is 2.5; it must be in 0\.\.2"),
         ({"denoising_queries": 0, "box_noise": 0.4}, "box_noise=0.4 has no meaning without denoising; set"),
+        ({"hybrid_queries": 5, "query_groups": 2}, "set hybrid_queries=0 or query_groups=1"),
+        ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no meaning without hybrid queries"),
+        ({"query_groups": 23}, "training has 20700 queries; it can have at most 20000"),
         ({"position_temperature": 0.0}, "position_temperature is 0.0; it must be above 0"),
         ({"position_offset": 0.5}, "position_offset is 0.5; it must be in -1..0"),
         ({"head_eps": 0.5}, "head_eps is 0.5; it must be above 0 and below 0.5"),

@@ -11,6 +11,7 @@ from deformable_detr.models.settings import (
     DenoisingSettings,
     check_attention,
     check_backbone,
+    check_branches,
     check_counts,
     check_groups_of_norms,
     check_noise,
@@ -50,6 +51,31 @@ def test_other_fields_are_no_counts():
     check_counts(Settings(num_queries=1, frozen_stages=0, rows=-5))
     with pytest.raises(ConfigError, match="num_queries is 0; it must be at least 1"):
         check_counts(Settings(num_queries=0))
+
+
+@dataclass(frozen=True)
+class MoreQueries:
+    num_queries: int = 300
+    hybrid_queries: int = 0
+    hybrid_repeats: int = 6
+    query_groups: int = 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hybrid_queries": 5, "query_groups": 2}, "hybrid_queries is 5 and query_groups 2: only one of them"),
+        ({"num_queries": 401, "query_groups": 50}, "training has 20050 queries; it can have at most 20000"),
+        ({"num_queries": 10_001, "hybrid_queries": 10_000}, "training has 20001 queries"),
+        ({"hybrid_queries": 5, "hybrid_repeats": 1}, "hybrid_repeats is 1; it must be at least 2"),
+        ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no meaning without hybrid queries"),
+    ],
+)
+def test_more_queries_in_training_that_cannot_be(settings, message):
+    for fine in ({}, {"hybrid_queries": 1500, "hybrid_repeats": 2}, {"query_groups": 11}):
+        check_branches(MoreQueries(**fine))
+    with pytest.raises(ConfigError, match=message):
+        check_branches(MoreQueries(**settings))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,12 +29,20 @@ def test_lines_of_a_run():
     history.epochs[1]["val"]["ap50"], history.epochs[1]["val_per_class"]["cat"]["ap"] = 0.9, 0.2
     assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 2  # as best.safetensors
     assert history.best("ap")["epoch"] == history.best("dog/ap")["epoch"] == 4
+    assert (
+        history.best("ap50@queries")["epoch"] == history.best("cat/ap@queries")["epoch"] == 2
+    )  # COCO's, without others
+    for row, ap in ((history.epochs[1], 0.3), (history.epochs[3], 0.6)):
+        row["val_at_n"], row["val_at_n_per_class"] = {"max_detections": 500, "ap": ap, "ap50": ap}, {"cat": {"ap": ap}}
+    assert history.best("ap50@queries")["epoch"] == history.best("cat/ap@queries")["epoch"] == 4
+    assert history.best("ap50")["epoch"] == history.best("cat/ap")["epoch"] == 2
     history.epochs[1]["val"]["ap50"] = 0.4
     averages, steps = history.loss()
     assert (averages.xs, averages.ys) == ([1, 2, 3, 4], [9, 4.5, 3, 2.25])
     assert steps.xs[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
     assert steps.faint
-    ap50, ap, ap75 = history.precision()
+    ap50, ap, ap75, own = history.precision()
+    assert (own.label, own.xs, own.ys) == ("AP with 500 detections", [2, 4], [30, 60])
     assert (ap50.label, ap50.xs, ap50.ys) == ("AP50", [2, 4], [pytest.approx(40), pytest.approx(80)])
     assert ap.ys == [25, 25]
     assert all(math.isnan(y) for y in ap75.ys)

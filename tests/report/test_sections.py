@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from deformable_detr.data.statistics import statistics_of
 from deformable_detr.evaluation.analysis import analyse
+from deformable_detr.evaluation.coco_metrics import coco_metrics
 from deformable_detr.report import sections
 from deformable_detr.report.history import history_of
 from deformable_detr.report.mistakes import Mistake, Mistakes
@@ -49,6 +52,23 @@ def test_the_figures_are_those_of_the_analysis():
     assert shown[place + 1 : place + 3] == [f"{one.f1.max():.2f}", f"{one.threshold:.2f}"]
     shown = words(sections.confusion(analysis, list(report.metrics.per_class)))
     assert {str(count) for count in analysis.confusion.ravel() if count} <= set(shown)
+
+
+def test_numbers_that_are_not_coco_s_are_apart_and_called_so():
+    found, data = random_case(2)
+    report = evaluation(found, data)
+    own = coco_metrics(found, data, max_detections=300)
+    more = replace(report, metrics_at_n=own, max_detections=300)
+    usual, both = (words(sections.accuracy(one, analyse(one))) for one in (report, more))
+    assert both[: len(usual)] == usual
+    assert not any("Not COCO's" in word for word in usual)
+    rest = both[len(usual) :]
+    assert "params.maxDets = [1, 10, 300] in pycocotools" in rest[0]
+    assert "Not COCO's: 300 detections of an image, percent" in rest
+    place = rest.index("AR 300")
+    assert rest[place + 1 : place + 3] == [f"{100 * own.ar_100:.1f}", "300 detections"]
+    assert "AR 100" not in rest
+    assert set(own.per_class) <= set(rest)
 
 
 def test_what_is_confused_most_is_listed_first():

@@ -6,6 +6,7 @@ import pytest
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
+from deformable_detr.models.interface import GivenModelConfig
 from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, idle_remarks
 from deformable_detr.runs.recipes import detr_small, finetune, small, with_image_size
 
@@ -55,6 +56,7 @@ def test_values_no_run_could_mean_are_refused(settings):
         ({"best_by": "map"}, "no metric 'map'; there are ap, ap50"),
         ({"best_by": "cat/ap_small"}, "CLASS/ap, CLASS/ap50"),
         ({"preprocessing": "weights"}, "preprocessing is 'weights', but run.start is 'backbone'"),
+        ({"ema_decay": "half"}, "setting optimizer.ema_decay is 'half'; it must be a number or one of 'auto'"),
         ({"epochs": "many"}, "setting schedule.epochs is 'many'; it must be an integer or one of 'auto'"),
         ({"max_side": 900}, "several settings are called max_side: preprocessing.max_side, augmentation.max_side"),
         ({"epoch": 3}, "unknown setting epoch; did you mean schedule.epochs"),
@@ -97,6 +99,8 @@ def test_settings_change_by_full_names_last_parts_and_groups():
         ({"zoom_out_most": 2.0}, "augmentation.zoom_out_most has no effect: augmentation.zoom_out is 0"),
         ({"mosaic_scale": [0.6, 0.9]}, "augmentation.mosaic_scale has no effect"),
         ({"mixing_off": 0.5}, "augmentation.mixing_off has no effect: augmentation.mosaic and mixup are 0"),
+        ({"mosaic": 0.5, "until": 0.8, "mixing_off": 0.2}, "augmentation.mixing_off has no effect: .*until is 0.8"),
+        ({"crop_probability": 0.0, "until": 0.8}, "augmentation.until has no effect: images are only flipped"),
         ({"lr": 1e-3, "base_lr": 1e-4}, "optimizer.base_lr has no effect: optimizer.lr is 0.001"),
         ({"freeze": ["encoder"], "encoder_lr_factor": 0.5}, "optimizer.encoder_lr_factor has no effect"),
         ({"freeze": ["all_but_heads"], "backbone_lr_factor": 0.5}, "optimizer.backbone_lr_factor has no effect"),
@@ -105,6 +109,13 @@ def test_settings_change_by_full_names_last_parts_and_groups():
 def test_a_setting_without_effect_is_refused_to_who_chooses_it(settings, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig().with_settings(settings)
+
+
+def test_an_end_of_variation_and_a_later_end_of_mixing_go_together():
+    config = TrainConfig().with_settings(mosaic=0.5, until=0.8, mixing_off=0.3)
+    assert (config.augmentation.until, config.augmentation.mixing_off) == (0.8, 0.3)
+    assert idle_remarks(TrainConfig().with_settings(mosaic=0.5, until=0.8)) == []
+    assert idle_remarks(TrainConfig().with_settings(mosaic=0.5, until=0.8, hflip=0.0)) == []
 
 
 def test_a_setting_without_effect_that_came_from_elsewhere_is_remarked():
@@ -116,6 +127,35 @@ def test_a_setting_without_effect_that_came_from_elsewhere_is_remarked():
     assert second.startswith("augmentation.crop_min is 100 and has no effect")
     # A smaller image size is no choice of windows.
     assert idle_remarks(with_image_size(TrainConfig(augmentation=Augmentation(crop_probability=0.0)), 96)) == []
+
+
+def test_a_number_of_queries_that_somebody_sets_is_left_alone():
+    assert small().run.fit_queries
+    for settings in (
+        {"num_queries": 50},
+        {"model.num_queries": 50},
+        {"model": {"num_queries": 50}},
+        {"model": replace(small().model, num_queries=50)},
+    ):
+        config = small().with_settings(settings)
+        assert (config.model.num_queries, config.run.fit_queries) == (50, False)
+    assert small().with_settings(dropout=0.2, epochs=3, model={"proposals": "valid"}).run.fit_queries
+    both = small().with_settings(num_queries=50, fit_queries=True)
+    assert (both.model.num_queries, both.run.fit_queries) == (50, True)
+    assert not TrainConfig().run.fit_queries
+
+
+def test_queries_of_a_network_of_ones_own_cannot_be_fitted():
+    config = replace(TrainConfig(), model=GivenModelConfig(class_name="Mine", num_classes=3))
+    with pytest.raises(ConfigError, match=r"run.fit_queries has no effect: the network is one of your own"):
+        config.with_settings(fit_queries=True)
+
+
+@pytest.mark.parametrize("name", ["ap@queries", "ar_100@queries", "cat/ap50@queries"])
+def test_metrics_with_more_detections_may_decide(name):
+    assert TrainConfig().with_settings(best_by=name).checkpoints.best_by == name
+    with pytest.raises(ConfigError, match="no metric 'xap@queries'; there are ap, ap50"):
+        TrainConfig().with_settings(best_by="xap@queries")
 
 
 def test_settings_of_another_kind_of_model_are_idle():

@@ -21,6 +21,9 @@ def test_what_a_run_writes_is_a_record() -> None:
     assert is_record(STEP)
     assert is_record(EPOCH)
     assert is_record({"kind": "step", "epoch": 1, "step": 1})
+    assert is_record(
+        {**EPOCH, "val_at_n": {"max_detections": 500, "ap": 0.5}, "val_at_n_per_class": {"cat": {"ap": 1}}}
+    )
     assert is_record({**STEP, "grad_norm": float("inf")})
     assert is_record({"kind": "note", "text": "of a later version"})
 
@@ -33,6 +36,8 @@ STRANGE: list[Any] = [
     *({**STEP, "terms": value} for value in (None, 3, "x", [1], {"a": "b"}, {"a": {"b": {"c": 1}}})),
     *({**EPOCH, "train": value} for value in (None, 1, [], {"loss": None}, {"loss": "x"})),
     *({**EPOCH, "val": value} for value in (None, 1, {"ap": "x"}, {"ap": {}}, {"ap": 2}, {"ap": float("nan")})),
+    *({**EPOCH, "val_at_n": value} for value in (None, 1, {"ap": 7}, {"max_detections": "x"}, {"ap": {}})),
+    *({**EPOCH, "val_at_n_per_class": value} for value in (None, 1, {"cat": 1}, {"cat": {"ap": 7}})),
     *({**EPOCH, "val_per_class": value} for value in (None, 1, {"cat": 1}, {"cat": {"ap": []}}, {"cat": {"ap": 7}})),
 ]
 

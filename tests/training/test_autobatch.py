@@ -110,6 +110,11 @@ def test_a_system_without_a_mark_of_the_most_memory(monkeypatch, tmp_path):
         autobatch._begin_peak(CPU)
 
 
+def test_memory_is_measured_before_the_decay_of_averages_is_known(tiny_config, train_set):
+    config = replace(tiny_config, model=replace(tiny_config.model, num_classes=3))
+    assert step_memory(config.with_settings(ema_decay="auto"), train_set, CPU, 2) > 0
+
+
 @pytest.mark.slow
 def test_a_cpu_takes_the_batch_that_the_learning_rate_is_for_or_less(tiny_config, train_set, monkeypatch):
     config = tiny_config.with_settings(batch_size="auto", base_batch_size=6)

@@ -6,10 +6,20 @@ import pytest
 
 from deformable_detr.data.augmentation.presets import find_preset
 from deformable_detr.data.dataset import DetectionDataset, Sample
+from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.runs.config import TrainConfig
-from deformable_detr.runs.recipes import finetune, small, with_augmentation, with_image_size
+from deformable_detr.runs.recipes import (
+    detr_small,
+    dino_small,
+    finetune,
+    paper_r50_two_stage,
+    small,
+    with_augmentation,
+    with_image_size,
+)
 from deformable_detr.training.autoconfig import (
     fit_to_data,
+    fitted_decay,
     fitted_epochs,
     fitted_interval,
     fitted_size,
@@ -54,6 +64,33 @@ def test_warm_up_and_evaluations_follow_the_length_of_the_run():
         interval = fitted_interval(epochs)
         assert epochs / interval <= 30
         assert interval == 1 or epochs / (interval - 1) > 30
+
+
+@pytest.mark.parametrize("steps", [40, 200, 3009, 46_000])
+def test_what_is_averaged_follows_the_length_of_the_run(steps):
+    """A step counts half as much after a twentieth of the run: step by step, without the formula."""
+    share = 1.0
+    for _ in range(steps // 20):
+        share *= fitted_decay(steps)
+    assert share == pytest.approx(0.5, rel=0.01)
+
+
+def test_averages_have_their_limits():
+    assert fitted_decay(1) == fitted_decay(20) == 0.5
+    assert fitted_decay(3009) == pytest.approx(0.9954, abs=5e-5)
+    assert fitted_decay(46_200) < 0.9997
+    assert [fitted_decay(steps) for steps in (46_210, 10**9)] == [0.9997, 0.9997]
+
+
+def test_the_decay_of_averages_is_settled_last_and_said():
+    data = photos([200, 30], num_images=205)
+    config, reasons = fit_to_data(small().with_settings(ema_decay="auto"), data)
+    assert config.optimizer.ema_decay == fitted_decay(59 * 51)
+    assert "averaged weights with a decay of 0.9954, a half-life of 150 of 3009 steps" in reasons
+    shorter, _ = fit_to_data(small().with_settings(ema_decay="auto", epochs=4, batch_size=41), data)
+    assert shorter.optimizer.ema_decay == fitted_decay(4 * 5)
+    assert fit_to_data(config, data) == (config, ())
+    assert fit_to_data(small(), data).config.optimizer.ema_decay == 0.9997
 
 
 def test_the_smallest_class_decides_on_the_size():
@@ -108,6 +145,59 @@ def test_what_is_left_open_is_settled_and_explained():
         assert number in text
 
 
+def crowded(count, *, crowds=0):
+    """Ten images of one object of 30 pixels, and one of `count` objects and some crowd regions."""
+    few = photos([30], num_images=10)
+    boxes = np.tile(few.samples[0].boxes_xyxy, (count + crowds, 1))
+    many = replace(
+        few.samples[0],
+        boxes_xyxy=boxes,
+        class_ids=np.zeros(count + crowds, dtype=np.int64),
+        is_crowd=np.arange(count + crowds) >= count,
+        areas=np.full(count + crowds, 900.0),
+        object_ids=tuple(range(count + crowds)),
+    )
+    return replace(few, samples=[*few.samples, many])
+
+
+@pytest.mark.parametrize("recipe", [small, detr_small, dino_small])
+def test_images_with_many_objects_get_more_queries(recipe):
+    config, reasons = fit_to_data(recipe(), crowded(312, crowds=50))
+    assert (config.model.num_queries, config.run.fit_queries) == (500, False)
+    assert config.model == replace(recipe().model, num_classes=1, num_queries=500)
+    assert reasons[0] == (
+        "images hold up to 312 objects: 500 queries instead of 100 (in the decoder about 5 times the work; --set "
+        "num_queries=100 keeps 100)"
+    )
+    assert fit_to_data(config, crowded(600)).config.model.num_queries == 500  # as config.json of a run has it
+    assert fit_to_data(recipe(), crowded(66)).config.model.num_queries == 100
+    assert fit_to_data(recipe(), crowded(2000)).config.model.num_queries == 1000
+
+
+def test_a_number_of_queries_that_is_not_left_to_the_data_stays():
+    data = crowded(312)
+    assert fit_to_data(small().with_settings(num_queries=70), data).config.model.num_queries == 70
+    for recipe in (TrainConfig, paper_r50_two_stage):
+        config, reasons = fit_to_data(recipe().with_settings(batch_size=4), data)
+        assert (config.model.num_queries, reasons) == (300, ())
+
+
+def test_queries_of_weights_are_added_to_where_they_are_no_weights():
+    data = crowded(312)
+    two_stage = replace(finetune(), preprocessing=Preprocessing(), model=paper_r50_two_stage().model)
+    assert fit_to_data(two_stage, data).config.model.num_queries == 500
+    for learnt in (TrainConfig().model, dino_small().model, detr_small().model):
+        config, reasons = fit_to_data(replace(two_stage, model=learnt), data)
+        assert config.model.num_queries == learnt.num_queries
+        assert not any("queries" in reason for reason in reasons)
+
+
+def test_queries_that_training_multiplies_beyond_all_measure_are_not_added_to():
+    config, reasons = fit_to_data(small().with_settings(query_groups=50), crowded(312))
+    assert config.model.num_queries == 100
+    assert "there are still 100 queries instead of 500: with query_groups=50" in reasons[0]
+
+
 def test_small_objects_are_pointed_out():
     _, reasons = fit_to_data(small(), photos([200, 4], size_wh=(2000, 1000)))
     assert "--image-size 6000 would give them 24" in reasons[0]
@@ -119,7 +209,8 @@ def test_what_is_set_stays():
     config = with_augmentation(with_image_size(small(), 160), "strong").with_settings(epochs=7, eval_every=3)
     config = config.with_settings(warmup_steps=5)
     fitted, reasons = fit_to_data(config, data)
-    assert fitted == replace(config, model=replace(config.model, num_classes=2))
+    run = replace(config.run, fit_queries=False)
+    assert fitted == replace(config, model=replace(config.model, num_classes=2), run=run)
     assert reasons == ()
     paper = fit_to_data(TrainConfig().with_settings(batch_size=4), data)
     assert paper.config.augmentation == TrainConfig().augmentation

@@ -12,14 +12,18 @@ from safetensors.torch import load_file
 
 import deformable_detr
 from deformable_detr.core.errors import BackendError, CheckpointError, ConfigError, DataError, OutputError
+from deformable_detr.data.formats import coco
 from deformable_detr.data.open import open_dataset
+from deformable_detr.report.history import history_of
 from deformable_detr.runs.config import OptimizerConfig
 from deformable_detr.runs.config_file import from_json
 from deformable_detr.training import loop
 from deformable_detr.training import train as training
+from deformable_detr.training.autoconfig import fitted_decay
 from deformable_detr.training.setup import set_up
 from deformable_detr.training.train import resume, train
 from deformable_detr.weights.checkpoint import load, save
+from tests.data.noise import dataset_of
 
 
 class Lines:
@@ -125,6 +129,88 @@ def test_ctrl_c_finishes_the_step_and_resuming_gives_the_uninterrupted_run(
     volatile = {"time", "images_per_second", "memory_bytes", "train_seconds", "val_seconds", "train"}
     lines = [[{k: v for k, v in one.items() if k not in volatile} for one in read(run.folder)] for run in (whole, rest)]
     assert lines[0] == lines[1]
+
+
+@pytest.fixture
+def crowds(tmp_path):
+    """Four images with 104 objects each to train on, and two with 120 to judge by."""
+    boxes = [
+        (n % 2, (x, y, x + 11, y + 9))
+        for n, (x, y) in enumerate((x, y) for x in range(0, 180, 12) for y in range(0, 130, 10))
+    ]
+    coco.save(dataset_of(tmp_path / "a", *[boxes[:104]] * 4), tmp_path / "crowds", split="train")
+    coco.save(dataset_of(tmp_path / "bb", *[boxes[:120]] * 2), tmp_path / "crowds", split="val")
+    return tmp_path / "crowds"
+
+
+def test_crowds_get_more_queries_and_numbers_beside_those_of_coco(tiny_config, crowds, tmp_path):
+    notes = Lines()
+    config = tiny_config.with_settings(epochs=1, fit_queries=True)
+    run = train(config, data=crowds, output=tmp_path / "run", device="cpu", report=False, reporter=notes)
+    assert notes.lines[0].startswith(
+        "chosen for these data: images hold up to 104 objects: 200 queries instead of 11 ("
+    )
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (settings["model"]["num_queries"], settings["run"]["fit_queries"]) == (200, False)
+    said = "\n".join(notes.lines)
+    assert "2 of 2 images have more objects than the 100 detections of an image that the evaluation counts" in said
+    assert "what 200 detections give is evaluated besides, as val_at_n" in said
+    assert "  AP with 200 detections " in said
+    # COCO's numbers have COCO's names, and decide; the others have names of their own.
+    (record,) = [one for one in read(run.folder) if one["kind"] == "epoch"]
+    assert record["val"] == run.best == load(tmp_path / "run" / "best.safetensors").metrics
+    assert record["val_at_n"]["max_detections"] == 200
+    assert record["val_at_n"].keys() ^ record["val"].keys() == {"max_detections", "ar_200", "ar_100"}
+    assert record["val_at_n_per_class"].keys() == record["val_per_class"].keys() == {"cat", "dog"}
+    detector = deformable_detr.load(run.folder, device="cpu")
+    report = deformable_detr.evaluate(detector, open_dataset(crowds, split="val"), max_detections=200)
+    assert report.metrics.twelve() == pytest.approx(record["val"], abs=1e-6)
+    own = {name: value for name, value in record["val_at_n"].items() if name != "max_detections"}
+    assert report.metrics_at_n.twelve() == pytest.approx(own, abs=1e-6)
+    table = next(csv.DictReader((run.folder / "metrics.csv").read_text().splitlines()))
+    assert {"val/ar_100", "val_at_n/ar_200", "val_at_n_per_class/cat/ap"} <= table.keys()
+
+
+def test_what_decides_may_be_of_more_detections(tiny_config, crowds, tmp_path, monkeypatch):
+    """Two evaluations: COCO's AP falls, that of all queries rises."""
+    numbers = iter([(0.5, 0.6), (0.4, 0.7)] * 2)
+    measure = loop.evaluate
+
+    def evaluate(*args, **options):
+        report, (coco_ap, own_ap) = measure(*args, **options), next(numbers)
+        own = replace(report.metrics_at_n, ap=own_ap)
+        return replace(report, metrics=replace(report.metrics, ap=coco_ap), metrics_at_n=own)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    for best_by, epoch, ap in (("ap", 1, 0.5), ("ap@queries", 2, 0.4)):
+        config = tiny_config.with_settings(epochs=2, num_queries=130, best_by=best_by)
+        run = train(config, data=crowds, output=tmp_path / best_by, device="cpu", report=False)
+        assert (run.best_epoch, run.best["ap"]) == (epoch, ap)
+        history = history_of(read(run.folder))
+        assert history.best(best_by)["epoch"] == epoch
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_averages_and_the_end_of_variation_are_the_same_in_a_run_that_goes_on(
+    tiny_config, scenes, tmp_path, monkeypatch, steps
+):
+    config = tiny_config.with_settings(
+        ema_decay="auto", mosaic=0.7, scale_jitter=(0.5, 1.5), color_jitter=0.5, until=0.5, epochs=2
+    )
+    whole = train(config, data=scenes, output=tmp_path / "whole", device="cpu", report=False)
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, steps)
+        train(config, data=scenes, output=tmp_path / "part", device="cpu", on_interrupt="return", report=False)
+    written = json.loads((tmp_path / "part" / "config.json").read_text())
+    assert written["optimizer"]["ema_decay"] == fitted_decay(4) == 0.5
+    assert written["augmentation"]["until"] == 0.5
+    rest = resume(tmp_path / "part", device="cpu", report=False)
+    assert rest.best == whole.best
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "part"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    longer = resume(tmp_path / "part", epochs=3, device="cpu", report=False)
+    assert longer.config.optimizer.ema_decay == 0.5
 
 
 def test_ctrl_c_in_the_evaluation_costs_only_the_evaluation(tiny_config, scenes, tmp_path, monkeypatch):

@@ -99,12 +99,15 @@ def check_data(
         tell(f"{augmented} training images after augmentation: {picture}")
 
 
-def _queries(config: "TrainConfig | None") -> int | None:
-    """Number of queries of a recipe, or of `small`, whose module takes long to import."""
+def _queries(config: "TrainConfig | None", most: int) -> int | None:
+    """Number of queries that a recipe, or `small`, takes for images of so many objects; to import it takes long."""
+    from deformable_detr.data.crowding import fitted_queries
     from deformable_detr.models.interface import num_queries_of
     from deformable_detr.runs.recipes import small
 
-    return num_queries_of((small() if config is None else config).model)
+    config = config or small()
+    own = num_queries_of(config.model)
+    return fitted_queries(own, most) if own is not None and config.run.fit_queries else own
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":
@@ -125,6 +128,8 @@ def render(report: "DatasetReport", *, examples: int = 5) -> "Group":
     parts: list[Any] = [Text(printable(title, LONGEST_LINE), style="bold")]
     if report.splits:
         parts += [_split_table(report), _class_table(report)]
+    if report.num_queries is not None:
+        parts.append(Text(printable(f"Queries: {report.model} would train with {report.num_queries}.", LONGEST_LINE)))
     in_table = [problem for problem in report.problems if problem not in report.warnings]
     if in_table:
         parts.append(_problem_table(in_table, report.path, examples))

@@ -15,6 +15,7 @@ from deformable_detr.core.short_text import LONGEST_NAME, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from deformable_detr.evaluation.coco_metrics import Metrics
     from deformable_detr.evaluation.evaluate import EvaluationReport
 
 
@@ -42,7 +43,7 @@ def evaluate(
     ] = None,
     max_detections: Annotated[
         int | None,
-        typer.Option(min=11, help="Most detections of an image that count; COCO's 100 if left out.", metavar="N"),
+        typer.Option(min=11, help="Also count N detections of an image, besides COCO's 100.", metavar="N"),
     ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out and count images that cannot be read.")
@@ -90,8 +91,11 @@ def evaluate(
     skipped = f", {report.num_skipped} skipped" if report.num_skipped else ""
     objects = report.dataset.num_objects
     tell(f"{len(report.dataset)} images{skipped}, {objects} objects, {report.seconds:.1f} s")
-    console.print(_summary_table(report))
-    console.print(_class_table(report))
+    console.print(_summary_table(report.metrics, "COCO's numbers"))
+    console.print(_class_table(report, report.metrics, "COCO's, by class"))
+    if (own := report.metrics_at_n) is not None:
+        console.print(_summary_table(own, f"Not COCO's: {_counted(own)}"))
+        console.print(_class_table(report, own, f"Not COCO's, by class: {own.max_detections} detections of an image"))
 
 
 def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
@@ -103,36 +107,50 @@ def _record(report: "EvaluationReport", weights: str) -> dict[str, object]:
         "detections": sum(len(one.scores) for one in report.detections),
         "skipped_images": report.num_skipped,
         "seconds": round(report.seconds, 3),
-        "metrics": report.metrics.twelve(),
-        "per_class": {name: one._asdict() for name, one in report.metrics.per_class.items()},
+        **_metrics_record(report.metrics),
+        # Apart, and by names of their own: they are not COCO's.
+        "at_max_detections": None if report.metrics_at_n is None else _metrics_record(report.metrics_at_n),
     }
 
 
-def _summary_table(report: "EvaluationReport") -> "Table":
-    from rich.table import Table
-
-    from deformable_detr.core.progress import percent
-
-    table = Table()
-    table.add_column("metric")
-    table.add_column("%", justify="right")
-    for name, value in report.metrics.twelve().items():
-        table.add_row(name, percent(value))
-    return table
+def _metrics_record(metrics: "Metrics") -> dict[str, object]:
+    return {
+        "metrics": metrics.twelve(),
+        "per_class": {name: one._asdict() for name, one in metrics.per_class.items()},
+    }
 
 
-def _class_table(report: "EvaluationReport") -> "Table":
+def _counted(metrics: "Metrics") -> str:
+    most = metrics.max_detections
+    return f"{most} detections of an image (pycocotools: params.maxDets = [1, 10, {most}])"
+
+
+def _summary_table(metrics: "Metrics", title: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     from deformable_detr.core.progress import percent
 
-    table = Table()
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("metric")
+    table.add_column("%", justify="right")
+    for name, value in metrics.twelve().items():
+        table.add_row(name, percent(value))
+    return table
+
+
+def _class_table(report: "EvaluationReport", metrics: "Metrics", title: str) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from deformable_detr.core.progress import percent
+
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("class")
     for heading in ("objects", "AP", "AP50", "AP75", "AR"):
         table.add_column(heading, justify="right")
     counts = report.dataset.objects_per_class().values()
-    for count, (name, one) in zip(counts, report.metrics.per_class.items(), strict=True):
+    for count, (name, one) in zip(counts, metrics.per_class.items(), strict=True):
         table.add_row(
             Text(printable(name, LONGEST_NAME)),
             str(count),

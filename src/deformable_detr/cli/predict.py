@@ -24,7 +24,12 @@ def predict(
         float,
         typer.Option(min=0.0, max=1.0, help="Lowest score to report; higher: fewer detections."),
     ] = 0.5,
-    max_detections: Annotated[int, typer.Option(min=1, help="Most detections per image.")] = 100,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most detections per image; if left out, 100, or as many as the model has queries if more."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the result.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[

@@ -104,6 +104,19 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return flat
 
 
+def named_settings(config: object, changes: Mapping[str, Any]) -> frozenset[str]:
+    """Full names of the settings that changes for `updated` give a value to; of a group, of all that it gives.
+
+    Raises:
+        ConfigError: an unknown setting, or a name that several have.
+    """
+    values = {
+        full: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for _, full, value in _resolved(config, changes)
+    }
+    return frozenset(flat_settings(values))
+
+
 def _resolved(config: object, changes: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     """Name as given, full name and value of each change."""
     known = _setting_names(config)

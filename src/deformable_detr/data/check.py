@@ -15,6 +15,7 @@ from deformable_detr.data.crowding import (
     MOST_EVALUATED,
     crowding,
     evaluation_text,
+    most_objects,
     queries_text,
 )
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
@@ -44,6 +45,10 @@ class DatasetReport:
     """Everything found wrong, in all splits."""
     images_decoded: bool
     """Whether every image was decoded; else only the annotations were read."""
+    model: str = "the model"
+    """Words for the model to train."""
+    num_queries: int | None = None
+    """Number of queries that it would have in a training on these data; None if that is not known."""
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
@@ -75,7 +80,7 @@ def check_dataset(
     *,
     format: FormatName | None = None,
     decode: bool = True,
-    num_queries: Callable[[], int | None] | None = None,
+    num_queries: Callable[[int], int | None] | None = None,
     model: str = "the model",
     on_progress: Callable[[int, int], None] | None = None,
     on_read: Callable[[], object] | None = None,
@@ -86,8 +91,9 @@ def check_dataset(
         path: a folder, an annotation file such as a COCO json, or a zip archive.
         format: of the data set; recognised if left out.
         decode: decode every image, which is the only way to find damaged ones, and takes the longest.
-        num_queries: function that returns the number of queries of the model to train, if that is known; it is called
-            only if an image has more than a few objects. Images with more objects than that are reported.
+        num_queries: function that returns the number of queries that the model to train would have, if that is known,
+            from the most objects of a training image; it is called only if an image has more than a few objects. Images
+            with more objects than that are reported.
         model: words for that model.
         on_progress: called after each decoded image with the number of images done and their total.
         on_read: called when all annotations have been read.
@@ -116,7 +122,8 @@ def check_dataset(
     if decode:
         problems += _unreadable_images(datasets.values(), on_progress)
     problems += repeated_images(datasets)
-    problems += _crowded_images(datasets, num_queries, model)
+    queries = _queries(datasets, num_queries)
+    problems += _crowded_images(datasets, queries, model)
     first = next(iter(datasets.values()), None)
     return DatasetReport(
         path=str(path),
@@ -125,6 +132,8 @@ def check_dataset(
         splits={split: statistics_of(dataset) for split, dataset in datasets.items()},
         problems=tuple(problems),
         images_decoded=decode,
+        model=model,
+        num_queries=queries,
     )
 
 
@@ -143,14 +152,20 @@ def _training_problems(
     return []
 
 
-def _crowded_images(
-    datasets: dict[str, DetectionDataset], num_queries: Callable[[], int | None] | None, model: str
-) -> list[Problem]:
+def _queries(datasets: dict[str, DetectionDataset], num_queries: Callable[[int], int | None] | None) -> int | None:
+    """Number of queries that a training would take; None if it is not known, or nobody needs to ask."""
+    if num_queries is None or crowding(datasets.values(), FEWEST_QUERIES) is None:
+        return None
+    return num_queries(most_objects(_trained_on(datasets)))
+
+
+def _trained_on(datasets: dict[str, DetectionDataset]) -> DetectionDataset:
+    return datasets["train"] if "train" in datasets else next(iter(datasets.values()))
+
+
+def _crowded_images(datasets: dict[str, DetectionDataset], queries: int | None, model: str) -> list[Problem]:
     """Problems of objects beyond the queries of the model, and beyond the detections that an evaluation counts."""
-    if crowding(datasets.values(), FEWEST_QUERIES) is None:
-        return []
     problems = []
-    queries = None if num_queries is None else num_queries()
     crowded = None if queries is None else crowding(datasets.values(), queries)
     if crowded is not None:
         problems.append(Problem("many_objects", "training", queries_text(crowded, model), False))

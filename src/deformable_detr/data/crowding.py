@@ -11,6 +11,8 @@ MOST_EVALUATED = 100
 """Most detections of an image that COCO's numbers count."""
 FEWEST_QUERIES = 25
 """Number of queries that every recipe has at least: with fewer objects there is nothing to say."""
+MOST_FITTED = 1000
+"""Most queries that a training takes by itself: DINO's 900 and some. More are a choice, for what they cost."""
 _STEP = 100
 
 
@@ -43,6 +45,33 @@ def crowding(datasets: Iterable[DetectionDataset], limit: int) -> Crowding | Non
     )
 
 
+def most_objects(dataset: DetectionDataset) -> int:
+    """Most objects of an image of a data set; crowd regions do not count."""
+    return max((int((~sample.is_crowd).sum()) for sample in dataset.samples), default=0)
+
+
+def wanted_queries(most: int) -> int:
+    """Number of queries for images of up to `most` objects: the smallest multiple of 100 from 1.5 x `most` on.
+
+    With as many queries as objects, a query that looks at the wrong place or at the same one as another costs an
+    object; half as many again are to spare.
+    """
+    return -(-3 * most // (2 * _STEP)) * _STEP
+
+
+def fitted_queries(own: int, most: int) -> int:
+    """Number of queries that a training takes for images of up to `most` objects.
+
+    Args:
+        own: number in the settings, which is never lowered.
+        most: most objects of a training image.
+
+    Returns:
+        `own` if that is at least 1.5 x `most`; else `wanted_queries`, but not more than `MOST_FITTED`.
+    """
+    return own if 2 * own >= 3 * most else max(own, min(MOST_FITTED, wanted_queries(most)))
+
+
 def queries_text(crowded: Crowding, model: str, *, way_out: str | None = None) -> str:
     """Sentence on objects beyond the number of queries.
 
@@ -51,11 +80,10 @@ def queries_text(crowded: Crowding, model: str, *, way_out: str | None = None) -
         model: whose queries these are, in words.
         way_out: what to do about it; a setting for training, if left out.
     """
-    wanted = (crowded.most // _STEP + 1) * _STEP
     return (
         f"{_subject(crowded)} more objects than the {crowded.limit} queries of {model}, up to {crowded.most}: "
         f"{crowded.num_beyond} of {crowded.num_objects} objects can be neither learnt nor found; "
-        f"{way_out or f'train with --set model.num_queries={wanted}'}"
+        f"{way_out or f'train with --set model.num_queries={wanted_queries(crowded.most)}'}"
     )
 
 
@@ -68,13 +96,18 @@ def denoising_text(crowded: Crowding) -> str:
     )
 
 
-def evaluation_text(crowded: Crowding) -> str:
-    """Sentence on objects beyond the number of detections that an evaluation counts."""
+def evaluation_text(crowded: Crowding, *, way_out: str | None = None) -> str:
+    """Sentence on objects beyond the number of detections that an evaluation counts.
+
+    Args:
+        crowded: the objects; its limit is the number of detections.
+        way_out: what to do about it; an option for an evaluation, if left out.
+    """
     reached = 1 - crowded.num_beyond / crowded.num_objects
     return (
         f"{_subject(crowded)} more objects than the {crowded.limit} detections of an image that the evaluation counts, "
         f"up to {crowded.most}: no detector can find more than {100 * reached:.1f} % of the objects there; "
-        f"evaluate with --max-detections {(crowded.most // _STEP + 1) * _STEP}, or cut the images into tiles"
+        f"{way_out or f'evaluate with --max-detections {wanted_queries(crowded.most)}, or cut the images into tiles'}"
     )
 
 

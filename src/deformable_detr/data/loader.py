@@ -199,7 +199,8 @@ def make_loader(
         ranks: of this process. With several, each gets its share: in training a part of every batch, in evaluation
             every n-th batch of n processes. `batch_size` counts all processes in training, and each one in evaluation.
         epochs: number of epochs of the whole training; the last ones have no mosaic and mixup, by the share
-            `Augmentation.mixing_off`. With None all epochs have them.
+            `Augmentation.mixing_off`, and are varied less, by `Augmentation.until`. With None all epochs have
+            everything.
 
     Raises:
         ValueError: `batch_size` or `num_workers` is too small.
@@ -231,7 +232,9 @@ def make_loader(
         preprocessing,
         seed=seed,
         cache_bytes=cache_bytes // max(1, num_workers),
-        mixing_epochs=epochs - round(epochs * augmentation.mixing_off) if augmentation and epochs else None,
+        mixing_epochs=augmentation.mixing_epochs(epochs) if augmentation and epochs else None,
+        last_transform=training_transform(augmentation.plain()) if augmentation else None,
+        last_from=augmentation.varied_epochs(epochs) if augmentation and epochs else None,
     )
     start_workers: Callable[[], DataLoader[Item | BadImage]] = partial(
         DataLoader,

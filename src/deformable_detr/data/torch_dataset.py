@@ -67,6 +67,8 @@ class TransformedDataset(Dataset[Item | BadImage]):
         seed: int = 0,
         cache_bytes: int = 0,
         mixing_epochs: int | None = None,
+        last_transform: Transform | None = None,
+        last_from: int | None = None,
     ) -> None:
         """Data set that has read nothing yet.
 
@@ -77,12 +79,16 @@ class TransformedDataset(Dataset[Item | BadImage]):
             seed: decides all random numbers, together with epoch and position.
             cache_bytes: largest size of the decoded images kept in main memory, by each process; 0 keeps none.
             mixing_epochs: number of epochs, from the first, that may mix images; None is all.
+            last_transform: transform in place of `transform` in the last epochs.
+            last_from: first epoch, from 0, of those; None is that there are none.
         """
         self.dataset = dataset
         self.transform = transform
         self.preprocessing = preprocessing
         self.seed = seed
         self.mixing_epochs = mixing_epochs
+        self.last_transform = last_transform
+        self.last_from = last_from
         self._cache: dict[int, Image.Image] = {}
         self._cache_bytes_left = cache_bytes
         # Shared memory, so that workers that outlive an epoch see the next one's number.
@@ -105,11 +111,16 @@ class TransformedDataset(Dataset[Item | BadImage]):
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, index + 1))
         bad_images: list[BadImage] = []
         mixes = self.mixing_epochs is None or epoch < self.mixing_epochs
-        example = self.transform(example, generator, partial(self._draw, bad_images, index) if mixes else None)
+        transform = self._transform_in(epoch)
+        example = transform(example, generator, partial(self._draw, bad_images, index) if mixes else None)
         image, target = normalise(example.image, self.preprocessing), to_target(example)
         # Noise has a seed of its own, so that it changes no other random number.
         target = target._replace(noise_seed=seed_of(self.seed, epoch, index + 1, _NOISE))
         return Item(image, target, index, self.dataset.samples[index].size_wh, tuple(bad_images))
+
+    def _transform_in(self, epoch: int) -> Transform:
+        is_last = self.last_from is not None and epoch >= self.last_from
+        return self.last_transform if is_last and self.last_transform is not None else self.transform
 
     def _example(self, index: int) -> Example:
         sample = self.dataset.samples[index]

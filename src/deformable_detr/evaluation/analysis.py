@@ -128,10 +128,13 @@ _KINDS = {
 
 
 def analyse(report: EvaluationReport) -> Analysis:
-    """Analyse the detections of an evaluation."""
+    """Analyse the detections of an evaluation, all that it counted: with `max_detections`, not with COCO's 100.
+
+    Sizes alone have COCO's AP and AR.
+    """
     # Every box is matched once, with the detections of all scores: curves, calibration and sizes need them.
-    dataset, detections = report.dataset, report.detections
-    evaluation = _evaluated(detections, dataset)
+    dataset, detections, most = report.dataset, report.detections, report.max_detections
+    evaluation = _evaluated(detections, dataset, most)
     found, truth = match(evaluation, detections, dataset)
     ranks = category_ranks(dataset.category_ids)
     precision = np.asarray(evaluation.eval["precision"])[0, :, :, 0, 2]
@@ -142,7 +145,7 @@ def analyse(report: EvaluationReport) -> Analysis:
     # Confusion and the counts of errors are about a detector in use, so only about detections at the threshold.
     overall = _mean_curves([one for one in classes if one.num_objects])
     chosen = _above(detections, dataset, found, overall.threshold)
-    strict = _evaluated(chosen, dataset)
+    strict = _evaluated(chosen, dataset, most)
     matrix = np.asarray(strict.confusion_matrix(iou_thr=OVERLAP)["matrix"]).astype(np.int64)
     # From the order of category ids to that of the data set's classes.
     order = [ranks[category_id] for category_id in dataset.category_ids] + [len(ranks)]
@@ -159,8 +162,8 @@ def analyse(report: EvaluationReport) -> Analysis:
     )
 
 
-def _evaluated(detections: Sequence[Detections], dataset: DetectionDataset) -> Any:
-    return evaluated(coco_ground_truth(dataset), to_coco_results(detections, dataset))
+def _evaluated(detections: Sequence[Detections], dataset: DetectionDataset, most: int) -> Any:
+    return evaluated(coco_ground_truth(dataset), to_coco_results(detections, dataset), max_detections=most)
 
 
 def _above(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ from deformable_detr.core.errors import ConfigError, DataError
 from deformable_detr.data.crowding import MOST_EVALUATED
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.formats.coco_document import to_document
+
+AT_QUERIES = "@queries"
+"""End of the name of a metric with as many detections of an image as the model has queries, which is not COCO's."""
 
 
 class ClassMetrics(NamedTuple):
@@ -25,12 +28,15 @@ class ClassMetrics(NamedTuple):
     ap75: float
     """AP at an IoU threshold of 0.75."""
     ar: float
-    """Recall with 100 detections per image, the mean over the IoU thresholds."""
+    """Recall with 100 detections per image, or as many as count, the mean over the IoU thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """COCO's twelve numbers, 0..1; -1 where there is no object to find (none at all, or none of that size).
+
+    They are COCO's if `max_detections` is 100. Another number stands in the place of 100 everywhere below: such numbers
+    are like COCO's, but must not be called so or compared with them.
 
     AP is the mean over classes and over the IoU thresholds 0.50, 0.55 ... 0.95. AR is the recall reached with a given
     number of detections per class and image, the mean over the same. Small objects have an area below 32 x 32 pixels,
@@ -64,18 +70,24 @@ class Metrics:
     per_class: dict[str, ClassMetrics] = field(default_factory=dict)
     """Metrics by class name, in the order of the data set's classes; a name that occurs twice has its category id
     added."""
+    max_detections: int = MOST_EVALUATED
+    """Most detections per class and image that count, all but in `ar_1` and `ar_10`."""
 
     def twelve(self) -> dict[str, float]:
-        """COCO's twelve numbers by name, in COCO's order."""
-        return {name: value for name, value in asdict(self).items() if name != "per_class"}
+        """Twelve numbers by name, in COCO's order; "ar_100" is called after `max_detections`, such as "ar_300"."""
+        own = f"ar_{self.max_detections}"
+        return {own if name == "ar_100" else name: getattr(self, name) for name in _TWELVE}
 
     def value(self, name: str) -> float:
         """Metric by its name: one of the twelve, such as "ap50", or of a class, such as "cat/ap".
+
+        "@queries" behind the name says which metrics are asked, not which of them, and is left out.
 
         Raises:
             ConfigError: there is no such metric or class.
         """
         check_metric_name(name)
+        name = name.removesuffix(AT_QUERIES)
         class_name, slash, kind = name.rpartition("/")
         if not slash:
             return float(getattr(self, name))
@@ -84,18 +96,20 @@ class Metrics:
         return float(getattr(self.per_class[class_name], kind))
 
 
+_TWELVE = tuple(one.name for one in fields(Metrics) if one.name not in ("per_class", "max_detections"))
+
+
 def check_metric_name(name: str) -> None:
     """Refuse a name that is no metric for any data set; see `Metrics.value`.
 
     Raises:
         ConfigError: the name is unknown; the message lists the known ones.
     """
-    twelve = [one.name for one in fields(Metrics) if one.name != "per_class"]
-    _, slash, kind = name.rpartition("/")
-    if kind not in (ClassMetrics._fields if slash else twelve):
+    _, slash, kind = name.removesuffix(AT_QUERIES).rpartition("/")
+    if kind not in (ClassMetrics._fields if slash else _TWELVE):
         raise ConfigError(
-            f"no metric {name!r}; there are {', '.join(twelve)}, and of each class CLASS/"
-            f"{', CLASS/'.join(ClassMetrics._fields)}"
+            f"no metric {name!r}; there are {', '.join(_TWELVE)}, and of each class CLASS/"
+            f"{', CLASS/'.join(ClassMetrics._fields)}; with {AT_QUERIES} behind it for more than COCO's 100 detections"
         )
 
 
@@ -109,7 +123,8 @@ def coco_metrics(
     Args:
         detections: one entry for each sample, in the order of the samples.
         dataset: the ground truth.
-        max_detections: most detections per class and image that count, at least 11; COCO's number is 100.
+        max_detections: most detections per class and image that count, at least 11; COCO's number is 100. It is the
+            last of pycocotools' `params.maxDets`.
     """
     return metrics_from_coco(
         coco_ground_truth(dataset), to_coco_results(detections, dataset), max_detections=max_detections
@@ -141,6 +156,7 @@ def metrics_from_coco(
         np.asarray(arrays["precision"]),
         np.asarray(arrays["recall"]),
         [(ranks[category["id"]], category) for category in ground_truth["categories"]],
+        max_detections,
     )
 
 
@@ -255,11 +271,12 @@ def _summary(
     precision: Float[np.ndarray, "thresholds recalls categories areas limits"],
     recall: Float[np.ndarray, "thresholds categories areas limits"],
     categories: Sequence[tuple[int, dict[str, Any]]],
+    max_detections: int,
 ) -> Metrics:
     """Metrics from the arrays of an evaluation.
 
-    Areas are all, small, medium and large; limits are 1, 10 and 100 detections. Categories come with their positions in
-    the arrays.
+    Areas are all, small, medium and large; limits are 1, 10 and `max_detections` detections. Categories come with their
+    positions in the arrays.
     """
     names = Counter(category["name"] for _, category in categories)
     per_class = {}
@@ -281,6 +298,7 @@ def _summary(
         ar_medium=_mean(recall[..., 2, 2]),
         ar_large=_mean(recall[..., 3, 2]),
         per_class=per_class,
+        max_detections=max_detections,
     )
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from deformable_detr.core.detections import Detections
 from deformable_detr.core.distributed import ALONE, Ranks
 from deformable_detr.core.errors import CheckpointError, ConfigError, DataError, listed
@@ -14,7 +16,7 @@ from deformable_detr.data.crowding import MOST_EVALUATED, crowding, evaluation_t
 from deformable_detr.data.dataset import DetectionDataset, align_classes
 from deformable_detr.data.loader import explained_worker_deaths, make_loader
 from deformable_detr.data.splits import num_bad_images, open_for_evaluation
-from deformable_detr.evaluation.coco_metrics import Metrics, coco_metrics
+from deformable_detr.evaluation.coco_metrics import AT_QUERIES, Metrics, coco_metrics
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.tta import MOST_PER_VIEW, TTA, chosen, detect_views, flips_of, merged, sizes_of
 from deformable_detr.models.interface import num_queries_of
@@ -25,7 +27,11 @@ class EvaluationReport:
     """Result of an evaluation."""
 
     metrics: Metrics
-    """COCO's twelve numbers and those of each class."""
+    """COCO's twelve numbers and those of each class, of the 100 best detections of an image."""
+    metrics_at_n: Metrics | None = None
+    """Metrics of the `max_detections` best detections of an image, which are not COCO's; None if that is 100."""
+    max_detections: int = MOST_EVALUATED
+    """Most detections of an image that `evaluate` was asked to count."""
     detections: list[Detections]
     """Detections in each image of `dataset`, in the order of the images, with the detector's class ids."""
     dataset: DetectionDataset
@@ -36,6 +42,15 @@ class EvaluationReport:
     """Number of images in `skipped`, and of those that were left out when the data set was opened."""
     seconds: float
     """Duration of the evaluation."""
+
+    def value(self, name: str) -> float:
+        """Metric by its name, see `Metrics.value`; COCO's, unless it ends in "@queries".
+
+        Raises:
+            ConfigError: there is no such metric or class.
+        """
+        own = self.metrics_at_n if name.endswith(AT_QUERIES) else None
+        return (own or self.metrics).value(name)
 
 
 def evaluate(
@@ -64,8 +79,8 @@ def evaluate(
         format: format of the data set, if `data` is a path; recognised automatically if left out.
         batch_size: most images of equal size that go through the network together; the result does not depend on it.
         num_workers: processes that read images; 0 reads them in this process.
-        max_detections: most detections of an image that count. With more than COCO's 100, the metrics that are defined
-            for 100 detections, which are all but `ar_1` and `ar_10`, are those for this number.
+        max_detections: most detections of an image that count, at least 11. With another number than COCO's 100, there
+            are metrics for it besides COCO's, see `EvaluationReport.metrics_at_n`.
         skip_bad_images: leave out and list images that are missing or cannot be read, instead of raising.
         tta: test-time augmentation: whether, or with which settings, mirrored and resized views of each image are
             looked at, too, and their detections merged. Images are read anew for each size.
@@ -80,7 +95,10 @@ def evaluate(
         ConfigError: `split` or `format` is given for a data set that is already open, or a view of test-time
             augmentation would be larger than any image may be.
         DataError: the data set cannot be used or has no such split, an image cannot be read, or none is left.
+        ValueError: `max_detections` is less than 11.
     """
+    if max_detections <= 10:
+        raise ValueError(f"max_detections is {max_detections}; it must be at least 11, as COCO counts 10 apart")
     # Open the data, in the detector's class ids.
     reporter = reporter or Silence()
     started = time.monotonic()
@@ -92,6 +110,7 @@ def evaluate(
     # nothing is exact, and what counts is that predictions are made in the same way.
     exact = detector.around(detector.model, as_it_is=detector.as_it_is or detector.precision == "float32")
     # Detect in this process' share of the images, once in each size; which images it has may differ between sizes.
+    most = max(max_detections, MOST_EVALUATED)
     in_each_size: list[dict[int, list[Detections]]] = []
     unread: dict[int, str] = {}
     for number, size in enumerate(sizes):
@@ -119,7 +138,7 @@ def evaluate(
     complete = sorted(set.intersection(*map(set, gathered)))
     seen_in = {index: [view for of_size in gathered for view in of_size[index]] for index in complete}
     found = {
-        index: of_one[0] if views is None else merged(of_one, views, max_detections=max_detections)
+        index: of_one[0] if views is None else merged(of_one, views, max_detections=most)
         for index, of_one in seen_in.items()
     }
     unreadable = {index: why for part in ranks.gathered(unread) for index, why in part.items()}
@@ -128,9 +147,14 @@ def evaluate(
     seen = dataset.subset(list(found))
     in_order = list(found.values())
     skipped = {str(dataset.samples[index].path): why for index, why in sorted(unreadable.items())}
+    # COCO's numbers are always those of 100 detections. Scores fall, so that a slice has the best.
+    own = [one[:max_detections] for one in in_order]
+    is_coco = max_detections == MOST_EVALUATED
     return EvaluationReport(
-        metrics=coco_metrics(in_order, seen, max_detections=max_detections),
-        detections=in_order,
+        metrics=coco_metrics([one[:MOST_EVALUATED] for one in in_order], seen),
+        metrics_at_n=None if is_coco else coco_metrics(own, seen, max_detections=max_detections),
+        max_detections=max_detections,
+        detections=own,
         dataset=seen,
         skipped=skipped,
         num_skipped=len(skipped) + num_bad_images(dataset),
@@ -163,6 +187,26 @@ def opened(
         if value is not None:
             raise ConfigError(f"{name} is {value!r}, but the data set is already open; give its path instead")
     return data
+
+
+def counted_detections(model: nn.Module, dataset: DetectionDataset, best_by: str = "ap") -> int:
+    """Number of detections of an image that an evaluation in a training counts.
+
+    COCO's 100, unless an image has more objects, or `best_by` ends in "@queries": then as many as the model has
+    queries, if those are more.
+
+    Args:
+        model: the network.
+        dataset: images to evaluate on.
+        best_by: metric that decides, as in `CheckpointConfig.best_by`.
+    """
+    crowded = crowding([dataset], MOST_EVALUATED)
+    if crowded is None and not best_by.endswith(AT_QUERIES):
+        return MOST_EVALUATED
+    queries = num_queries_of(model)
+    if queries is None:  # of a network that does not say, as many as there may be to find
+        queries = MOST_EVALUATED if crowded is None else crowded.most
+    return max(MOST_EVALUATED, queries)
 
 
 def limits(detector: Detector, dataset: DetectionDataset, max_detections: int) -> list[str]:

@@ -18,7 +18,7 @@ from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
 from deformable_detr.inference.prepare import InferencePrecision, prepare
 from deformable_detr.inference.tta import MOST_PER_VIEW, TTA, chosen, detect_views, flips_of, merged, sizes_of
-from deformable_detr.models.interface import class_scores_of
+from deformable_detr.models.interface import class_scores_of, num_queries_of
 from deformable_detr.models.postprocess import to_detections
 from deformable_detr.weights import read
 from deformable_detr.weights.checkpoint import build_model
@@ -26,6 +26,8 @@ from deformable_detr.weights.checkpoint import build_model
 # Even a small network needs more than this for each pixel; fewer pixels than these fit anywhere.
 _BYTES_PER_PIXEL = 100
 _MANY_PIXELS = 4_000_000
+FEWEST_DETECTIONS = 100
+"""Number of detections per image that are kept, however few queries a model has: a query may find several classes."""
 DEFAULT_THRESHOLD = 0.5
 """Default of the lowest score that is kept, in 0..1."""
 
@@ -91,6 +93,14 @@ class Detector:
         """State for copies and pickles: without the prepared network, whose packed weights can be neither."""
         return {**self.__dict__, "_prepared": None}
 
+    @property
+    def max_detections(self) -> int:
+        """Largest number of detections per image if nobody says another: the number of queries, but at least 100.
+
+        A model can find an object with each of its queries, and none of these is to be cut off.
+        """
+        return max(FEWEST_DETECTIONS, num_queries_of(self.model) or 0)
+
     def around(self, model: nn.Module, *, as_it_is: bool | None = None) -> "Detector":
         """Detector with another network, for instance one with averaged weights, and everything else of this one.
 
@@ -154,7 +164,7 @@ class Detector:
         *,
         threshold: float = ...,
         batch_size: int = ...,
-        max_detections: int = ...,
+        max_detections: int | None = ...,
         tta: TTA | bool = ...,
     ) -> Detections: ...
     @overload  # not Iterable: an array is one, too, and type checkers could not tell the overloads apart
@@ -164,7 +174,7 @@ class Detector:
         *,
         threshold: float = ...,
         batch_size: int = ...,
-        max_detections: int = ...,
+        max_detections: int | None = ...,
         tta: TTA | bool = ...,
     ) -> list[Detections]: ...
     def predict(
@@ -173,7 +183,7 @@ class Detector:
         *,
         threshold: float = DEFAULT_THRESHOLD,
         batch_size: int = 1,
-        max_detections: int = 100,
+        max_detections: int | None = None,
         tta: TTA | bool = False,
     ) -> Detections | list[Detections]:
         """Detections of one image, or a list with the detections of several images.
@@ -183,7 +193,7 @@ class Detector:
                 arrays, tensors (see `ImageLike`). An array or a tensor is always one image.
             threshold: lowest score that is kept, in 0..1; 0 keeps everything.
             batch_size: largest number of consecutive images of equal size that go through the network together.
-            max_detections: largest number of detections per image.
+            max_detections: largest number of detections per image; `Detector.max_detections` if left out.
             tta: test-time augmentation: whether, or with which settings, mirrored and resized views of each image are
                 looked at, too, and their detections merged. Their `query_ids` are then -1.
 
@@ -206,7 +216,7 @@ class Detector:
         *,
         threshold: float = DEFAULT_THRESHOLD,
         batch_size: int = 1,
-        max_detections: int = 100,
+        max_detections: int | None = None,
         tta: TTA | bool = False,
     ) -> Iterator[Detections]:
         """Detections of several images, one image at a time, also for more images than fit into memory.
@@ -228,10 +238,16 @@ class Detector:
         return self._each(images, threshold, batch_size, max_detections, tta)
 
     def _each(
-        self, images: Iterable[ImageLike], threshold: float, batch_size: int, max_detections: int, tta: TTA | bool
+        self,
+        images: Iterable[ImageLike],
+        threshold: float,
+        batch_size: int,
+        max_detections: int | None,
+        tta: TTA | bool,
     ) -> Iterator[Detections]:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        most = self.max_detections if max_detections is None else max_detections
         views = chosen(tta)
         sizes = sizes_of(views, self.preprocessing)
         largest = max(sizes, key=lambda size: size.short_side)
@@ -241,11 +257,11 @@ class Detector:
             self._check_fits(picture.size, batch_size, largest, views)
             prepared = _Prepared(tuple(to_model_input(picture, size) for size in sizes), picture.size)
             if waiting and (len(waiting) == batch_size or not waiting[0].fits(prepared)):
-                yield from self._run(waiting, threshold, max_detections, views)
+                yield from self._run(waiting, threshold, most, views)
                 waiting = []
             waiting.append(prepared)
         if waiting:
-            yield from self._run(waiting, threshold, max_detections, views)
+            yield from self._run(waiting, threshold, most, views)
 
     def _check_fits(
         self, size_wh: tuple[int, int], batch_size: int, preprocessing: Preprocessing, tta: TTA | None
@@ -283,7 +299,7 @@ class Detector:
         sizes_wh: Sequence[tuple[int, int]],
         *,
         threshold: float = 0.0,
-        max_detections: int = 100,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Detections of a batch of preprocessed images of equal size; the network is put into evaluation mode.
 
@@ -291,7 +307,7 @@ class Detector:
             images: preprocessed images, without padding.
             sizes_wh: width and height of each original image, in pixels.
             threshold: lowest score that is kept, in 0..1.
-            max_detections: largest number of detections per image.
+            max_detections: as for `predict`.
 
         Returns:
             One `Detections` per image, on the CPU, best score first, with boxes xyxy in pixels of the originals.
@@ -317,7 +333,7 @@ class Detector:
         found = to_detections(
             final,
             sizes_wh,
-            max_detections=max_detections,
+            max_detections=self.max_detections if max_detections is None else max_detections,
             threshold=threshold,
             class_scores=class_scores_of(self.model),
         )

@@ -74,7 +74,7 @@ def predict_files(
     *,
     output: Path | None = None,
     threshold: float = DEFAULT_THRESHOLD,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     batch_size: int = 1,
     skip_bad_images: bool = False,
     processes: NumProcesses = 1,
@@ -89,7 +89,7 @@ def predict_files(
         output: folder for annotated pictures and, at the end, detections.json, a COCO file whose annotations have
             scores; None writes nothing.
         threshold: lowest score that is kept, in 0..1.
-        max_detections: largest number of detections per image.
+        max_detections: largest number of detections per image; `Detector.max_detections` if left out.
         batch_size: largest number of consecutive images of equal size that go through the network together.
         skip_bad_images: report a file that cannot be read as a result with an `error`, instead of raising.
         processes: number of processes, on a CPU only. Each has one thread and a copy of the detector. "auto" measures

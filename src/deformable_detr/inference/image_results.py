@@ -54,8 +54,8 @@ class PredictionSettings(NamedTuple):
 
     threshold: float = DEFAULT_THRESHOLD
     """Lowest score that is kept, in 0..1."""
-    max_detections: int = 100
-    """Largest number of detections per image."""
+    max_detections: int | None = None
+    """Largest number of detections per image; None is `Detector.max_detections`."""
     batch_size: int = 1
     """Largest number of consecutive images of equal size that go through the network together."""
     skip_bad_images: bool = False

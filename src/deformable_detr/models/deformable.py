@@ -20,10 +20,10 @@ from deformable_detr.models.layers.pyramid import Pyramid
 from deformable_detr.models.layers.queries import LearnedQueries, ProposalQueries, QuerySource, TrainingBranches
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.models.settings import (
-    LARGEST,
     BackboneSettings,
     check_attention,
     check_backbone,
+    check_branches,
     check_counts,
     check_groups_of_norms,
     check_noise,
@@ -128,25 +128,7 @@ class DeformableDETRConfig(BackboneSettings):
                 f"denoising_queries={self.denoising_queries} has no meaning for variant {self.variant!r}, whose "
                 "queries look from points and not from boxes; it needs 'two_stage', or set denoising_queries=0"
             )
-        self._check_branches()
-
-    def _check_branches(self) -> None:
-        if self.hybrid_queries and self.query_groups > 1:
-            raise ConfigError(
-                f"hybrid_queries is {self.hybrid_queries} and query_groups {self.query_groups}: only one of them can "
-                "add queries in training; set hybrid_queries=0 or query_groups=1"
-            )
-        total, most = self.num_queries * self.query_groups + self.hybrid_queries, LARGEST["num_queries"]
-        if total > most:
-            raise ConfigError(
-                f"with query_groups={self.query_groups} and hybrid_queries={self.hybrid_queries}, training has {total} "
-                f"queries; it can have at most {most}"
-            )
-        if not self.hybrid_queries and self.hybrid_repeats != type(self).hybrid_repeats:
-            raise ConfigError(
-                f"hybrid_repeats={self.hybrid_repeats} has no meaning without hybrid queries; set hybrid_queries=1500 "
-                "or another number, too"
-            )
+        check_branches(self)
 
     @property
     def free_settings(self) -> frozenset[str]:

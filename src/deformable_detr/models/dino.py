@@ -11,18 +11,20 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, Target
 from deformable_detr.models.interface import ClassRows
 from deformable_detr.models.layers.box_decoder import REFERENCE_EPS, BoxDecoder
+from deformable_detr.models.layers.branches import output_of_branches
 from deformable_detr.models.layers.decoder import DecoderLayer
 from deformable_detr.models.layers.denoising import Denoising
 from deformable_detr.models.layers.encoder import Encoder, EncoderLayer
 from deformable_detr.models.layers.feedforward import MLP
 from deformable_detr.models.layers.initialisation import initialise_dino
 from deformable_detr.models.layers.pyramid import Pyramid
-from deformable_detr.models.layers.queries import MixedQueries
+from deformable_detr.models.layers.queries import MixedQueries, TrainingBranches
 from deformable_detr.models.losses import Criterion, CriterionConfig
 from deformable_detr.models.settings import (
     BackboneSettings,
     check_attention,
     check_backbone,
+    check_branches,
     check_counts,
     check_groups_of_norms,
     check_noise,
@@ -99,6 +101,14 @@ class DINOConfig(BackboneSettings):
     """Choice of proposals. "valid" takes proposals in the padding and at the border only if there are no others.
     "paper" ranks them like all others, with the box (1, 1, 1, 1), as published code does. "distinct" is "valid", and
     prefers the best of several proposals with nearly the same box."""
+    hybrid_queries: int = 0
+    """Number of additional queries in training that are matched several to one (H-DETR), 0..20,000, all queries
+    together; its authors have 1500. Prediction is not changed."""
+    hybrid_repeats: int = 6
+    """Number of hybrid queries that each object is matched to, 2..100."""
+    query_groups: int = 1
+    """Number of groups of `num_queries` queries in training (Group DETR), 1..50; its authors have 11. Prediction uses
+    the first group and is not changed."""
     denoising_queries: int = 100
     """Positive copies of objects in contrastive denoising, for one image in training; 0..20,000, 0 is without
     denoising. Each has a negative copy beside it."""
@@ -115,6 +125,7 @@ class DINOConfig(BackboneSettings):
         check_attention(self.hidden_dim, self.num_heads, self.dropout)
         check_backbone(self)
         check_noise(self)
+        check_branches(self)
         if not 0 < self.position_temperature <= _LONGEST_WAVE:
             raise ConfigError(
                 f"position_temperature is {self.position_temperature}; it must be above 0, at most {_LONGEST_WAVE:g}"
@@ -126,9 +137,9 @@ class DINOConfig(BackboneSettings):
 
     @property
     def free_settings(self) -> frozenset[str]:
-        """Settings on which no weight tensor depends, but for the label table, which training alone needs."""
-        noise = ("denoising_queries", "box_noise", "label_noise")
-        return frozenset(("dropout", "frozen_stages", "features", "proposals", *noise))
+        """Settings on which no weight tensor depends, but for tensors that training alone needs."""
+        training = ("hybrid_queries", "hybrid_repeats", "query_groups", "denoising_queries", "box_noise", "label_noise")
+        return frozenset(("dropout", "frozen_stages", "features", "proposals", *training))
 
     @property
     def num_maps(self) -> int:
@@ -155,7 +166,10 @@ class DINO(nn.Module):
     """
 
     parts: Mapping[str, tuple[str, ...]] = {
-        "heads": ("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
+        "heads": (
+            *("decoder.class_heads.", "decoder.box_heads.", "query_source.class_head.", "query_source.box_head."),
+            *("query_source.group_class_heads.", "query_source.group_box_heads."),
+        ),
         "backbone": ("pyramid.backbone.",),
         "projections": ("pyramid.projections.", "pyramid.level_embed"),
         "encoder": ("encoder.",),
@@ -165,11 +179,16 @@ class DINO(nn.Module):
     """Named parts, for freezing and learning rates: part name to the beginnings of its parameters' names."""
     offsets = ("sampling_offsets",)
     """Words in names of parameters with the learning rate of sampling offsets; the authors give them no other."""
-    class_rows = ClassRows(by_class=("decoder.class_heads.", "query_source.class_head.", "denoising.label_embed."))
+    class_rows = ClassRows(
+        by_class=(
+            *("decoder.class_heads.", "query_source.class_head.", "query_source.group_class_heads."),
+            "denoising.label_embed.",
+        )
+    )
     """Weight tensors with one row per class, for fine-tuning."""
-    training_tensors = ("denoising.",)
-    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, and
-    those that such weights have and this network has not are ignored."""
+    training_tensors = ("denoising.", "query_source.training_embedding.", "query_source.group_")
+    """Beginnings of the names of tensors that training alone needs; weights to start from may lack them, or have them
+    in vain."""
 
     def __init__(
         self,
@@ -212,7 +231,7 @@ class DINO(nn.Module):
         memory = self.encoder(self.pyramid(images, padding_mask))
         queries, proposals = self.query_source(memory)
         if self.denoising is None or targets is None or not self.training:
-            return DetectorOutput(self.decoder(queries, memory), proposals)
+            return output_of_branches(self.decoder(queries, memory), proposals, queries.branches)
         noisy = self.denoising(targets, queries, self.query_source)
         return noisy.output(self.decoder(noisy.queries, memory), proposals)
 
@@ -265,7 +284,8 @@ def build(config: DINOConfig, *, load_backbone_weights: bool = True) -> DINO:
             for _ in range(config.encoder_layers)
         ]
     )
-    query_source = MixedQueries(config.num_queries, dim, config.num_classes, choice=config.proposals)
+    added = TrainingBranches(config.hybrid_queries, config.hybrid_repeats, config.query_groups)
+    query_source = MixedQueries(config.num_queries, dim, config.num_classes, choice=config.proposals, added=added)
     num_heads = config.decoder_layers if config.heads == "separate" else 1
     decoder = BoxDecoder(
         [

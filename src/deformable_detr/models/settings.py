@@ -1,4 +1,4 @@
-"""Settings that the models have in common: the backbone, and checks of counts, channels, names and noise."""
+"""Settings that the models have in common: the backbone, and checks of counts, channels, noise and more queries."""
 
 import re
 from dataclasses import fields, replace
@@ -129,6 +129,31 @@ class DenoisingSettings(Protocol):
         ...
 
 
+@runtime_checkable
+class BranchSettings(Protocol):
+    """Settings of a network that may have more queries in training than in prediction."""
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries in prediction."""
+        ...
+
+    @property
+    def hybrid_queries(self) -> int:
+        """Number of additional queries that are matched several to one."""
+        ...
+
+    @property
+    def hybrid_repeats(self) -> int:
+        """Number of those that each object is matched to."""
+        ...
+
+    @property
+    def query_groups(self) -> int:
+        """Number of groups of queries."""
+        ...
+
+
 def _changed(settings: Own, **changes: Any) -> Own:
     own: Any = settings  # a dataclass in every network
     changed: Own = replace(own, **changes)
@@ -166,6 +191,33 @@ def check_noise(settings: DenoisingSettings) -> None:
             raise ConfigError(
                 f"{name}={value} has no meaning without denoising; set denoising_queries=100, or leave {name} out"
             )
+
+
+def check_branches(settings: BranchSettings) -> None:
+    """Refuse additional queries in training that exclude each other, are too many, or have no effect.
+
+    Raises:
+        ConfigError: one of these.
+    """
+    hybrid, groups = settings.hybrid_queries, settings.query_groups
+    if hybrid and groups > 1:
+        raise ConfigError(
+            f"hybrid_queries is {hybrid} and query_groups {groups}: only one of them can add queries in training; "
+            "set hybrid_queries=0 or query_groups=1"
+        )
+    total, most = settings.num_queries * groups + hybrid, LARGEST["num_queries"]
+    if total > most:
+        raise ConfigError(
+            f"with query_groups={groups} and hybrid_queries={hybrid}, training has {total} queries; it can have at "
+            f"most {most}"
+        )
+    name = "hybrid_repeats"
+    repeats = getattr(settings, name)
+    if not hybrid and repeats != getattr(type(settings), name):
+        raise ConfigError(
+            f"hybrid_repeats={repeats} has no meaning without hybrid queries; set hybrid_queries=1500 or another "
+            "number, too"
+        )
 
 
 def check_groups_of_norms(dim: int) -> None:

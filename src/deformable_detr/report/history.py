@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from deformable_detr.evaluation.coco_metrics import AT_QUERIES
 from deformable_detr.report.charts import Series
 from deformable_detr.runs.records import is_record
 
@@ -36,15 +37,19 @@ class History(NamedTuple):
         """Record of the best epoch, chosen as best.safetensors is: the highest metric, and the latest of equals.
 
         Args:
-            by: name of the metric, as in `CheckpointConfig.best_by`: one of COCO's twelve, or of a class as "cat/ap".
+            by: name of the metric, as in `CheckpointConfig.best_by`: one of COCO's twelve, or of a class as "cat/ap",
+                perhaps with "@queries" behind it.
 
         Returns:
             None if no epoch was evaluated.
         """
-        class_name, _, metric = by.rpartition("/")
+        class_name, _, metric = by.removesuffix(AT_QUERIES).rpartition("/")
+        of_all, of_class = ("val_at_n", "val_at_n_per_class") if by.endswith(AT_QUERIES) else ("val", "val_per_class")
 
         def value(row: dict[str, Any]) -> float:
-            metrics = row.get("val_per_class", {}).get(class_name, {}) if class_name else row["val"]
+            # Without numbers of their own, as many detections as there are queries are COCO's 100.
+            own = row if of_all in row else row | {of_all: row["val"], of_class: row.get("val_per_class", {})}
+            metrics = own.get(of_class, {}).get(class_name, {}) if class_name else own[of_all]
             return float(metrics.get(metric, -1.0))
 
         return max(reversed(self.evaluated), key=value, default=None)
@@ -73,13 +78,18 @@ class History(NamedTuple):
         return stages
 
     def precision(self) -> list[Series]:
-        """AP, AP50 and AP75 on the validation images, in percent."""
+        """AP, AP50 and AP75 on the validation images, in percent; and AP with more detections than COCO counts."""
         names = {"ap50": "AP50", "ap": "AP", "ap75": "AP75"}
         rows = self.evaluated
-        return [
+        series = [
             Series(label, _epochs(rows), _percent(row["val"].get(name) for row in rows))
             for name, label in names.items()
         ]
+        more = [row for row in rows if row.get("val_at_n")]
+        if more:
+            label = f"AP with {more[-1]['val_at_n'].get('max_detections', 'more')} detections"
+            series.append(Series(label, _epochs(more), _percent(row["val_at_n"].get("ap") for row in more)))
+        return series
 
     def class_precision(self) -> list[Series]:
         """AP of each class on the validation images, in percent."""

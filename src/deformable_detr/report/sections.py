@@ -96,7 +96,7 @@ def accuracy(report: EvaluationReport, analysis: Analysis) -> Section:
     )
     numbers = table("COCO's twelve numbers, percent", ("", "%", "what it is"), twelve)
     shown = grid([numbers, f"<div>{by_size}{by_class}</div>"], columns=2)
-    return Section("accuracy", "Accuracy", shown)
+    return Section("accuracy", "Accuracy", shown + _beyond_coco(report))
 
 
 def thresholds(analysis: Analysis) -> Section:
@@ -279,6 +279,35 @@ def configuration(settings: Mapping[str, Any], versions: Sequence[tuple[str, str
 
 def _numbers(report: EvaluationReport) -> list[tuple[str, float]]:
     return list(report.metrics.twelve().items())
+
+
+def _beyond_coco(report: EvaluationReport) -> str:
+    """Tables of the numbers for more detections than COCO counts; empty if there are none."""
+    own = report.metrics_at_n
+    if own is None:
+        return ""
+    most = own.max_detections
+    text = (
+        "COCO's numbers count 100 detections of an image, and there may be more objects. These are the same with "
+        f"{most} (params.maxDets = [1, 10, {most}] in pycocotools): they are not COCO's, and not to be compared with "
+        f"those. Curves, thresholds, errors and mistakes below are with {most} detections, too."
+    )
+    meanings = [meaning.replace("100 detections", f"{most} detections") for meaning in _TWELVE.values()]
+    rows = [
+        (name.upper().replace("_", " "), percent(value), meaning)
+        for (name, value), meaning in zip(own.twelve().items(), meanings, strict=True)
+    ]
+    numbers = table(f"Not COCO's: {most} detections of an image, percent", ("", "%", "what it is"), rows)
+    by_class = table(
+        f"Not COCO's, by class: {most} detections of an image, percent",
+        ("class", "AP", "AP50", "AP75", "AR"),
+        [
+            [name, *(percent(value) for value in (one.ap, one.ap50, one.ap75, one.ar))]
+            for name, one in own.per_class.items()
+        ],
+        bars=[max(0.0, one.ap) for one in own.per_class.values()],
+    )
+    return paragraph(text) + grid([numbers, by_class], columns=2)
 
 
 def _threshold_row(one: Curves) -> list[str]:

@@ -17,7 +17,7 @@ from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.splits import TrainingData, open_training_data
 from deformable_detr.data.statistics import statistics_of
 from deformable_detr.evaluation.analysis import Analysis, analyse
-from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.evaluation.evaluate import EvaluationReport, counted_detections, evaluate
 from deformable_detr.inference.detector import Detector
 from deformable_detr.report import sections
 from deformable_detr.report.history import History, history_of
@@ -237,9 +237,12 @@ def _evaluate(
     reporter: Reporter,
 ) -> EvaluationReport | None:
     try:
+        detector = Detector.load(weights, model=model, device=device)
+        best_by = "ap" if config is None else config.checkpoints.best_by
         evaluation = evaluate(
-            Detector.load(weights, model=model, device=device),
+            detector,
             data.val,
+            max_detections=counted_detections(detector.model, data.val, best_by),
             batch_size=1 if config is None else min(4, settled(config.run.batch_size)),
             num_workers=config.data.num_workers if config is not None else 0,
             skip_bad_images=True,

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from deformable_detr.core.config import updated
+from deformable_detr.core.config import named_settings, updated
 from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
@@ -72,8 +72,9 @@ class OptimizerConfig:
     """Weight decay on all parameters."""
     clip_norm: float = 0.1
     """Largest 2-norm of all gradients together; 0 = no clipping."""
-    ema_decay: float = 0.9997
-    """Decay of the averaged weights, which are evaluated and kept for use, below 1; 0 = no averaging. See `EMA`."""
+    ema_decay: float | Literal["auto"] = 0.9997
+    """Decay of the averaged weights, which are evaluated and kept for use, below 1; 0 = no averaging. See `EMA`.
+    "auto": by the length of the run, see `fitted_decay`."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could mean."""
@@ -87,8 +88,8 @@ class OptimizerConfig:
             if getattr(self, name) == 0:
                 raise ConfigError(f"optimizer.{name} is 0; nothing would be learnt")
         check_counts(self, "optimizer", 1, "base_batch_size")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"optimizer.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+        if self.ema_decay != "auto" and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"optimizer.ema_decay is {self.ema_decay}; it must be at least 0 and below 1, or 'auto'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,9 @@ class RunConfig:
     start: Literal["backbone", "weights"] = "backbone"
     """Pretrained weights that the run starts from. "backbone": those of the backbone, or none. "weights": those of a
     whole detector, which `train` must be given as `weights`; they replace the structure that `model` describes."""
+    fit_queries: bool = False
+    """Whether the model gets more queries than `model.num_queries` if training images hold many objects, see
+    `fitted_queries`. False once somebody sets that number, and in config.json, which has the number in force."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that keep their weights, by their names in `parts`. "all_but_heads" names all but the
     heads."""
@@ -171,7 +175,8 @@ class CheckpointConfig:
     """Settings of the checkpoints: which are kept, and when they are saved."""
 
     best_by: str = "ap"
-    """Metric that selects best.safetensors: one of COCO's twelve, such as "ap50", or of a class, such as "cat/ap"."""
+    """Metric that selects best.safetensors: one of COCO's twelve, such as "ap50", or of a class, such as "cat/ap".
+    With "@queries" behind it, not COCO's, but with as many detections of an image as the model has queries."""
     save_every: float = 10.0
     """Minutes between two saves of last.safetensors within an epoch; 0 = saved only at the end of an epoch."""
     keep_last: int = 2
@@ -260,7 +265,9 @@ class TrainConfig:
                 the others as they are.
         """
         changes = {**(settings or {}), **more}
-        changed = updated(self, changes)
+        changed, named = updated(self, changes), named_settings(self, changes)
+        if "model.num_queries" in named and "run.fit_queries" not in named:
+            changed = replace(changed, run=replace(changed.run, fit_queries=False))
         refuse_idle(changed, changes)
         return changed
 
@@ -319,6 +326,8 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
         )
     if MODELS.class_scores(config.model) == "sigmoid":
         note("the model has no class for 'no object'", "criterion", "no_object_weight")
+    if not hasattr(config.model, "num_queries"):
+        note("the network is one of your own, whose queries nobody else can add to", "run", "fit_queries")
     if MODELS.offsets(config.model) == ():
         note("the model has no sampling offsets", "optimizer", "offsets_lr_factor")
     for part in ("backbone", "encoder", "decoder", "heads"):
@@ -332,6 +341,10 @@ def idle_settings(config: TrainConfig) -> dict[str, str]:
                 note(f"augmentation.{probability} is 0", "augmentation", *names)
         if augmentation.mosaic == augmentation.mixup == 0:
             note("augmentation.mosaic and mixup are 0", "augmentation", "mixing_off")
+        elif augmentation.mixing_off > 0 and augmentation.until + augmentation.mixing_off <= 1:
+            note(f"augmentation.until is {augmentation.until}, which ends mixing before", "augmentation", "mixing_off")
+        if augmentation == augmentation.plain():
+            note("images are only flipped, turned and resized anyway", "augmentation", "until")
     return idle
 
 

@@ -92,5 +92,5 @@ def dino_small() -> TrainConfig:
         augmentation="auto",
         optimizer=OptimizerConfig(base_lr=8e-4, base_batch_size=4),
         schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
-        run=RunConfig(batch_size=4, eval_every="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto", fit_queries=True),
     )

@@ -173,7 +173,7 @@ def detr_small() -> TrainConfig:
         augmentation="auto",
         optimizer=OptimizerConfig(base_lr=4e-4, base_batch_size=4),
         schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
-        run=RunConfig(batch_size=4, eval_every="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto", fit_queries=True),
     )
 
 
@@ -203,7 +203,7 @@ def small() -> TrainConfig:
         augmentation="auto",
         optimizer=OptimizerConfig(base_lr=8e-4, base_batch_size=4),
         schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
-        run=RunConfig(batch_size=4, eval_every="auto"),
+        run=RunConfig(batch_size=4, eval_every="auto", fit_queries=True),
     )
 
 
@@ -222,7 +222,7 @@ def finetune() -> TrainConfig:
         # An eighth of the rate of `small`; a higher one would destroy what the weights have learnt.
         optimizer=OptimizerConfig(base_lr=1e-4, base_batch_size=4),
         schedule=ScheduleConfig(epochs="auto", warmup_steps="auto"),
-        run=RunConfig(batch_size=4, eval_every="auto", start="weights"),
+        run=RunConfig(batch_size=4, eval_every="auto", fit_queries=True, start="weights"),
     )
 
 

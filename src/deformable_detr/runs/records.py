@@ -16,7 +16,8 @@ _LONGEST_LINE = 1 << 24
 _MOST_STRANGE = 10_000
 _DEEPEST = 3
 _KINDS = ("step", "epoch")
-_GROUPS = ("terms", "train", "val", "val_per_class")
+_GROUPS = ("terms", "train", "val", "val_per_class", "val_at_n", "val_at_n_per_class")
+_BY_CLASS = ("val_per_class", "val_at_n_per_class")
 
 
 @dataclass
@@ -88,10 +89,11 @@ def is_record(value: object) -> bool:
     groups = [figures[name] for name in _GROUPS if name in figures]
     if not _are_numbers(figures, _DEEPEST) or not all(isinstance(group, dict) for group in groups):
         return False
-    by_class = figures.get("val_per_class", {}).values()
+    by_class = [group for name in _BY_CLASS for group in figures.get(name, {}).values()]
     if not all(isinstance(group, dict) for group in by_class):
         return False
-    metrics = [metric for group in (figures.get("val", {}), *by_class) for metric in group.values()]
+    at_n = {name: metric for name, metric in figures.get("val_at_n", {}).items() if name != "max_detections"}
+    metrics = [metric for group in (figures.get("val", {}), at_n, *by_class) for metric in group.values()]
     return all(isinstance(metric, int | float) and -1 <= metric <= 1 for metric in metrics)
 
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +138,8 @@ def _two_steps(
     config: TrainConfig, train: DetectionDataset, device: torch.device, num_images: int, model: nn.Module | None
 ) -> None:
     copy = None if model is None else deepcopy(model)
+    if config.optimizer.ema_decay == "auto":  # not known before the batch size is; averages need memory, whatever it is
+        config = replace(config, optimizer=replace(config.optimizer, ema_decay=0.5))
     learner = make_learner(config, make_model(config, device, weights=False, model=copy), num_images)
     to_training_mode(learner.model, config.run.freeze)
     batch = _largest_batch(config, train, num_images)

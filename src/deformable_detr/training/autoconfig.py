@@ -4,16 +4,18 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError, listed
+from deformable_detr.data.crowding import fitted_queries, most_objects
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.runs.config import ScheduleConfig, TrainConfig, settled
+from deformable_detr.models.interface import num_queries_of
+from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, settled
 from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
@@ -22,6 +24,8 @@ _EPOCHS = (12, 300)
 _WARMUP_SHARE = 1 / 30
 _MOST_WARMUP_STEPS = 1000
 _EVALUATIONS = 30
+_HALF_LIFE_SHARE = 1 / 20
+_LARGEST_DECAY = 0.9997
 _SIDES = (256, 512)
 _SIDE_STEP = 32
 _WANTED_PIXELS = 24.0
@@ -85,6 +89,7 @@ def fit_to_data(
             f"the network is for {config.model.num_classes} classes, the data set has {len(train.classes)} "
             f"({listed(train.classes)}); build it for these"
         )
+    config = _settle_queries(config, train, reasons.append)
     # Each rule needs what those before have chosen: memory depends on the size of images, epochs on the batch size.
     config = _settle_size(config, train, normalisation, reasons.append)
     config = _settle_augmentation(config, train, reasons.append)
@@ -97,7 +102,8 @@ def fit_to_data(
     run, compute = replace(config.run, batch_size=batch_size, eval_every=eval_every), config.compute
     if compute.accumulate > batch_size:
         compute = replace(compute, accumulate=batch_size)
-    config = replace(config, schedule=schedule, run=run, compute=compute)
+    optimizer = _settled_average(config.optimizer, schedule.epochs * steps_per_epoch, reasons.append)
+    config = replace(config, schedule=schedule, run=run, compute=compute, optimizer=optimizer)
     return Fitted(config, tuple(reasons))
 
 
@@ -118,6 +124,17 @@ def fitted_warmup(num_steps: int) -> int:
 def fitted_interval(epochs: int) -> int:
     """Number of epochs between evaluations, so that there are at most 30 evaluations."""
     return math.ceil(epochs / _EVALUATIONS)
+
+
+def fitted_decay(num_steps: int) -> float:
+    """Decay of averaged weights for a run of `num_steps`: 0.5^(1 / h), with a half-life h of a twentieth of the steps.
+
+    What a step has added to the average is worth half after h steps, so that at the end of the run about the last fifth
+    of it counts (15 of 16 parts). h is at least one step, and the decay is never above 0.9997, a half-life of 2310
+    steps, which is that of the published DINO.
+    """
+    half_life = max(1.0, num_steps * _HALF_LIFE_SHARE)
+    return min(_LARGEST_DECAY, 0.5 ** (1 / half_life))
 
 
 def fitted_size(train: DetectionDataset) -> ImageSize:
@@ -155,6 +172,30 @@ def handed_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _in_steps(side: float) -> int:
     return math.ceil(side / _SIDE_STEP) * _SIDE_STEP
+
+
+def _settle_queries(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
+    if not config.run.fit_queries:
+        return config
+    config = replace(config, run=replace(config.run, fit_queries=False))
+    own, most = num_queries_of(config.model), most_objects(train)
+    if own is None:
+        return config
+    wanted = fitted_queries(own, most)
+    # Learned queries are weights: those that a run starts from have their number, and a warning says what it costs.
+    if wanted == own or (config.run.start == "weights" and "num_queries" not in config.model.free_settings):
+        return config
+    settings: Any = config.model
+    try:
+        enlarged = replace(settings, num_queries=wanted)
+    except ConfigError as error:  # queries of training alone multiply them
+        say(f"images hold up to {most} objects, and there are still {own} queries instead of {wanted}: {error}")
+        return config
+    say(
+        f"images hold up to {most} objects: {wanted} queries instead of {own} (in the decoder about "
+        f"{wanted / own:.2g} times the work; --set num_queries={own} keeps {own})"
+    )
+    return replace(config, model=enlarged)
 
 
 def _settle_size(
@@ -217,6 +258,15 @@ def _settled_schedule(schedule: ScheduleConfig, steps_per_epoch: int, say: Calla
         warmup_steps = fitted_warmup(epochs * steps_per_epoch)
         say(f"{warmup_steps} steps of warm-up, a thirtieth of all")
     return replace(schedule, epochs=epochs, warmup_steps=warmup_steps)
+
+
+def _settled_average(optimizer: OptimizerConfig, num_steps: int, say: Callable[[str], None]) -> OptimizerConfig:
+    if optimizer.ema_decay != "auto":
+        return optimizer
+    decay = fitted_decay(num_steps)
+    half_life = -1 / math.log2(decay)
+    say(f"averaged weights with a decay of {decay:.4g}, a half-life of {half_life:.0f} of {num_steps} steps")
+    return replace(optimizer, ema_decay=decay)
 
 
 def _settled_interval(eval_every: int | Literal["auto"], epochs: int, say: Callable[[str], None]) -> int:

@@ -15,7 +15,7 @@ from deformable_detr.core.errors import DataError, TrainingError
 from deformable_detr.core.progress import Reporter
 from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.batch import split
-from deformable_detr.evaluation.evaluate import EvaluationReport, evaluate
+from deformable_detr.evaluation.evaluate import EvaluationReport, counted_detections, evaluate
 from deformable_detr.models.interface import AveragingCriterion
 from deformable_detr.models.losses import NotFinitePredictionsError
 from deformable_detr.training.freezing import to_training_mode
@@ -268,6 +268,7 @@ def evaluate_if_due(run: RunState, reporter: Reporter) -> EvaluationReport | Non
             run.data.val,
             batch_size=batch_size,
             num_workers=config.data.num_workers,
+            max_detections=counted_detections(run.model, run.data.val, config.checkpoints.best_by),
             skip_bad_images=config.data.skip_bad_images,
             reporter=reporter,
             ranks=run.ranks,
@@ -308,7 +309,7 @@ def _keep_if_best(run: RunState, report: EvaluationReport) -> bool:
     """
     progress, config = run.progress, run.config
     progress.evaluation_seconds = report.seconds
-    value, before = report.metrics.value(config.checkpoints.best_by), progress.best_value
+    value, before = report.value(config.checkpoints.best_by), progress.best_value
     # Of equals the later one is kept. Without validation objects all values are -1, and more steps are better.
     is_best = before is None or value >= before
     gains = before is None or value > before or value < 0

@@ -13,7 +13,7 @@ from deformable_detr.core.progress import Reporter, duration, memory_in_use, per
 from deformable_detr.core.types import Batch
 from deformable_detr.data.crowding import MOST_EVALUATED, crowding, denoising_text, evaluation_text, queries_text
 from deformable_detr.data.repeats import training_images_among
-from deformable_detr.evaluation.evaluate import EvaluationReport
+from deformable_detr.evaluation.evaluate import EvaluationReport, counted_detections
 from deformable_detr.models.interface import num_queries_of
 from deformable_detr.runs.config import idle_remarks
 from deformable_detr.training.acceleration import checkpointed_parts
@@ -111,7 +111,9 @@ def data_warnings(run: RunState) -> list[str]:
         warnings.append(denoising_text(crowded))
     crowded = crowding([val], MOST_EVALUATED)
     if crowded is not None:
-        warnings.append(evaluation_text(crowded))
+        counted = counted_detections(run.model, val)
+        more = f"what {counted} detections give is evaluated besides, as val_at_n" if counted > MOST_EVALUATED else None
+        warnings.append(evaluation_text(crowded, way_out=more))
     return warnings
 
 
@@ -170,6 +172,9 @@ def epoch_record(run: RunState, pace: Pace, report: EvaluationReport | None) -> 
     if report is not None:
         record["val"] = report.metrics.twelve()
         record["val_per_class"] = {name: one._asdict() for name, one in report.metrics.per_class.items()}
+        if (own := report.metrics_at_n) is not None:
+            record["val_at_n"] = {"max_detections": own.max_detections, **own.twelve()}
+            record["val_at_n_per_class"] = {name: one._asdict() for name, one in own.per_class.items()}
         record["val_seconds"] = report.seconds
     return record
 
@@ -181,6 +186,8 @@ def epoch_line(run: RunState, pace: Pace, report: EvaluationReport | None, is_be
         line += f"  loss {run.progress.averages()['loss']:.2f}"
     if report is not None:
         line += f"  AP {percent(report.metrics.ap)}  AP50 {percent(report.metrics.ap50)}"
+        if (own := report.metrics_at_n) is not None:
+            line += f"  AP with {own.max_detections} detections {percent(own.ap)}"
         line += "  best so far" if is_best else ""
         line += f"  {len(report.skipped)} validation images skipped" if report.skipped else ""
     return f"{line}  ({duration(pace.seconds)})"

@@ -18,8 +18,9 @@ class MetricsLog:
     Each record in metrics.jsonl has its "kind" ("step" or "epoch"), the epoch (from 1), the step (since the start of
     the run) and the time in seconds since 1970. The record of a step has loss, terms, grad_norm, lr, images_per_second
     and memory_bytes. The record of an epoch has the averages as "train". If the epoch was evaluated, it also has COCO's
-    twelve numbers as "val" and the metrics of each class as "val_per_class". metrics.csv is made from these records, so
-    that the two files agree after resuming, too.
+    twelve numbers as "val" and the metrics of each class as "val_per_class"; where more than 100 detections of an image
+    were counted besides, those for their number as "val_at_n" and "val_at_n_per_class". metrics.csv is made from these
+    records, so that the two files agree after resuming, too.
 
     Args:
         folder: the run folder; None writes nothing, as in all but the first of several processes.

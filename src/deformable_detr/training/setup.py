@@ -115,7 +115,8 @@ def make_learner(config: TrainConfig, model: nn.Module, batch_size: int, ranks: 
     compute, device = config.compute, next(model.parameters()).device
     sharded = compute.sharded and ranks.size > 1
     # The copy for averaged weights comes first: it is not compiled, and it is sharded together with the network.
-    copy = averaging_copy(model) if config.optimizer.ema_decay else None
+    decay = settled(config.optimizer.ema_decay)
+    copy = averaging_copy(model) if decay else None
     if compute.activation_checkpointing:
         checkpoint_activations(model)
     if compute.compile:
@@ -141,7 +142,7 @@ def make_learner(config: TrainConfig, model: nn.Module, batch_size: int, ranks: 
         device=device,
         clip_norm=config.optimizer.clip_norm,
         accumulate=compute.accumulate,
-        ema=None if copy is None else EMA(model, config.optimizer.ema_decay, copy),
+        ema=None if copy is None else EMA(model, decay, copy),
         ranks=ranks,
         sharded=sharded,
     )

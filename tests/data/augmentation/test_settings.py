@@ -29,6 +29,30 @@ def test_scaled_keeps_the_proportions():
     assert (half.crop_min, half.crop_max, half.vflip, half.min_side) == (192, 300, 0.25, 1.5)
 
 
+def test_the_epochs_with_everything():
+    def varied(until, *runs):
+        return [Augmentation(until=until).varied_epochs(epochs) for epochs in runs]
+
+    assert varied(1.0, 1, 2, 300) == [1, 2, 300]
+    assert varied(0.85, 1, 3, 4, 20, 59, 300) == [1, 3, 3, 17, 50, 255]
+    assert varied(0.01, 1, 2, 300) == [1, 1, 3]
+    mixing = Augmentation(mixing_off=0.15)
+    assert [mixing.mixing_epochs(epochs) for epochs in (1, 3, 4, 20, 59, 300)] == [1, 3, 3, 17, 50, 255]
+
+
+def test_what_is_left_of_a_plain_augmentation():
+    everything = Augmentation(
+        **dict.fromkeys(("vflip", "rotate90", "color_jitter", "photometric", "zoom_out", "iou_crop"), 0.5),
+        mosaic=0.5,
+        mixup=0.5,
+        scale_jitter=(0.5, 2.0),
+        min_visible=0.25,
+        until=0.9,
+    )
+    plain = Augmentation(crop_probability=0.0, vflip=0.5, rotate90=0.5, min_visible=0.25, until=0.9)
+    assert everything.plain() == plain == plain.plain()
+
+
 @pytest.mark.parametrize("short_side", [1, 2, 3, 17, 64, 128, 1024])
 def test_every_size_gives_settings_that_work(short_side):
     augmentation = Augmentation().scaled(short_side)
@@ -51,6 +75,9 @@ def test_every_size_gives_settings_that_work(short_side):
         ({"color_jitter": -0.1}, "color_jitter is -0.1"),
         ({"mosaic": 1.1}, "mosaic is 1.1"),
         ({"mixing_off": -0.1}, "mixing_off is -0.1"),
+        ({"until": 0.0}, "until is 0.0; it must be above 0 and at most 1"),
+        ({"until": 1.01}, "until is 1.01"),
+        ({"until": float("nan")}, "until is nan"),
         ({"min_visible": 2.0}, "min_visible is 2.0"),
         ({"min_side": -1.0}, "min_side is -1.0"),
         ({"min_side": float("inf")}, "min_side is inf"),

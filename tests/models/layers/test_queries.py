@@ -7,9 +7,11 @@ from torch import nn
 from deformable_detr.core.types import Memory
 from deformable_detr.models.layers.queries import (
     LearnedQueries,
+    MixedQueries,
     ProposalQueries,
     QuerySource,
     TrainingBranches,
+    anchors_of,
     proposal_boxes,
 )
 
@@ -192,6 +194,77 @@ def test_groups_make_proposals_of_their_own():
     answering, _ = source.eval()(memory)
     assert answering.branches is None
     torch.testing.assert_close(answering.content, queries.content[:, :9])
+
+
+def make_mixed(num_queries=9, *, choice="valid", **added):
+    source = MixedQueries(num_queries, DIM, 3, choice=choice, added=TrainingBranches(**added))
+    nn.init.normal_(source.box_head.layers[-1].weight, std=0.3)
+    return source
+
+
+def everything_of(source, memory):
+    """Scores and boxes of all positions, computed from the parts of the source."""
+    valid, anchor_logits = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
+    tokens = source.memory_norm(source.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
+    scores = source.class_head(tokens).amax(-1)
+    return scores, (source.box_head(tokens) + anchor_logits).sigmoid(), valid
+
+
+@pytest.mark.parametrize("choice", ["paper", "valid", "distinct"])
+def test_hybrid_queries_of_mixed_ones_are_the_next_best_with_content_by_rank(choice):
+    source, memory = make_mixed(choice=choice, hybrid_queries=20, hybrid_repeats=3), make_memory()
+    queries, proposals = source(memory)
+    assert queries.branches == ((9, 20), 3)
+    assert torch.equal(queries.content[1], torch.cat([source.content.weight, source.training_embedding.weight]))
+    assert proposals.boxes.shape == (2, 9, 4)
+    answering, same = source.eval()(memory)
+    assert (answering.branches, answering.attention_mask) == (None, None)
+    torch.testing.assert_close(queries.reference[:, :9], answering.reference)
+    torch.testing.assert_close(proposals.logits, same.logits)
+    # Of all positions that are not among the first nine, the best twenty, in falling order.
+    scores, boxes, valid = everything_of(source, memory)
+    for image in range(2):
+        chosen = {
+            next(i for i, box in enumerate(boxes[image]) if torch.allclose(box, one))
+            for one in queries.reference[image, :9]
+        }
+        left = [i for i in range(75) if i not in chosen]
+        usable = [i for i in left if choice == "paper" or valid[image, i]]
+        order = sorted(usable, key=lambda i: -scores[image, i].item())[:20]
+        expected = boxes[image, torch.tensor(order)]
+        torch.testing.assert_close(queries.reference[image, 9 : 9 + len(order)], expected)
+    assert queries.attention_mask[:9, 9:].all()
+    assert not queries.attention_mask[:9, :9].any()
+
+
+def test_groups_of_mixed_queries_make_proposals_of_their_own():
+    source, memory = make_mixed(query_groups=3), make_memory()
+    queries, proposals = source(memory)
+    assert queries.branches == ((9, 9, 9), 1)
+    assert proposals.boxes.shape == (2, 27, 4)
+    assert torch.equal(queries.reference, proposals.boxes)
+    assert torch.equal(queries.content[0], torch.cat([source.content.weight, source.training_embedding.weight]))
+    # A group alone is a source of its own with the same parts.
+    alone = make_mixed()
+    for number, parts in enumerate(
+        zip(source.group_projs, source.group_norms, source.group_class_heads, source.group_box_heads, strict=True), 1
+    ):
+        alone.memory_proj, alone.memory_norm, alone.class_head, alone.box_head = parts
+        expected, own = alone(memory)
+        here = slice(9 * number, 9 * (number + 1))
+        torch.testing.assert_close(queries.reference[:, here], expected.reference)
+        torch.testing.assert_close(proposals.logits[:, here], own.logits)
+
+
+@pytest.mark.parametrize("added", [{"hybrid_queries": 50}, {"query_groups": 3}])
+def test_branches_of_mixed_queries_where_nothing_is_left(added):
+    for count, sizes in ((70, {1: (70, 5), 3: (70,) * 3}), (500, {1: (75, 0), 3: (75,) * 3})):
+        source = make_mixed(count, **added)
+        queries, proposals = source(make_memory())
+        groups = added.get("query_groups", 1)
+        assert queries.branches.sizes == sizes[groups]
+        assert queries.content.shape == (2, sum(sizes[groups]), DIM)
+        assert proposals.boxes.shape == (2, groups * sizes[groups][0], 4)
 
 
 @pytest.mark.parametrize(("added", "sizes"), [({"hybrid_queries": 14}, (9, 14)), ({"query_groups": 3}, (9, 9, 9))])

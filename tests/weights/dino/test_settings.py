@@ -150,6 +150,8 @@ def test_tensors_without_which_nothing_is_known(small_dino):
         ({"backbone": "resnet152"}, "no backbone resnet152; it has resnet50, resnet101"),
         ({"backbone": "resnext50_32x4d"}, "no backbone resnext50_32x4d; it has resnet50"),
         *(({"num_levels": n}, f"no two-stage num_levels={n}; it has 3, 4 and 5") for n in (1, 2, 6)),
+        ({"hybrid_queries": 9}, "no hybrid_queries=9 and query_groups=1, and no place for their tensors"),
+        ({"query_groups": 2}, "no hybrid_queries=0 and query_groups=2"),
     ],
 )
 def test_models_that_the_authors_code_does_not_have(settings, message):

@@ -58,11 +58,14 @@ class Settings:
 
 
 def test_averaged_weights_come_first():
-    plain, averaged = {"model": {"module.a": 1}, "epoch": 3}, {"model": {"a": 1}, "ema_model": {"module.b": 2}}
+    plain = {"model": {"module.a": 1}, "epoch": 3}
+    averaged = {"model": {"a": 1}, "ema_model": {"module.b": torch.ones(1)}}
     assert averaged_first(plain) is plain
-    assert averaged_first(averaged) == {"model": {"module.b": 2}}
+    assert averaged_first(averaged) == {"model": averaged["ema_model"]}
     assert averaged_first(3) == 3
     assert averaged_first({"ema_model": {}}) == {"ema_model": {}}
+    nested = {"model": {"a": 1}, "ema_model": {"module": {"b": torch.ones(1)}}}
+    assert averaged_first(nested) is nested
     assert (parameter_names(plain), parameter_names(averaged), parameter_names(3)) == ({"a"}, {"b"}, set())
     one, two = torch.ones(2), torch.zeros(3)
     assert official_tensors(Path("x.pth"), {"model": {"a": one}, "ema_model": {"module.b": two}}) == {"b": two}
@@ -110,7 +113,7 @@ def test_eighty_channels_are_cocos_classes_where_the_code_counts_classes(tmp_pat
 
 
 def test_that_weights_are_averaged_is_told(tmp_path):
-    document = {"model": {"a": 1}, "ema_model": {"a": 2}, "epoch": 4}
+    document = {"model": {"a": 1}, "ema_model": {"a": torch.ones(2)}, "epoch": 4}
     told = description(tmp_path, document, CONFIG, source="a file", assumed="")["provenance"]
     assert told == {"source": "a file", "epochs": "5", "averaged": "the entry 'ema_model'"}
 

@@ -67,6 +67,9 @@ class Augmentation:
     """Probability of mixup: another image blended in."""
     mixing_off: float = 0.15
     """Share of the epochs without mosaic and mixup, the last ones: the model ends with images as they really are."""
+    until: float = 1.0
+    """Share of the epochs that vary images in all these ways, above 0 and up to 1 = all. In the epochs after it, images
+    are only flipped, turned and resized, see `plain`."""
     min_visible: float = 0.0
     """Smallest share of its area that an object must keep at a cut; with 0 only objects wholly outside are dropped."""
     min_side: float = 0.0
@@ -84,6 +87,8 @@ class Augmentation:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"augmentation.{name} is {value}; it must lie in 0..1")
+        if not 0 < self.until <= 1:
+            raise ConfigError(f"augmentation.until is {self.until}; it must be above 0 and at most 1")
         for name, highest in (("scale_jitter", 10.0), ("mosaic_scale", 1.0)):
             low, high = getattr(self, name)
             if not 0.01 <= low <= high <= highest:
@@ -95,6 +100,28 @@ class Augmentation:
             raise ConfigError(f"augmentation.zoom_out_most is {self.zoom_out_most}; it must lie in 1..100")
         if not (isfinite(self.min_side) and self.min_side >= 0):
             raise ConfigError(f"augmentation.min_side is {self.min_side}; it must be a number of pixels, at least 0")
+
+    def plain(self) -> "Augmentation":
+        """Augmentation by flips, turns and resize alone: images as they really are, from all sides."""
+        return replace(
+            self,
+            crop_probability=0.0,
+            color_jitter=0.0,
+            photometric=0.0,
+            scale_jitter=(1.0, 1.0),
+            zoom_out=0.0,
+            iou_crop=0.0,
+            mosaic=0.0,
+            mixup=0.0,
+        )
+
+    def mixing_epochs(self, epochs: int) -> int:
+        """Number of epochs, from the first, that have mosaic and mixup, of `epochs` in all."""
+        return epochs - round(epochs * self.mixing_off)
+
+    def varied_epochs(self, epochs: int) -> int:
+        """Number of epochs, from the first, that vary images in all ways, of `epochs` in all; at least one."""
+        return max(1, epochs - round(epochs * (1 - self.until)))
 
     def scaled(self, short_side: int) -> "Augmentation":
         """Augmentation for another image size: every length times `short_side` / the largest of `short_sides`.

@@ -79,10 +79,14 @@ def initialise_dino(pyramid: Pyramid, encoder: Encoder, query_source: MixedQueri
     """
     _initialise_pyramid(pyramid)
     _initialise_layers(encoder.layers, decoder.layers)
-    for module in (decoder.position_head, query_source.memory_proj, query_source.content):
+    for module in (decoder.position_head, query_source.memory_proj, query_source.content, query_source.group_projs):
         _xavier_matrices(module)
+    if query_source.training_embedding is not None:
+        _xavier_matrices(query_source.training_embedding)
     _initialise_heads(
-        [*decoder.class_heads, query_source.class_head], [*decoder.box_heads, query_source.box_head], size_logit=0.0
+        [*decoder.class_heads, query_source.class_head, *query_source.group_class_heads],
+        [*decoder.box_heads, query_source.box_head, *query_source.group_box_heads],
+        size_logit=0.0,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from deformable_detr.core.boxes import cxcywh_to_xyxy
@@ -143,7 +143,8 @@ class ProposalQueries(nn.Module):
         references, branches = [pick(proposals[0].boxes, chosen[0])], None
         if self.training:
             if self.added.hybrid_queries:
-                chosen.append(self._next_best(proposals[0].logits, chosen[0], valid))
+                scores, count = proposals[0].logits[..., 0], self.added.hybrid_queries
+                chosen.append(next_positions(scores, valid, chosen[0], count=count, choice=self.choice))
                 references.append(pick(proposals[0].boxes, chosen[1]))
             heads = (self.group_projs, self.group_norms, self.group_class_heads, self.group_box_heads)
             for own in zip(*heads, strict=True):
@@ -176,15 +177,6 @@ class ProposalQueries(nn.Module):
     def _best(self, logits: Tensor, boxes: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
         return best_positions(logits[..., 0], valid, lambda: boxes, count=self.num_queries, choice=self.choice)
 
-    @torch.no_grad()
-    def _next_best(self, logits: Tensor, best: Tensor, valid: Bool[Tensor, "batch positions"]) -> Tensor:
-        """Proposals of the best scores among those that have not been chosen; fewer if there are no more."""
-        scores = logits[..., 0].float()
-        if self.choice != "paper":
-            scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-        count = min(self.added.hybrid_queries, scores.shape[1] - best.shape[1])
-        return scores.scatter(1, best, -torch.inf).topk(count, dim=1).indices
-
 
 class MixedQueries(nn.Module):
     """Mixed queries of DINO: boxes of the best proposals, and learned content by rank (arXiv 2203.03605, section 3.3).
@@ -197,42 +189,129 @@ class MixedQueries(nn.Module):
         dim: channels of the memory.
         num_classes: channels of the class head; a position is ranked by its best class.
         choice: ranking of the proposals, as in `ProposalQueries`.
+        added: queries that are added in training, with content of their own: the next best proposals, or groups that
+            make proposals of their own.
     """
 
     def __init__(
-        self, num_queries: int, dim: int, num_classes: int, *, choice: Literal["paper", "valid", "distinct"]
+        self,
+        num_queries: int,
+        dim: int,
+        num_classes: int,
+        *,
+        choice: Literal["paper", "valid", "distinct"],
+        added: TrainingBranches = NO_BRANCHES,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.choice = choice
+        self.added = added
         self.content = nn.Embedding(num_queries, dim)
         self.memory_proj = nn.Linear(dim, dim)
         self.memory_norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, num_classes)
         self.box_head = MLP(dim, dim, 4, num_layers=3)
+        more, others = added.hybrid_queries + (added.query_groups - 1) * num_queries, range(added.query_groups - 1)
+        self.training_embedding = nn.Embedding(more, dim) if more else None
+        self.group_projs = nn.ModuleList(nn.Linear(dim, dim) for _ in others)
+        self.group_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in others)
+        self.group_class_heads = nn.ModuleList(nn.Linear(dim, num_classes) for _ in others)
+        self.group_box_heads = nn.ModuleList(MLP(dim, dim, 4, num_layers=3) for _ in others)
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions | None]:
-        """Queries with reference boxes cxcywh in 0..1, and the proposals that they come from, by falling score."""
-        valid, anchor_logits = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
-        tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~valid[..., None], 0.0)))
-        logits = in_float32(self.class_head, tokens)
+        """Queries with reference boxes cxcywh in 0..1, and the proposals that they come from, by falling score.
+
+        Of groups of queries, the proposals of each come one after another. Those that become hybrid queries are not
+        given out: they are matched in the decoder alone.
+        """
+        anchors = anchors_of(memory.spatial_shapes, memory.valid_ratios, memory.padding_mask)
+        masked = memory.tokens.masked_fill(~anchors.valid[..., None], 0.0)
+        own = (self.memory_proj, self.memory_norm, self.class_head, self.box_head)
+        if not self.training or self.training_embedding is None:
+            proposals, _, positions = self._propose(masked, anchors, *own)
+            content = self.content.weight[: proposals.boxes.shape[1]].expand(len(proposals.boxes), -1, -1)
+            # Detached: the proposals learn from their own loss alone.
+            return self.at_boxes(content, proposals.boxes.detach())._replace(positions=positions), proposals
+        # With branches: first the queries that answer, then all others, each with content by its rank.
+        number = self.added.hybrid_queries
+        proposals, following, chosen = self._propose(masked, anchors, *own, num_following=number)
+        every, references, positions = [proposals], [proposals.boxes, following], [chosen]
+        more = self.training_embedding.weight
+        contents = [self.content.weight[: proposals.boxes.shape[1]], more[: following.shape[1]]]
+        heads = (self.group_projs, self.group_norms, self.group_class_heads, self.group_box_heads)
+        for of_group, own_content in zip(zip(*heads, strict=True), more.split(self.num_queries), strict=False):
+            proposals, _, chosen = self._propose(masked, anchors, *of_group)
+            positions.append(chosen)
+            every.append(proposals)
+            references.append(proposals.boxes)
+            contents.append(own_content[: proposals.boxes.shape[1]])
+        boxes = torch.cat(references, dim=1).detach()
+        branches = self.added.branches(every[0].boxes.shape[1], following.shape[1])
+        queries = self.at_boxes(torch.cat(contents).expand(len(boxes), -1, -1), boxes)
+        queries = queries._replace(
+            branches=branches, attention_mask=mask_of(branches, boxes.device), positions=torch.cat(positions, dim=1)
+        )
+        return queries, Predictions(*(torch.cat(parts, dim=1) for parts in zip(*every, strict=True)))
+
+    def _propose(
+        self,
+        masked: Float[Tensor, "batch positions dim"],
+        anchors: "Anchors",
+        proj: nn.Module,
+        norm: nn.Module,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        num_following: int = 0,
+    ) -> tuple[Predictions, Float[Tensor, "batch following 4"], Int[Tensor, "batch chosen"]]:
+        """Best proposals, the boxes of those that are next best, and the positions of both."""
+        tokens = norm(proj(masked))
+        logits = in_float32(class_head, tokens)
+        scores = logits.amax(-1)
 
         def all_boxes() -> Tensor:
-            return (in_float32(self.box_head, tokens) + anchor_logits).sigmoid()
+            return (in_float32(box_head, tokens) + anchors.logits).sigmoid()
 
-        best = best_positions(logits.amax(-1), valid, all_boxes, count=self.num_queries, choice=self.choice)
-        # Boxes are needed of the chosen positions alone. An invalid one gets the box (1, 1, 1, 1).
-        boxes = (in_float32(self.box_head, pick(tokens, best)) + pick(anchor_logits, best)).sigmoid()
-        content = self.content.weight[: best.shape[1]].expand(len(best), -1, -1)
-        # Detached: the proposals learn from their own loss alone.
-        queries = self.at_boxes(content, boxes.detach())._replace(positions=best)
-        return queries, Predictions(pick(logits, best), boxes)
+        def boxes_at(index: Tensor) -> Tensor:
+            # Boxes are needed of the chosen positions alone. An invalid one gets the box (1, 1, 1, 1).
+            return (in_float32(box_head, pick(tokens, index)) + pick(anchors.logits, index)).sigmoid()
+
+        best = best_positions(scores, anchors.valid, all_boxes, count=self.num_queries, choice=self.choice)
+        proposals = Predictions(pick(logits, best), boxes_at(best))
+        if not num_following:
+            return proposals, proposals.boxes[:, :0], best
+        following = next_positions(scores, anchors.valid, best, count=num_following, choice=self.choice)
+        return proposals, boxes_at(following), torch.cat([best, following], dim=1)
 
     def at_boxes(
         self, content: Float[Tensor, "batch queries dim"], reference: Float[Tensor, "batch queries 4"]
     ) -> Queries:
         """Queries of this content at these boxes, cxcywh in 0..1; the decoder computes their position."""
         return Queries(content, None, reference)
+
+
+@torch.no_grad()
+def next_positions(
+    scores: Float[Tensor, "batch positions"],
+    valid: Bool[Tensor, "batch positions"],
+    best: Tensor,
+    *,
+    count: int,
+    choice: Literal["paper", "valid", "distinct"],
+) -> Tensor:
+    """Positions of the best proposals of each image that have not been chosen, best first; fewer if there are no more.
+
+    Args:
+        scores: score of each proposal.
+        valid: whether each proposal is valid; others come last unless the choice is "paper".
+        best: positions that have been chosen, (batch, chosen).
+        count: number of proposals to choose.
+        choice: ranking of the proposals, as in `ProposalQueries`.
+    """
+    scores = scores.float()
+    if choice != "paper":
+        scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
+    count = min(count, scores.shape[1] - best.shape[1])
+    return scores.scatter(1, best, -torch.inf).topk(count, dim=1).indices
 
 
 @torch.no_grad()

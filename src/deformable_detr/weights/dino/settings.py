@@ -190,6 +190,11 @@ def to_authors_args(config: DINOConfig) -> dict[str, Any]:
             )
     if config.denoising_queries == 0:
         raise CheckpointError("the authors' code has no denoising_queries=0: a label table is missing")
+    if config.hybrid_queries or config.query_groups > 1:
+        raise CheckpointError(
+            f"the authors' code has no hybrid_queries={config.hybrid_queries} and query_groups={config.query_groups}, "
+            "and no place for their tensors, which training alone needs; write a .safetensors file"
+        )
     if config.num_levels not in _LEVELS:
         raise CheckpointError(f"the authors' code has no two-stage num_levels={config.num_levels}; it has 3, 4 and 5")
     share = config.heads == "shared"

@@ -45,9 +45,10 @@ class FoundSettings(NamedTuple):
 
 
 def averaged_first(document: Any) -> Any:
-    """Document with the averaged weights alone, in "model", if it has any; else the document itself."""
-    if isinstance(document, dict) and isinstance(document.get(_AVERAGED), dict) and document[_AVERAGED]:
-        return {"model": document[_AVERAGED]}
+    """Document with the averaged weights alone, in "model", if it has a table of them; else the document itself."""
+    averaged = document.get(_AVERAGED) if isinstance(document, dict) else None
+    if isinstance(averaged, dict) and averaged and all(isinstance(tensor, Tensor) for tensor in averaged.values()):
+        return {"model": averaged}
     return document
 
 
