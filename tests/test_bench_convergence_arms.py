@@ -53,6 +53,8 @@ def test_a_learning_rate_is_chosen_first():
     assert arms.arms_of("grid", 100, 5, {})
     assert [arm.factor for arm in arms.arms_of("yardstick", 100, 5, {})] == [0.5, 1.0, 2.0]
     assert arms.share(7, 20) == 1
+    few = arms.arms_of("curves", 6, 2, RATES)
+    assert len(few) == len(set(few))
 
 
 def test_families_share_all_but_the_network(task):

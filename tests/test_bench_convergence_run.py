@@ -182,7 +182,7 @@ def test_all_stages_and_their_analysis(tmp_path, capsys):
     line = last_line(capsys)
     labels = [one["label"] for one in line["cells"]]
     assert len(labels) == len(set(labels))
-    assert {"DETR, 6 epochs", "Deformable DETR, 1 epochs", "DINO, 1 epochs", "Faster R-CNN, 3 epochs"} <= set(labels)
+    assert {"DETR, 6 epochs", "Deformable DETR, 1 epoch", "DINO, 1 epoch", "Faster R-CNN, 3 epochs"} <= set(labels)
     assert [one["family"] for one in line["table2"]] == ["single_k1", "inputs_k1", "inputs_k4", "base", "full_k1"]
     assert line["threshold"]["family"] == "detr"
     assert len(line["images"]) == len(labels)

@@ -47,7 +47,7 @@ class Cell(NamedTuple):
     def label(self) -> str:
         """Name for tables and curves."""
         name = "Faster R-CNN" if self.family == FASTER_RCNN else FAMILIES[self.family].label
-        return f"{name}, {self.epochs} epochs"
+        return f"{name}, {self.epochs} epoch{'s' * (self.epochs != 1)}"
 
 
 Cells = Mapping[Cell, Sequence[Result]]

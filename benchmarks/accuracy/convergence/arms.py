@@ -155,9 +155,10 @@ def arms_of(stage: Stage, epochs: int, seeds: int, rates: Mapping[str, float]) -
     missing = {FAMILIES[family].tuned_as for family, _, _ in wanted} - rates.keys()
     if missing:
         raise SystemExit(f"no learning rate has been chosen for {', '.join(sorted(missing))}; run the stage grid first")
-    return [
+    arms = [
         Arm(family, share(epochs, divisor), rates[FAMILIES[family].tuned_as], seed) for family, divisor, seed in wanted
     ]
+    return list(dict.fromkeys(arms))  # of few epochs, two shares may be equal
 
 
 def _others(stage: Stage, seed: int) -> Iterable[tuple[str, float, int]]:
@@ -187,7 +188,11 @@ def config_of(arm: Arm, task: Task, backbone_weights: str, overrides: Iterable[s
     config = replace(recipe, name=arm.family, model=replace(model, **settings))
     config = with_image_size(config, task.short_side).with_settings(
         {
-            "augmentation": Augmentation(short_sides=(task.short_side,), max_side=_longest(task), crop_probability=0.0),
+            "augmentation": replace(
+                Augmentation(crop_probability=0.0).scaled(task.short_side),
+                short_sides=(task.short_side,),
+                max_side=_longest(task),
+            ),
             "optimizer.base_lr": recipe.optimizer.base_lr * arm.factor,
             "schedule.epochs": arm.epochs,
             "schedule.drop_at": family.drop_at,
