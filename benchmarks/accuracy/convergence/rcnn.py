@@ -40,6 +40,8 @@ class RCNNSettings:
     """Channels of the box head."""
     samples: int = 128
     """Boxes of each image that the box head learns from; torchvision's 512 are for images of 800 pixels."""
+    proposals: int = 300
+    """Proposals of each image that the box head sees in evaluation; torchvision's 1000 are for images of 800 pixels."""
     least_score: float = 0.001
     """Score below which boxes do not count; torchvision's 0.05 costs AP."""
 
@@ -103,6 +105,7 @@ def build(config: TrainConfig, settings: RCNNSettings, train: DetectionDataset) 
         box_roi_pool=MultiScaleRoIAlign([str(level) for level in range(_LEVELS - 1)], 7, 2),
         box_head=TwoMLPHead(settings.channels * 49, settings.head),
         box_predictor=FastRCNNPredictor(settings.head, len(train.classes) + 1),
+        rpn_post_nms_top_n_test=settings.proposals,
         box_batch_size_per_image=settings.samples,
         box_score_thresh=settings.least_score,
     )
