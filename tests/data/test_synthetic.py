@@ -100,6 +100,42 @@ def test_colours_of_their_own_or_any():
     assert len(set((own // 32).tolist())) < len(set((free // 32).tolist()))
 
 
+def test_all_of_one_size():
+    drawn = scenes(12, SceneStyle(size_wh=(96, 64), same_size=True))
+    assert {scene.image.size for scene in drawn} == {(96, 64)}
+    sides = [side for scene in drawn for side in (scene.boxes_xyxy[:, 2:] - scene.boxes_xyxy[:, :2]).max(1)]
+    assert max(sides) > 3 * min(sides)
+
+
+def test_a_plain_background_is_of_one_colour():
+    def spread(style):
+        """Of the means of small patches, for the most even of the pictures' corners."""
+        found = []
+        for scene in scenes(8, style):
+            pixels = np.asarray(scene.image, dtype=float)
+            patches = pixels.reshape(8, 8, 8, 12, 3).mean((1, 3)).reshape(-1, 3)
+            middle = np.median(patches, axis=0)
+            found.append(np.median(np.abs(patches - middle).max(1)))
+        return np.mean(found)
+
+    one = {"size_wh": (96, 64), "same_size": True, "most_objects": 1, "largest": 0.2}
+    assert spread(SceneStyle(**one, plain_background=True)) < 2 < 6 < spread(SceneStyle(**one))
+
+
+def test_a_third_split_changes_nothing_in_the_others(tmp_path):
+    for name, num_test in (("two", 0), ("three", 2)):
+        draw_scenes(tmp_path / name, 1, 2, num_test=num_test, style=STYLE)
+    assert list_splits(tmp_path / "two") == ("train", "val")
+    assert list_splits(tmp_path / "three") == ("train", "val", "test")
+    assert len(open_dataset(tmp_path / "three", split="test")) == 2
+
+    def pictures(name, split):
+        return [path.read_bytes() for path in sorted((tmp_path / name / split).glob("*.jpg"))]
+
+    assert pictures("two", "val") == pictures("three", "val")
+    assert not {*pictures("three", "test")} & {*pictures("three", "val"), *pictures("three", "train")}
+
+
 def test_no_images_is_a_data_set_too(tmp_path):
     folder = draw_scenes(tmp_path, 0, 1, style=STYLE)
     assert json.loads((folder / "train" / "_annotations.coco.json").read_text())["images"] == []

@@ -56,6 +56,10 @@ class SceneStyle:
     """Diameter of the largest object, as a share of the image's shorter side."""
     own_colors: bool = True
     """Whether each class has its own range of hues; else any object has any colour, which is harder."""
+    same_size: bool = False
+    """Whether all images have exactly `size_wh`, none of them smaller or turned."""
+    plain_background: bool = False
+    """Whether the background is one muted colour with grain, without gradient and clouds, which is easier."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.classes if name not in SHAPES]
@@ -76,11 +80,25 @@ class _Placed(NamedTuple):
 
 
 def draw_scenes(
-    folder: str | Path, num_train: int, num_val: int, *, seed: int = 0, style: SceneStyle | None = None
+    folder: str | Path,
+    num_train: int,
+    num_val: int,
+    *,
+    num_test: int = 0,
+    seed: int = 0,
+    style: SceneStyle | None = None,
 ) -> Path:
     """Write `train` and `val`, each with JPEG images and `_annotations.coco.json`; one seed gives one data set.
 
-    The two splits share no image, and a larger data set begins with the images of a smaller one.
+    The splits share no image, and a larger data set begins with the images of a smaller one.
+
+    Args:
+        folder: folder of the data set.
+        num_train: number of training images.
+        num_val: number of validation images.
+        num_test: number of images in a third split, `test`; 0 = there is none.
+        seed: decides every image.
+        style: settings of the images; the defaults if left out.
 
     Returns:
         The folder, as a path.
@@ -89,7 +107,8 @@ def draw_scenes(
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    for split_id, (split, num_images) in enumerate((("train", num_train), ("val", num_val))):
+    splits = (("train", num_train), ("val", num_val), ("test", num_test))
+    for split_id, (split, num_images) in enumerate(splits if num_test else splits[:2]):
         try:
             (folder / split).mkdir(parents=True, exist_ok=True)
             _write_split(folder / split, num_images, (seed, split_id), style or SceneStyle())
@@ -116,10 +135,12 @@ def _write_split(folder: Path, num_images: int, seed: tuple[int, int], style: Sc
 
 def draw_scene(rng: np.random.Generator, style: SceneStyle) -> Scene:
     """One scene: a soft background, then the objects, large ones first."""
-    width, height = (round(side * rng.uniform(0.8, 1.0)) for side in style.size_wh)
-    if rng.random() < 1 / 3:
-        width, height = height, width
-    image = _background(rng, width, height)
+    width, height = style.size_wh
+    if not style.same_size:
+        width, height = (round(side * rng.uniform(0.8, 1.0)) for side in style.size_wh)
+        if rng.random() < 1 / 3:
+            width, height = height, width
+    image = _plain_background(rng, width, height) if style.plain_background else _background(rng, width, height)
     # Sizes are uniform in the logarithm. Large objects come first, so that small ones are not hidden.
     num_objects = int(rng.integers(1, style.most_objects + 1))
     diameters = min(width, height) * np.exp(rng.uniform(np.log(style.smallest), np.log(style.largest), num_objects))
@@ -275,6 +296,14 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
         coarse = Image.fromarray(rng.normal(0, strength, (cells, cells)).astype(np.float32))
         pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))[..., None]
     pixels += rng.normal(0, 5.0, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _plain_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Background image of one muted colour with fine grain."""
+    pixels = _color(rng.random(), rng.uniform(0.0, 0.25), rng.uniform(0.45, 0.9)) + rng.normal(
+        0, 5.0, (height, width, 3)
+    )
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
