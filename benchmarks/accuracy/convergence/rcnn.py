@@ -175,7 +175,7 @@ def make_learner(config: TrainConfig, settings: RCNNSettings, train: DetectionDa
     batch_size = settled(config.run.batch_size)
     parts = {"backbone": ("backbone.backbone.",)}
     optimizer = make_optimizer(model, groups, settings.lr * math.sqrt(batch_size / 4), parts=parts, offsets=())
-    return RCNNLearner(model, optimizer, EMA(model, ours.ema_decay), settings.clip_norm)
+    return RCNNLearner(model, optimizer, EMA(model, settled(ours.ema_decay)), settings.clip_norm)
 
 
 @torch.no_grad()

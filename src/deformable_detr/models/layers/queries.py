@@ -228,10 +228,10 @@ class MixedQueries(nn.Module):
         masked = memory.tokens.masked_fill(~anchors.valid[..., None], 0.0)
         own = (self.memory_proj, self.memory_norm, self.class_head, self.box_head)
         if not self.training or self.training_embedding is None:
-            proposals, _, positions = self._propose(masked, anchors, *own)
+            proposals, _, best = self._propose(masked, anchors, *own)
             content = self.content.weight[: proposals.boxes.shape[1]].expand(len(proposals.boxes), -1, -1)
             # Detached: the proposals learn from their own loss alone.
-            return self.at_boxes(content, proposals.boxes.detach())._replace(positions=positions), proposals
+            return self.at_boxes(content, proposals.boxes.detach())._replace(positions=best), proposals
         # With branches: first the queries that answer, then all others, each with content by its rank.
         number = self.added.hybrid_queries
         proposals, following, chosen = self._propose(masked, anchors, *own, num_following=number)
