@@ -67,7 +67,6 @@ class MoreQueries:
         ({"hybrid_queries": 5, "query_groups": 2}, "hybrid_queries is 5 and query_groups 2: only one of them"),
         ({"num_queries": 401, "query_groups": 50}, "training has 20050 queries; it can have at most 20000"),
         ({"num_queries": 10_001, "hybrid_queries": 10_000}, "training has 20001 queries"),
-        ({"hybrid_queries": 5, "hybrid_repeats": 1}, "hybrid_repeats is 1; it must be at least 2"),
         ({"hybrid_repeats": 3}, "hybrid_repeats=3 has no meaning without hybrid queries"),
     ],
 )
