@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from benchmarks.accuracy.convergence import faster_rcnn
 from benchmarks.accuracy.convergence.arms import FASTER_RCNN, STAGES, TUNED, Arm, arms_of, config_of, network_of
@@ -15,7 +16,7 @@ from benchmarks.accuracy.convergence.scenes import Task
 from benchmarks.report import aligned, say
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.evaluate import evaluate
-from deformable_detr.runs.config import settled
+from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.runs.folder import RunFolder
 from deformable_detr.training.autoconfig import fit_to_data
 from deformable_detr.training.freezing import to_training_mode
@@ -88,13 +89,25 @@ def plan(
 
 
 def measure(arm: Arm, task: Task, backbone_weights: str, overrides: Sequence[str], steps: int, folder: Path) -> Cost:
-    """CPU seconds of an arm's network, by a few steps and pictures."""
+    """CPU seconds of an arm's network."""
     if arm.family == FASTER_RCNN:
         config = config_of(arm._replace(family="base"), task, backbone_weights, overrides)
         return Cost(*faster_rcnn.measure(config, RCNNSettings(), task.folder, steps, _EVALUATED))
     config = config_of(arm, task, backbone_weights, overrides)
-    model = network_of(arm, config)
-    data = open_training_data(task.folder, val_share=0.1, seed=0, skip_bad_images=False)
+    return cost_of(config, network_of(arm, config), task.folder, steps, folder)
+
+
+def cost_of(config: TrainConfig, model: nn.Module | None, data_folder: Path, steps: int, folder: Path) -> Cost:
+    """CPU seconds of a run's network, by a few steps and pictures.
+
+    Args:
+        config: settings of the run.
+        model: network that the package does not know; None builds that of the settings.
+        data_folder: data set to take pictures from.
+        steps: timed steps.
+        folder: empty folder for the run, which is not kept.
+    """
+    data = open_training_data(data_folder, val_share=0.1, seed=0, skip_bad_images=False)
     config, _ = fit_to_data(config, data.train)
     run = set_up(config, RunFolder(folder), data, "", device=torch.device("cpu"), weights=True, model=model)
     to_training_mode(run.model, ())
