@@ -32,7 +32,7 @@ def test_stages_have_the_arms_of_the_design():
     names = {stage: [arm.name for arm in arms.arms_of(stage, 100, 5, RATES)] for stage in arms.STAGES}
     assert names["pilot"] == ["two_stage_5_x1_s0", "detr_30_x1_s0"]
     assert sorted(names["grid"]) == sorted(
-        f"{family}_x{factor:g}_s0" for family in ("detr_25", "base_10") for factor in (0.5, 1, 2)
+        f"{family}_x{factor:g}_s100" for family in ("detr_25", "base_10") for factor in (0.5, 1, 2)
     )
     curves = names["curves"]
     for decisive in ("detr_100_x0.5", "base_10_x2"):

@@ -168,7 +168,20 @@ def test_a_stopped_stage_goes_on_to_the_same_end(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_stages_and_their_analysis(tmp_path, capsys):
+def test_all_stages_and_their_analysis(tmp_path, capsys, monkeypatch):
+    # A few of all: every further one takes seconds and nothing new.
+    monkeypatch.setattr(arms, "FACTORS", (1.0, 2.0))
+    monkeypatch.setattr(arms, "TABLE_2", ("inputs_k4", "full_k1", "base"))
+    monkeypatch.setattr(analysis, "TABLE_2", arms.TABLE_2)
+    few = [("detr", 2), ("base", 5), ("dino", 10), ("detr_focal", 1)]
+    every = arms._others
+    monkeypatch.setattr(
+        arms,
+        "_others",
+        lambda stage, seed: (
+            [(family, divisor, seed) for family, divisor in few] if stage == "curves" else every(stage, seed)
+        ),
+    )
     folder = begin(tmp_path)
     with pytest.raises(SystemExit, match="run the stage grid first"):
         run.main(command("curves", folder))
@@ -183,7 +196,7 @@ def test_all_stages_and_their_analysis(tmp_path, capsys):
     labels = [one["label"] for one in line["cells"]]
     assert len(labels) == len(set(labels))
     assert {"DETR, 6 epochs", "Deformable DETR, 1 epoch", "DINO, 1 epoch", "Faster R-CNN, 3 epochs"} <= set(labels)
-    assert [one["family"] for one in line["table2"]] == ["single_k1", "inputs_k1", "inputs_k4", "base", "full_k1"]
+    assert [one["family"] for one in line["table2"]] == ["inputs_k4", "base", "full_k1"]
     assert line["threshold"]["family"] == "detr"
     assert len(line["images"]) == len(labels)
     table = (folder / "table.md").read_text()
@@ -219,6 +232,8 @@ def test_sigterm_stops_it_and_the_plan_adds_up(tmp_path, capsys):
     steps = {family: 2 * cost["step"] + 3 * cost["picture"] for family, cost in line["costs"].items()}
     expected = sum(arm.epochs * steps[arm.family] for arm in grid) / 3600
     assert line["stages"]["grid"]["core_hours"] == pytest.approx(expected)
-    # Arms of the grid with the chosen rate are not trained again.
-    curves = arms.arms_of("curves", 6, 5, dict.fromkeys(arms.TUNED, 1.0))
-    assert line["stages"]["curves"]["arms"] == len(set(curves) - set(grid)) < len(curves)
+    # Arms of the curves that the ablation has, too, are trained once.
+    rates = dict.fromkeys(arms.TUNED, 1.0)
+    curves, ablation = (arms.arms_of(stage, 6, 5, rates) for stage in ("curves", "table2"))
+    assert line["stages"]["curves"]["arms"] == len(curves)
+    assert line["stages"]["table2"]["arms"] == len(set(ablation) - set(curves)) < len(ablation)

@@ -33,6 +33,7 @@ from deformable_detr.core.config import flat_settings
 from deformable_detr.core.distributed import ALONE
 from deformable_detr.core.files import write_atomically, write_text
 from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import list_splits, open_dataset
 from deformable_detr.data.splits import open_training_data
 from deformable_detr.evaluation.coco_metrics import Metrics, to_coco_results
 from deformable_detr.runs.config import ScheduleConfig, TrainConfig, plan_of, settled
@@ -85,6 +86,8 @@ def train(
     best = learner.ema.model
     best.load_state_dict(torch.load(run.best, weights_only=True))
     _, found = judge(best, config, opened.val)
+    if "test" in list_splits(data):
+        facts["test"] = judge(best, config, open_dataset(data, split="test"))[0].twelve()
     return run.rows, to_coco_results(found, opened.val), facts
 
 

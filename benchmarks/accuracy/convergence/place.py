@@ -81,6 +81,8 @@ class Place:
                 tried = {arm.factor: read_json(self.result(arm))["best"]["ap"] for arm in arms}
                 # Of equals, the one nearest to the default.
                 factor = max(tried, key=lambda one: (tried[one], -abs(math.log(one))))
+                if factor in (min(tried), max(tried)):
+                    say(f"{group}: the best learning rate, {factor:g} x, is at the edge of those that were tried")
                 chosen[group] = {
                     "factor": factor,
                     "epochs": arms[0].epochs,

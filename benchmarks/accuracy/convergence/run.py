@@ -13,7 +13,7 @@ at a time. One line of JSON goes to standard output, last.
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from benchmarks.accuracy.convergence.watch import End, Watch, seconds_until
 from benchmarks.report import machine, say
 from deformable_detr.core.config import flat_settings
 from deformable_detr.core.files import write_json
-from deformable_detr.data.open import open_dataset
+from deformable_detr.data.dataset import DetectionDataset
+from deformable_detr.data.open import list_splits, open_dataset
 from deformable_detr.evaluation.coco_metrics import coco_ground_truth, to_coco_results
 from deformable_detr.evaluation.evaluate import evaluate
 from deformable_detr.inference.detector import Detector
@@ -113,6 +114,7 @@ class Work:
         dataset = open_dataset(self.place.data, split="val")
         found = evaluate(detector, dataset)
         facts = {
+            "test": self._on_test(lambda test: evaluate(detector, test).metrics.twelve()),
             "parameters": sum(one.numel() for one in detector.model.parameters()),
             "trained_parameters": sum(one.numel() for one in detector.model.parameters() if one.requires_grad),
             "config": {
@@ -127,6 +129,12 @@ class Work:
         for path in RunFolder(folder).resumable():  # the state of training, which nobody needs any more
             path.unlink()
         return epochs, to_coco_results(found.detections, found.dataset), facts
+
+    def _on_test(self, judge: Callable[[DetectionDataset], dict[str, float]]) -> dict[str, float] | None:
+        """Figures of the best weights on the test images, which choose nothing; None without such a split."""
+        if "test" not in list_splits(self.place.data):
+            return None
+        return judge(open_dataset(self.place.data, split="test"))
 
     def _faster_rcnn(self, arm: Arm) -> Judged | None:
         # Pictures, augmentation, steps and frozen parts of our arms; the network and its optimiser are its own.
