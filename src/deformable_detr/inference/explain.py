@@ -103,6 +103,7 @@ def explain(
         reference_xyxy=None
         if record.queries is None
         else _to_pixels(_as_box(record.queries.reference[0, queries]), picture.size),
+        reference_moves=any(not torch.equal(call.reference, record.decoder[0].reference) for call in record.decoder),
         path_xyxy=torch.stack([_to_pixels(layer.boxes[0, queries], picture.size) for layer in output.layers]),
         path_logits=torch.stack([layer.logits[0, queries, class_ids] for layer in output.layers]).cpu(),
         proposals=_origins(record, queries, shapes),
