@@ -42,6 +42,10 @@ def mixed(first: Color, second: Color, share: float) -> Color:
     return red, green, blue
 
 
-def shades() -> tuple[Color, ...]:
-    """Colours of a map from 0 to its largest value, on white paper."""
-    return tuple(mixed(_WHITE, HEAT, DARKEST * (number / 20) ** 0.5) for number in range(21))
+def shades(power: float = 0.5) -> tuple[Color, ...]:
+    """Colours of a map from 0 to its largest value, on white paper.
+
+    Args:
+        power: power of the value that the darkness follows.
+    """
+    return tuple(mixed(_WHITE, HEAT, DARKEST * (number / 20) ** power) for number in range(21))

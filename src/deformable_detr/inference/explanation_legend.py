@@ -213,7 +213,7 @@ def panel_of(rows: Sequence[Row]) -> Image.Image:
                 draw.rectangle(place, outline=row.swatch, width=3)
             else:
                 draw.ellipse(place, fill=row.swatch)
-        for text in _broken(one_line(row.text), letters, inner - indent):
+        for text in _broken(one_line(row.text), letters, float(inner - indent)):
             draw.text((_MARGIN + indent, top), text, fill=INK, font=letters)
             top += line
         top += 7

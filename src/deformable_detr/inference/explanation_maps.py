@@ -81,7 +81,7 @@ def draw_gradients(
         draw_boxes(view, explanation, index)
         unit = "" if name == "class" else " px"
         text = f"{titles[name]}: darkest {float(heat.max()):.2g}{unit}"
-        draw_label(view, 0, 0, text, size=40)
+        draw_label(view, 0.0, 0.0, text, size=40)
         cells.append(view.picture)
     kind = "without what came through earlier boxes" if explanation.gradient_kind == "direct" else "all paths"
     rows = [
@@ -140,7 +140,7 @@ def draw_dense(
         raise ValueError(f"there is no head {head}: the network has heads 0 to {len(heads) - 1}")
     weights = heads.mean(0) if head is None else heads[head]
     view = view_of(image, (0.0, 0.0, *map(float, image.size)), long_side=long_side, gray=True)
-    _lay_over(view, weights)
+    _lay_over(view, weights, power=1.0)
     draw_boxes(view, explanation, index)
     draw_names(view, explanation, index)
     if not legend:
@@ -151,7 +151,7 @@ def draw_dense(
     height, width = explanation.spatial_shapes[0]
     rows = [
         *title_rows(explanation, index, f"Decoder layer {layer + 1} of {len(explanation.dense_maps)}"),
-        Row(f"weight of a cell, from 0 to {float(weights.max()):.2g}, darker as its square root", bar=shades()),
+        Row(f"weight of a cell, from 0 to {float(weights.max()):.2g}", bar=shades(1.0)),
         Row(
             f"{'Mean of all heads' if head is None else f'Head {head} of {len(heads)}'}. The query weighs all "
             f"{height} x {width} cells of stride {stride_of(explanation, 0)}."
@@ -163,11 +163,11 @@ def draw_dense(
     return beside_legend(view, rows, image)
 
 
-def _lay_over(view: View, heat: Float[Tensor, "height width"]) -> None:
-    """Lay a map of the whole image over a view: the more, the darker, as the square root."""
+def _lay_over(view: View, heat: Float[Tensor, "height width"], power: float = 0.5) -> None:
+    """Lay a map of the whole image over a view: the more, the darker, as a power; the root shows small values."""
     height, width = heat.shape
     largest = max(float(heat.max()), 1e-30)
-    alpha = (heat / largest).clamp(min=0).sqrt() * DARKEST * 255
+    alpha = (heat / largest).clamp(min=0) ** power * DARKEST * 255
     mask = Image.fromarray(alpha.round().byte().cpu().numpy())
     ratio_x, ratio_y = width / view.size_wh[0], height / view.size_wh[1]
     left, top, right, bottom = view.window

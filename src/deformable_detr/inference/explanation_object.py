@@ -19,7 +19,7 @@ def around(explanation: Explanation, index: int) -> list[float]:
         index: position in its detections.
     """
     left, top, right, bottom = explanation.detections.boxes_xyxy[index].tolist()
-    width, height = explanation.size_wh
+    width, height = (float(side) for side in explanation.size_wh)
     left, right = (min(max(value, 0.0), width) for value in (left, right))
     top, bottom = (min(max(value, 0.0), height) for value in (top, bottom))
     if explanation.missed is not None:

@@ -144,7 +144,7 @@ def draw_square(view: View, x: float, y: float, cell_wh: tuple[float, float], co
     veil = Image.new("L", view.picture.size, 0)
     draw = ImageDraw.Draw(veil)
     edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    draw.rectangle(edges, fill=26, outline=170, width=max(1, round(2 * view.unit)))
+    draw.rectangle(edges, fill=18, outline=170, width=max(1, round(2 * view.unit)))
     view.picture.paste(color, (0, 0), veil)
 
 

@@ -49,9 +49,7 @@ def test_what_is_refused():
     theirs = their_weights(OURS, NAMES, timm_name="resnet18", backbone="timm")
     with pytest.raises(ValueError, match=r"backbone resnet18d has no native name for stem\.0\.weight"):
         their_weights({"body.stem.0.weight": torch.ones(1)}, NAMES, timm_name="resnet18d", backbone="native")
-    with pytest.raises(
-        CheckpointError, match="'tail' is not a parameter of a detector in transformers, nor"
-    ):
+    with pytest.raises(CheckpointError, match="'tail' is not a parameter of a detector in transformers, nor"):
         our_weights({**theirs, "tail": torch.ones(1), "other": torch.ones(1)}, NAMES)
     without = {name: tensor for name, tensor in theirs.items() if not name.endswith("v_proj.bias")}
     with pytest.raises(CheckpointError, match="in_proj_bias needs the projections of q, k and v; v is not there"):
