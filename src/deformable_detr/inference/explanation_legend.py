@@ -14,7 +14,7 @@ from deformable_detr.inference.explanation_words import percent_of, stride_of
 PointSize = Literal["effect", "weight"]
 """Meaning of the size of a point in a picture."""
 _PANEL, _MARGIN, _FONT = 430, 18, 22
-_LEAST_MAP = 130
+_LEAST_MAP, _BAR, _GAP = 130, 22, 7
 _SOFT: Color = (95, 95, 95)
 
 
@@ -194,30 +194,42 @@ def panel_of(rows: Sequence[Row]) -> Image.Image:
     plain = all(row.text.isascii() for row in rows)
     usual, title = font_of(_FONT, is_plain=plain), font_of(round(_FONT * 1.35), is_plain=plain)
     inner = _PANEL - 2 * _MARGIN
-    panel = Image.new("RGB", (_PANEL, 4000), PAPER)
+    broken = [_broken(one_line(row.text), title if row.bold else usual, float(inner - _indent(row))) for row in rows]
+    heights = [
+        (_BAR if row.bar else 0) + len(lines) * _line_height(row) + _GAP
+        for row, lines in zip(rows, broken, strict=True)
+    ]
+    panel = Image.new("RGB", (_PANEL, _MARGIN + sum(heights)), PAPER)
     draw = ImageDraw.Draw(panel)
     top = _MARGIN
-    for row in rows:
-        letters, line = (title, round(_FONT * 1.7)) if row.bold else (usual, round(_FONT * 1.25))
-        indent = 26 if row.swatch is not None else 0
+    for row, lines, height in zip(rows, broken, heights, strict=True):
+        below = top
         if row.bar:
             cell = inner / len(row.bar)
             for number, color in enumerate(row.bar):
                 left = _MARGIN + number * cell
-                draw.rectangle((left, top, left + cell, top + 18), fill=color)
-            draw.rectangle((_MARGIN, top, _MARGIN + inner, top + 18), outline=_SOFT)
-            top += 22
+                draw.rectangle((left, top, left + cell, top + _BAR - 4), fill=color)
+            draw.rectangle((_MARGIN, top, _MARGIN + inner, top + _BAR - 4), outline=_SOFT)
+            below += _BAR
         if row.swatch is not None:
-            place = (_MARGIN, top + 5, _MARGIN + 17, top + 22)
+            place = (_MARGIN, below + 5, _MARGIN + 17, below + 22)
             if row.hollow:
                 draw.rectangle(place, outline=row.swatch, width=3)
             else:
                 draw.ellipse(place, fill=row.swatch)
-        for text in _broken(one_line(row.text), letters, float(inner - indent)):
-            draw.text((_MARGIN + indent, top), text, fill=INK, font=letters)
-            top += line
-        top += 7
-    return panel.crop((0, 0, _PANEL, top))
+        for number, text in enumerate(lines):
+            place_of_line = (_MARGIN + _indent(row), below + number * _line_height(row))
+            draw.text(place_of_line, text, fill=INK, font=title if row.bold else usual)
+        top += height
+    return panel
+
+
+def _indent(row: Row) -> int:
+    return 26 if row.swatch is not None else 0
+
+
+def _line_height(row: Row) -> int:
+    return round(_FONT * (1.7 if row.bold else 1.25))
 
 
 def _broken(text: str, letters: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> list[str]:

@@ -80,9 +80,7 @@ def view_of(
     scale = long_side / max(size)
     width, height = (max(1, round(length * scale)) for length in size)
     picture = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box=window, reducing_gap=2.0)
-    if gray:
-        picture = picture.convert("L").convert("RGB")
-    picture = Image.blend(picture, Image.new("RGB", picture.size, WHITE), _WHITE_SHARE)
+    picture = (picture.convert("L") if gray else picture).point(_lightened() * (1 if gray else 3)).convert("RGB")
     return View(picture, window, image.size, scale, size != image.size)
 
 
@@ -95,12 +93,28 @@ def draw_dots(view: View, dots: Sequence[tuple[float, float, float, Color]]) -> 
     """
     rim = max(1.0, 1.2 * view.unit)
     for x, y, radius, color in dots:
-        inner, outer, shadow = (_disc(round(4 * size)) for size in (radius, radius + rim, radius + rim + 1))
-        ring = ImageChops.subtract(outer, _grown(inner, outer.size))
-        # A shadow around the rim: a white rim alone is lost on white paper.
-        edge = ImageChops.subtract(shadow, _grown(outer, shadow.size)).point(_halved)
-        for mask, ink in ((edge, INK), (ring, WHITE), (inner.point(_faded), color)):
+        masks = _dot_masks(*(round(4 * size) for size in (radius, radius + rim, radius + rim + 1)))
+        for mask, ink in zip(masks, (INK, WHITE, color), strict=True):
             view.picture.paste(ink, (round(x) - mask.width // 2, round(y) - mask.height // 2), mask)
+
+
+@lru_cache(maxsize=1)
+def _lightened() -> list[int]:
+    return [round((1 - _WHITE_SHARE) * value + _WHITE_SHARE * 255) for value in range(256)]
+
+
+@lru_cache(maxsize=256)
+def _dot_masks(inner: int, outer: int, shadow: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Masks of the shadow, of the rim and of the dot itself; the radii are in quarters of a pixel.
+
+    A white rim alone would be lost on white paper.
+    """
+    dot, rim, edge = _disc(inner), _disc(outer), _disc(shadow)
+    return (
+        ImageChops.subtract(edge, _grown(rim, edge.size)).point(_halved),
+        ImageChops.subtract(rim, _grown(dot, rim.size)),
+        dot.point(_faded),
+    )
 
 
 def _grown(mask: Image.Image, size_wh: tuple[int, int]) -> Image.Image:
@@ -110,7 +124,6 @@ def _grown(mask: Image.Image, size_wh: tuple[int, int]) -> Image.Image:
     return grown
 
 
-@lru_cache(maxsize=256)
 def _disc(quarters: int) -> Image.Image:
     """Mask of a disc with smooth edges; the radius is in quarters of a pixel."""
     radius = quarters / 4
@@ -141,11 +154,13 @@ def draw_square(view: View, x: float, y: float, cell_wh: tuple[float, float], co
         color: colour of the line.
     """
     width, height = cell_wh
-    veil = Image.new("L", view.picture.size, 0)
-    draw = ImageDraw.Draw(veil)
-    edges = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    draw.rectangle(edges, fill=18, outline=170, width=max(1, round(2 * view.unit)))
-    view.picture.paste(color, (0, 0), veil)
+    left, top = round(x - width / 2), round(y - height / 2)
+    first = max(0, left), max(0, top)
+    last = min(view.picture.width, round(x + width / 2)), min(view.picture.height, round(y + height / 2))
+    veil = Image.new("L", (max(1, last[0] - first[0]), max(1, last[1] - first[1])), 0)
+    edges = (left - first[0], top - first[1], left - first[0] + round(width), top - first[1] + round(height))
+    ImageDraw.Draw(veil).rectangle(edges, fill=18, outline=170, width=max(1, round(2 * view.unit)))
+    view.picture.paste(color, first, veil)
 
 
 def draw_solid(view: View, box_xyxy: Sequence[float], color: Color) -> None:
