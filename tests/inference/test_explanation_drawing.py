@@ -61,6 +61,8 @@ def test_what_does_not_exist():
         draw_points(white(), by_hand(), 0, head=2)
     with pytest.raises(ValueError, match="there is no level 2"):
         draw_points(white(), by_hand(), 0, level=2)
+    with pytest.raises(ValueError, match="of an image of 300 x 200 pixels, and this one has 200 x 300"):
+        draw_points(white((200, 300)), by_hand(), 0)
     with pytest.raises(IndexError):
         draw_points(white(), by_hand(), 0, layer=2)
     with pytest.raises(ValueError, match="there is no head 5"):

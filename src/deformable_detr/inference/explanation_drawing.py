@@ -21,8 +21,9 @@ from deformable_detr.inference.explanation_legend import (
     zoom_rows,
 )
 from deformable_detr.inference.explanation_maps import draw_dense
-from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names
-from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_dots, draw_square, view_of
+from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names, shown_image
+from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_dots, draw_squfrom deformable_detr.inference.pictures import ImageLike
+are, view_of
 
 _LARGEST_DOT, _SMALLEST_DOT = 17.0, 2.0
 # Points below this share of the largest are not drawn.
@@ -40,7 +41,7 @@ class _Dot(NamedTuple):
 
 
 def draw_points(
-    image: Image.Image,
+    image: ImageLike,
     explanation: Explanation,
     index: int,
     *,
@@ -54,7 +55,7 @@ def draw_points(
     """Picture of the sampling points of one detection in one decoder layer; for DETR, of its attention in that layer.
 
     Args:
-        image: image that was explained, as displayed.
+        image: image that was explained.
         explanation: the explanation.
         index: position in its detections.
         layer: position of the decoder layer; -1 is the last.
@@ -66,7 +67,7 @@ def draw_points(
         legend: whether there is a legend on the right.
 
     Raises:
-        ValueError: the effects of this layer were not measured, or there is no such layer, head or level.
+        ValueError: the image has another size, the effects of this layer were not measured, or there is no such layer, head or level.
     """
     number = range(explanation.path_xyxy.shape[0])[layer]
     if explanation.dense_maps:
@@ -81,7 +82,8 @@ def draw_points(
         raise ValueError(f"the effects of layer {number + 1} were not measured: explain(..., effects='all') does that")
     values = (points.weights if size == "weight" else points.effects)[index]  # type: ignore[index]
     chosen = _dots(points.locations_px[index], values, head, level)
-    view = view_of(image, around(explanation, index), long_side=long_side)
+    picture = shown_image(image, explanation)
+    view = view_of(picture, around(explanation, index), long_side=long_side)
     largest = max((abs(dot.value) for dot in chosen), default=0.0)
     drawn = [dot for dot in chosen if abs(dot.value) >= _LEAST * largest and dot.value != 0]
     placed = [dot._replace(x=x, y=y) for dot in drawn for x, y in [view.place(dot.x, dot.y)]]
@@ -111,7 +113,7 @@ def draw_points(
         *path_rows(explanation, index, number),
         *zoom_rows(view),
     ]
-    return beside_legend(view, rows, image)
+    return beside_legend(view, rows, picture)
 
 
 def _dots(

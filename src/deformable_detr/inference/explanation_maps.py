@@ -10,29 +10,34 @@ from deformable_detr.inference.drawing import contact_sheet
 from deformable_detr.inference.explanation import Explanation
 from deformable_detr.inference.explanation_colors import DARKEST, HEAT, shades
 from deformable_detr.inference.explanation_legend import Row, beside_legend, panel_of, title_rows
-from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names
+from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names, shown_image
 from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_label, view_of
 from deformable_detr.inference.explanation_words import percent_of, share_in_box, stride_of
+from deformable_detr.inference.pictures import ImageLike
 from deformable_detr.inference.pixel_gradients import TARGETS
 
 _SIGMA_PX = 4.0
 
 
 def draw_chained(
-    image: Image.Image, explanation: Explanation, index: int, *, long_side: int = LONG_SIDE, legend: bool = True
+    image: ImageLike, explanation: Explanation, index: int, *, long_side: int = LONG_SIDE, legend: bool = True
 ) -> Image.Image:
     """Picture of the chained map of one detection: along which paths attention could carry pixels to it.
 
     Args:
-        image: image that was explained, as displayed.
+        image: image that was explained.
         explanation: the explanation.
         index: position in its detections.
         long_side: longer side of the view in pixels.
         legend: whether there is a legend on the right.
+
+    Raises:
+        ValueError: the image has another size.
     """
+    picture = shown_image(image, explanation)
     width, height = explanation.input_size_wh
     heat = explanation.heat(index, (width, height))
-    view = view_of(image, (0.0, 0.0, *map(float, image.size)), long_side=long_side, gray=True)
+    view = view_of(picture, (0.0, 0.0, *map(float, picture.size)), long_side=long_side, gray=True)
     _lay_over(view, heat)
     draw_boxes(view, explanation, index)
     draw_names(view, explanation, index)
@@ -52,31 +57,32 @@ def draw_chained(
         Row("What the backbone has seen around each cell is not included: the true reach is larger."),
         Row("Where it could have looked, not what mattered."),
     ]
-    return beside_legend(view, rows, image)
+    return beside_legend(view, rows, picture)
 
 
 def draw_gradients(
-    image: Image.Image, explanation: Explanation, index: int, *, long_side: int = LONG_SIDE
+    image: ImageLike, explanation: Explanation, index: int, *, long_side: int = LONG_SIDE
 ) -> Image.Image:
     """Picture of the gradients of one detection: five maps, each on its own scale, smoothed with a Gaussian of 4 px.
 
     Args:
-        image: image that was explained, as displayed.
+        image: image that was explained.
         explanation: the explanation.
         index: position in its detections.
         long_side: width of the whole picture in pixels, about.
 
     Raises:
-        ValueError: no gradients were taken.
+        ValueError: the image has another size, or no gradients were taken.
     """
     if explanation.gradients is None:
         raise ValueError("no gradients were taken: explain(..., gradients='direct') does that")
     titles = {"x": "x of the centre", "y": "y of the centre", "w": "width", "h": "height", "class": "class logit"}
+    picture = shown_image(image, explanation)
     smooth = smoothed(explanation.gradients[index], _SIGMA_PX)
     cells = []
     for name in ("x", "y", "w", "h", "class"):
         heat = smooth[TARGETS.index(name)]
-        view = view_of(image, around(explanation, index), long_side=max(160, long_side * 7 // 16), gray=True)
+        view = view_of(picture, around(explanation, index), long_side=max(160, long_side * 7 // 16), gray=True)
         _lay_over(view, heat)
         draw_boxes(view, explanation, index)
         unit = "" if name == "class" else " px"
@@ -112,7 +118,7 @@ def smoothed(maps: Float[Tensor, "maps height width"], sigma: float) -> Float[Te
 
 
 def draw_dense(
-    image: Image.Image,
+    image: ImageLike,
     explanation: Explanation,
     index: int,
     *,
@@ -124,7 +130,7 @@ def draw_dense(
     """Picture of DETR's attention of one detection in one decoder layer.
 
     Args:
-        image: image that was explained, as displayed.
+        image: image that was explained.
         explanation: the explanation.
         index: position in its detections.
         layer: position of the decoder layer, from 0.
@@ -133,13 +139,14 @@ def draw_dense(
         legend: whether there is a legend on the right.
 
     Raises:
-        ValueError: there is no such head.
+        ValueError: the image has another size, or there is no such head.
     """
     heads = explanation.dense_maps[layer][index]
     if head is not None and not 0 <= head < len(heads):
         raise ValueError(f"there is no head {head}: the network has heads 0 to {len(heads) - 1}")
+    picture = shown_image(image, explanation)
     weights = heads.mean(0) if head is None else heads[head]
-    view = view_of(image, (0.0, 0.0, *map(float, image.size)), long_side=long_side, gray=True)
+    view = view_of(picture, (0.0, 0.0, *map(float, picture.size)), long_side=long_side, gray=True)
     _lay_over(view, weights, power=1.0)
     draw_boxes(view, explanation, index)
     draw_names(view, explanation, index)
@@ -160,7 +167,7 @@ def draw_dense(
         Row(f"In the box: {percent_of(inside)}"),
         Row("A cell has seen more of the image than it covers, through backbone and encoder."),
     ]
-    return beside_legend(view, rows, image)
+    return beside_legend(view, rows, picture)
 
 
 def _lay_over(view: View, heat: Float[Tensor, "height width"], power: float = 0.5) -> None:

@@ -2,13 +2,35 @@
 
 from collections.abc import Sequence
 
+from PIL import Image
+
 from deformable_detr.inference.drawing import class_color, one_line
 from deformable_detr.inference.explanation import Explanation
 from deformable_detr.inference.explanation_view import View, draw_cross, draw_dashed, draw_label, draw_solid
+from deformable_detr.inference.pictures import ImageLike, picture_of
 
 # Boxes that are nearer than this are drawn as one.
 _SAME_PX = 5.0
 _LONGEST_NAME = 24
+
+
+def shown_image(image: ImageLike, explanation: Explanation) -> Image.Image:
+    """Image that was explained, as displayed.
+
+    Args:
+        image: the image.
+        explanation: its explanation.
+
+    Raises:
+        ValueError: it is another image.
+    """
+    picture = picture_of(image)
+    if picture.size != explanation.size_wh:
+        (width, height), (own_width, own_height) = explanation.size_wh, picture.size
+        raise ValueError(
+            f"the explanation is of an image of {width} x {height} pixels, and this one has {own_width} x {own_height}"
+        )
+    return picture
 
 
 def around(explanation: Explanation, index: int) -> list[float]:
