@@ -73,7 +73,11 @@ def explain(
             f"a {type(network).__name__} cannot be explained: it has no decoder layer of this package, whose attention "
             "could be read"
         )
-    assert record.memory is not None
+    if record.memory is None or not hasattr(getattr(network, "decoder", None), "layers"):
+        raise ConfigError(
+            f"a {type(network).__name__} cannot be explained: its decoder layers are not in a decoder of this package "
+            "that is named `decoder`"
+        )
     found = _detections(detector, output, picture.size, threshold)
     chosen, missed = found[:most], None
     if at is not None:

@@ -22,8 +22,8 @@ from deformable_detr.inference.explanation_legend import (
 )
 from deformable_detr.inference.explanation_maps import draw_dense
 from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names, shown_image
-from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_dots, draw_squfrom deformable_detr.inference.pictures import ImageLike
-are, view_of
+from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_dots, draw_square, view_of
+from deformable_detr.inference.pictures import ImageLike
 
 _LARGEST_DOT, _SMALLEST_DOT = 17.0, 2.0
 # Points below this share of the largest are not drawn.
@@ -67,7 +67,9 @@ def draw_points(
         legend: whether there is a legend on the right.
 
     Raises:
-        ValueError: the image has another size, the effects of this layer were not measured, or there is no such layer, head or level.
+        ValueError: the image has another size, the effects of this layer were not measured, or there is no such head
+            or level.
+        IndexError: there is no such layer.
     """
     number = range(explanation.path_xyxy.shape[0])[layer]
     if explanation.dense_maps:
