@@ -55,7 +55,8 @@ def test_the_photo_is_lightened_and_gray_if_wanted():
 
 
 def test_small_pictures_have_thin_lines():
-    assert view_of(white(), WHOLE, long_side=250).unit == 0.25
+    assert view_of(white(), WHOLE, long_side=250).unit == 0.5
+    assert view_of(white(), WHOLE, long_side=800).unit == 0.8
 
 
 def test_dots_are_discs_of_their_colour_with_a_white_rim():

@@ -53,7 +53,7 @@ def test_a_hit_a_mistake_and_a_miss(photo, name):
         assert one.image_name == "image.png"
         assert "weight" in one.words
         kind, text = one.picture.split(",")
-        assert kind == "data:image/png;base64"
+        assert kind == "data:image/jpeg;base64"
         assert len(text) < 250_000
         drawn = Image.open(io.BytesIO(base64.b64decode(text)))
         assert (drawn.size, max(drawn.size)) == (one.size_wh, 360)
@@ -88,8 +88,8 @@ def test_a_detection_that_is_not_there_alone_is_said(photo):
     assert looks.note == "Not shown: a detection that this image has in a batch, and not alone."
 
 
-def test_the_palette_keeps_the_colours_of_effects(photo):
-    """Dots are the smallest things of the picture; fewer colours must not make gray of blue."""
+def test_the_colours_of_effects_are_kept(photo):
+    """Dots are the smallest things of the picture, and its only colours here."""
     Image.linear_gradient("L").resize((300, 200)).save(photo)
     detector = detector_of("two_stage")
     analysis, found, data = case(detector, photo)

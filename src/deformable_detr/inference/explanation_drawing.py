@@ -96,7 +96,7 @@ def draw_points(
         cell = explanation.size_wh[0] / width * view.scale, explanation.size_wh[1] / height * view.scale
         draw_square(view, dot.x, dot.y, cell, level_color(dot.level))
     draw_dots(view, [(dot.x, dot.y, _radius(dot, largest, view), _dot_color(dot, size, largest)) for dot in seen])
-    draw_names(view, explanation, index, with_path=True)
+    draw_names(view, explanation, index, with_path=legend)  # the legend says what b0 is
     if not legend:
         return view.picture
     only = [f"{name} {value}" for name, value in (("head", head), ("level", level)) if value is not None]

@@ -17,6 +17,7 @@ LONG_SIDE = 1000
 _AROUND = 3.0
 _SMALLEST_WINDOW = 16
 _WHITE_SHARE = 0.35
+_LEAST_UNIT = 0.5
 INK: Color = (20, 20, 20)
 WHITE: Color = (255, 255, 255)
 """Colours of lines that can be seen on any photo: one on the other."""
@@ -40,8 +41,11 @@ class View(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """Factor for widths of lines and sizes of dots and letters, 1 in a view of the usual size."""
-        return max(self.picture.size) / LONG_SIDE
+        """Factor for widths of lines and sizes of dots and letters, 1 in a view of the usual size.
+
+        In small views they shrink less than the photo, to be seen at all.
+        """
+        return max(_LEAST_UNIT, max(self.picture.size) / LONG_SIDE)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Place in the view of a place in the image."""
