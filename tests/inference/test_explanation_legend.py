@@ -3,7 +3,7 @@ from PIL import Image
 
 from deformable_detr.inference.explanation_legend import (
     Counts,
-    Row,
+    LegendRow,
     beside_legend,
     count_rows,
     level_rows,
@@ -55,7 +55,7 @@ def test_a_place_without_a_detection_has_its_reason():
 
 def test_long_names_are_broken_or_cut():
     for text in ("word " * 60, "w" * 400, "ž" * 90 + "\x1b"):
-        panel = np.asarray(panel_of([Row(text)]))
+        panel = np.asarray(panel_of([LegendRow(text)]))
         assert (panel[:, -17:] == panel[0, 0]).all()
         assert (panel != panel[0, 0]).any()
 
@@ -63,7 +63,7 @@ def test_long_names_are_broken_or_cut():
 def test_the_legend_lies_beside_the_view_with_a_small_map():
     image = Image.new("RGB", (300, 200), (0, 255, 0))
     view = view_of(image, (0.0, 0.0, 20.0, 10.0))
-    rows = [Row("one", swatch=(1, 2, 3)), Row("two", bar=((4, 5, 6), (7, 8, 9)))]
+    rows = [LegendRow("one", swatch=(1, 2, 3)), LegendRow("two", bar=((4, 5, 6), (7, 8, 9)))]
     drawn = beside_legend(view, rows, image)
     assert drawn.height == 1000
     assert drawn.width > 1300

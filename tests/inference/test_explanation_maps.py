@@ -41,7 +41,7 @@ def test_five_gradients_each_on_its_own_scale():
     pixels, darkest = np.asarray(drawn).astype(int), mixed((255, 255, 255), HEAT, DARKEST)
     width, gap = 437, 12
     for place, x in enumerate((130, 150, 170, 190, 110)):  # drawn as x, y, w, h, class
-        left, top = gap + place % 3 * (width + gap), gap + place // 3 * (round(width * 2 / 3) + gap)
+        left, top = gap + place % 3 * (width + gap), gap + place // 3 * (round(width * 2 / 3) + 30 + gap)
         cell = pixels[top + 60 : top + 200, left : left + width]
         is_heat = (abs(cell - darkest) <= 20).all(2)
         columns = np.nonzero(is_heat)[1]

@@ -18,7 +18,7 @@ _LEAST_MAP, _BAR, _GAP = 130, 22, 7
 _SOFT: Color = (95, 95, 95)
 
 
-class Row(NamedTuple):
+class LegendRow(NamedTuple):
     """Row of a legend."""
 
     text: str
@@ -48,7 +48,7 @@ class Counts(NamedTuple):
     """Choice of head and level in words; empty if all are chosen."""
 
 
-def title_rows(explanation: Explanation, index: int, what: str) -> list[Row]:
+def title_rows(explanation: Explanation, index: int, what: str) -> list[LegendRow]:
     """Rows that name the detection, and what is shown of it.
 
     Args:
@@ -57,15 +57,15 @@ def title_rows(explanation: Explanation, index: int, what: str) -> list[Row]:
         what: name of what is shown.
     """
     one = explanation.detections[index]
-    rows = [Row(f"{one.class_name} {one.score:.2f}", bold=True), Row(f"{what}, query {one.query_id}")]
+    rows = [LegendRow(f"{one.class_name} {one.score:.2f}", bold=True), LegendRow(f"{what}, query {one.query_id}")]
     if explanation.missed is not None:
         x, y = (f"{value:.0f}" for value in explanation.missed.place)
-        rows[0] = Row(f"No detection at {x},{y}", bold=True)
-        rows.insert(1, Row(f"Shown is the query that came nearest: {explanation.missed.reason()}."))
+        rows[0] = LegendRow(f"No detection at {x},{y}", bold=True)
+        rows.insert(1, LegendRow(f"Shown is the query that came nearest: {explanation.missed.reason()}."))
     return rows
 
 
-def size_rows(explanation: Explanation, index: int, size: PointSize, largest: float) -> list[Row]:
+def size_rows(explanation: Explanation, index: int, size: PointSize, largest: float) -> list[LegendRow]:
     """Rows on what the areas and the colours of the dots mean.
 
     Args:
@@ -75,11 +75,11 @@ def size_rows(explanation: Explanation, index: int, size: PointSize, largest: fl
         largest: largest value, as an absolute number.
     """
     if size == "weight":
-        return [Row(f"Area: attention weight; the largest is {largest:.3f}. Those of a head sum to 1.")]
+        return [LegendRow(f"Area: attention weight; the largest is {largest:.3f}. Those of a head sum to 1.")]
     name = explanation.detections[index].class_name
     bar = tuple(diverging(number / 10) for number in range(-10, 11))
     return [
-        Row(
+        LegendRow(
             f"-{largest:.2g} to {largest:.2g}: fall of the logit of {name} if the dot is left out. "
             "Blue speaks for it, red against.",
             bar=bar,
@@ -87,7 +87,7 @@ def size_rows(explanation: Explanation, index: int, size: PointSize, largest: fl
     ]
 
 
-def level_rows(explanation: Explanation, points: LayerPoints, index: int, size: PointSize) -> list[Row]:
+def level_rows(explanation: Explanation, points: LayerPoints, index: int, size: PointSize) -> list[LegendRow]:
     """Rows on the share of the weight on each level.
 
     Args:
@@ -96,16 +96,16 @@ def level_rows(explanation: Explanation, points: LayerPoints, index: int, size: 
         index: position in the detections.
         size: meaning of the areas; the colours are those of levels if it is the weight.
     """
-    rows = [Row("Weight by level, finest first:")]
+    rows = [LegendRow("Weight by level, finest first:")]
     for level, share in enumerate(points.level_shares()[index].tolist()):
         height, width = explanation.spatial_shapes[level]
         text = f"stride {stride_of(explanation, level)}, {height} x {width} cells: {percent_of(share)}"
-        rows.append(Row(text, swatch=level_color(level), hollow=size == "effect"))
-    rows.append(Row("Square: one cell, at the largest dots. A dot reads four."))
+        rows.append(LegendRow(text, swatch=level_color(level), hollow=size == "effect"))
+    rows.append(LegendRow("Square: one cell, at the largest dots. A dot reads four."))
     return rows
 
 
-def count_rows(explanation: Explanation, points: LayerPoints, index: int, counts: Counts) -> list[Row]:
+def count_rows(explanation: Explanation, points: LayerPoints, index: int, counts: Counts) -> list[LegendRow]:
     """Rows on the dots that are not drawn, and on how much the pattern says.
 
     Args:
@@ -121,19 +121,19 @@ def count_rows(explanation: Explanation, points: LayerPoints, index: int, counts
         text += f"; hidden: {', '.join(hidden)}"
     half, every = int(points.points_for_half()[index]), points.weights[0].numel()
     return [
-        Row(text),
-        Row(
+        LegendRow(text),
+        LegendRow(
             f"Half of the weight in {half} of {every} dots; outside the image: "
             f"{percent_of(float(points.outside(explanation.size_wh)[index]))} of it"
         ),
-        Row(
+        LegendRow(
             f"Pattern varies with the image: {percent_of(points.offset_variation)}; weights: "
             f"{percent_of(points.weight_variation)}"
         ),
     ]
 
 
-def path_rows(explanation: Explanation, index: int, layer: int) -> list[Row]:
+def path_rows(explanation: Explanation, index: int, layer: int) -> list[LegendRow]:
     """Row on the dashed boxes: where the query started, and where a layer looked from.
 
     Args:
@@ -148,22 +148,22 @@ def path_rows(explanation: Explanation, index: int, layer: int) -> list[Row]:
         level, row, column = explanation.proposals[index]
         start = f"b0: proposal of stride {stride_of(explanation, level)}, row {row}, column {column}"
     if not explanation.reference_moves:
-        return [Row(f"{start}; every layer looks from it.")]
+        return [LegendRow(f"{start}; every layer looks from it.")]
     last = len(explanation.path_xyxy)
-    return [Row(f"{start}. b1 to b{last}: boxes after the layers; this one looks from b{layer}.")]
+    return [LegendRow(f"{start}. b1 to b{last}: boxes after the layers; this one looks from b{layer}.")]
 
 
-def zoom_rows(view: View) -> list[Row]:
+def zoom_rows(view: View) -> list[LegendRow]:
     """Row on how much the photo is enlarged.
 
     Args:
         view: the view.
     """
     text = f"Part of the image, {view.scale:.1f} times" if view.is_cropped else f"Whole image, {view.scale:.1f} times"
-    return [Row(f"{text} as large")]
+    return [LegendRow(f"{text} as large")]
 
 
-def beside_legend(view: View, rows: Sequence[Row], image: Image.Image | None = None) -> Image.Image:
+def beside_legend(view: View, rows: Sequence[LegendRow], image: Image.Image | None = None) -> Image.Image:
     """Picture with the view on the left and a legend on the right.
 
     Args:
@@ -185,7 +185,7 @@ def beside_legend(view: View, rows: Sequence[Row], image: Image.Image | None = N
     return canvas
 
 
-def panel_of(rows: Sequence[Row]) -> Image.Image:
+def panel_of(rows: Sequence[LegendRow]) -> Image.Image:
     """Legend alone, as high as its rows need.
 
     Args:
@@ -224,11 +224,11 @@ def panel_of(rows: Sequence[Row]) -> Image.Image:
     return panel
 
 
-def _indent(row: Row) -> int:
+def _indent(row: LegendRow) -> int:
     return 26 if row.swatch is not None else 0
 
 
-def _line_height(row: Row) -> int:
+def _line_height(row: LegendRow) -> int:
     return round(_FONT * (1.7 if row.bold else 1.25))
 
 

@@ -2,21 +2,22 @@
 
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from deformable_detr.core.errors import counted
-from deformable_detr.inference.drawing import contact_sheet
+from deformable_detr.inference.drawing import PAPER, contact_sheet, font_of
 from deformable_detr.inference.explanation import Explanation
 from deformable_detr.inference.explanation_colors import DARKEST, HEAT, shades
-from deformable_detr.inference.explanation_legend import Row, beside_legend, panel_of, title_rows
+from deformable_detr.inference.explanation_legend import LegendRow, beside_legend, panel_of, title_rows
 from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names, shown_image
-from deformable_detr.inference.explanation_view import LONG_SIDE, View, draw_label, view_of
+from deformable_detr.inference.explanation_view import INK, LONG_SIDE, View, view_of
 from deformable_detr.inference.explanation_words import percent_of, share_in_box, stride_of
 from deformable_detr.inference.pictures import ImageLike
 from deformable_detr.inference.pixel_gradients import TARGETS
 
 _SIGMA_PX = 4.0
+_TITLE = 30
 
 
 def draw_chained(
@@ -48,14 +49,14 @@ def draw_chained(
     in_box = inside * share_in_box(heat, explanation.detections.boxes_xyxy[index], explanation.size_wh)
     rows = [
         *title_rows(explanation, index, "Chained map of all layers"),
-        Row("from 0 to the largest, darker as its square root", bar=shades()),
-        Row("Paths along which attention could carry features of the encoder's input to this detection."),
-        Row(f"In the box: {percent_of(in_box)}"),
-        Row(f"Elsewhere in the image: {percent_of(inside - in_box)}"),
-        Row(f"Outside the image: {percent_of(float(chained.outside[index]))}"),
-        Row(f"In the queries as they entered: {percent_of(float(chained.residue[index]))}"),
-        Row("What the backbone has seen around each cell is not included: the true reach is larger."),
-        Row("Where it could have looked, not what mattered."),
+        LegendRow("from 0 to the largest, darker as its square root", bar=shades()),
+        LegendRow("Paths along which attention could carry features of the encoder's input to this detection."),
+        LegendRow(f"In the box: {percent_of(in_box)}"),
+        LegendRow(f"Elsewhere in the image: {percent_of(inside - in_box)}"),
+        LegendRow(f"Outside the image: {percent_of(float(chained.outside[index]))}"),
+        LegendRow(f"In the queries as they entered: {percent_of(float(chained.residue[index]))}"),
+        LegendRow("What the backbone has seen around each cell is not included: the true reach is larger."),
+        LegendRow("Where it could have looked, not what mattered."),
     ]
     return beside_legend(view, rows, picture)
 
@@ -87,19 +88,26 @@ def draw_gradients(
         draw_boxes(view, explanation, index)
         unit = "" if name == "class" else " px"
         text = f"{titles[name]}: darkest {float(heat.max()):.2g}{unit}"
-        draw_label(view, 0.0, 0.0, text, size=40)
-        cells.append(view.picture)
+        cells.append(_titled(view.picture, text))
     kind = "without what came through earlier boxes" if explanation.gradient_kind == "direct" else "all paths"
     rows = [
         *title_rows(explanation, index, f"Gradients in the pixels ({explanation.gradient_kind}: {kind})"),
-        Row("from 0 to the darkest of each map, as its square root", bar=shades()),
-        Row(
+        LegendRow("from 0 to the darkest of each map, as its square root", bar=shades()),
+        LegendRow(
             "How far the value moves when a pixel changes by one unit of the normalised input, "
             f"smoothed over {_SIGMA_PX:g} px. px are those of the network's input."
         ),
-        Row("Pale does not mean unused: a value that is saturated has no gradient."),
+        LegendRow("Pale does not mean unused: a value that is saturated has no gradient."),
     ]
     return contact_sheet([*cells, panel_of(rows)], 3, cell_width=max(160, long_side * 7 // 16))
+
+
+def _titled(picture: Image.Image, text: str) -> Image.Image:
+    """Picture with a line of text above it."""
+    cell = Image.new("RGB", (picture.width, picture.height + _TITLE), PAPER)
+    cell.paste(picture, (0, _TITLE))
+    ImageDraw.Draw(cell).text((0, 0), text, fill=INK, font=font_of(round(0.7 * _TITLE), is_plain=text.isascii()))
+    return cell
 
 
 def smoothed(maps: Float[Tensor, "maps height width"], sigma: float) -> Float[Tensor, "maps height width"]:
@@ -158,14 +166,14 @@ def draw_dense(
     height, width = explanation.spatial_shapes[0]
     rows = [
         *title_rows(explanation, index, f"Decoder layer {layer + 1} of {len(explanation.dense_maps)}"),
-        Row(f"weight of a cell, from 0 to {float(weights.max()):.2g}", bar=shades(1.0)),
-        Row(
+        LegendRow(f"weight of a cell, from 0 to {float(weights.max()):.2g}", bar=shades(1.0)),
+        LegendRow(
             f"{'Mean of all heads' if head is None else f'Head {head} of {len(heads)}'}. The query weighs all "
             f"{height} x {width} cells of stride {stride_of(explanation, 0)}."
         ),
-        Row(f"Half of the weight: {counted(half, 'cell')} of {len(ordered)}"),
-        Row(f"In the box: {percent_of(inside)}"),
-        Row("A cell has seen more of the image than it covers, through backbone and encoder."),
+        LegendRow(f"Half of the weight: {counted(half, 'cell')} of {len(ordered)}"),
+        LegendRow(f"In the box: {percent_of(inside)}"),
+        LegendRow("A cell has seen more of the image than it covers, through backbone and encoder."),
     ]
     return beside_legend(view, rows, picture)
 
