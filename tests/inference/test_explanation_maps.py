@@ -50,6 +50,15 @@ def test_five_gradients_each_on_its_own_scale():
         draw_gradients(white(), by_hand(), 0)
 
 
+def test_the_legend_of_wide_gradients_stays_readable():
+    wide = by_hand(size_wh=(3000, 60), gradients=torch.ones(1, 5, 20, 300), gradient_kind="total")
+    wide.detections.boxes_xyxy[0] = torch.tensor([100.0, 10.0, 2000.0, 50.0])
+    drawn = draw_gradients(white((3000, 60)), wide, 0)
+    assert drawn.height > 300
+    ink = (np.asarray(drawn)[130:, :430] < 60).all(2)
+    assert ink.any(1).sum() > 120  # its letters, in their own size
+
+
 def test_smoothing_is_a_gaussian():
     maps = torch.zeros(2, 61, 71, dtype=torch.float64)
     maps[0, 30, 40], maps[1, 25, 30] = 1.0, 2.0

@@ -18,6 +18,7 @@ from deformable_detr.inference.pixel_gradients import TARGETS
 
 _SIGMA_PX = 4.0
 _TITLE = 30
+_MOST_SHRUNK = 1.5
 
 
 def draw_chained(
@@ -99,7 +100,15 @@ def draw_gradients(
         ),
         LegendRow("Pale does not mean unused: a value that is saturated has no gradient."),
     ]
-    return contact_sheet([*cells, panel_of(rows)], 3, cell_width=max(160, long_side * 7 // 16))
+    width, panel = max(160, long_side * 7 // 16), panel_of(rows)
+    if panel.height <= _MOST_SHRUNK * cells[0].height:
+        return contact_sheet([*cells, panel], 3, cell_width=width)
+    # Beside maps of a very wide view, the legend would be too small to read.
+    sheet = contact_sheet(cells, 3, cell_width=width)
+    canvas = Image.new("RGB", (max(sheet.width, panel.width), sheet.height + panel.height), PAPER)
+    canvas.paste(sheet, (0, 0))
+    canvas.paste(panel, (0, sheet.height))
+    return canvas
 
 
 def _titled(picture: Image.Image, text: str) -> Image.Image:
