@@ -42,6 +42,8 @@ COMMANDS = [
     (["convert-data", "EMPTY", "OUT", "--to", "coco"], NO_DATA, set()),
     (["predict", "WEIGHTS", "MISSING.jpg"], "no such image", {"torch", "safetensors"}),
     (["predict", "MISSING.safetensors", "IMAGE"], NO_WEIGHTS, set()),
+    (["explain", "WEIGHTS", "MISSING.jpg"], "no such image", set()),
+    (["explain", "MISSING.safetensors", "IMAGE"], NO_WEIGHTS, set()),
     (["eval", "WEIGHTS", "--data", "EMPTY"], NO_DATA, set()),
     # The data set is good. A run that has ended writes a report, which is a module of ours that draws.
     (

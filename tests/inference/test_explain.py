@@ -122,6 +122,19 @@ class NoAttention(nn.Module):
         return DetectorOutput([Predictions(torch.zeros(1, 2, 5), torch.rand(1, 2, 4))], None)
 
 
+class Renamed(nn.Module):
+    """Network whose decoder is found under another name."""
+
+    num_classes = 5
+
+    def __init__(self, network):
+        super().__init__()
+        self.inner = network
+
+    def forward(self, images, padding_mask, targets=None):
+        return self.inner(images, padding_mask)
+
+
 def test_what_cannot_be_explained():
     detector = detector_of("base")
     with pytest.raises(ConfigError, match="21 detections are to be explained; it must be 1 to 20"):
@@ -130,3 +143,6 @@ def test_what_cannot_be_explained():
         explain(detector, picture(), at=(200.5, 3.0))
     with pytest.raises(ConfigError, match="a NoAttention cannot be explained"):
         explain(detector.around(NoAttention()), picture())
+    renamed = Renamed(detector.model)
+    with pytest.raises(ConfigError, match="a Renamed cannot be explained: its decoder layers are not in a decoder"):
+        explain(detector.around(renamed), picture())

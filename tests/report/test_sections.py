@@ -7,6 +7,7 @@ from deformable_detr.evaluation.analysis import analyse
 from deformable_detr.evaluation.coco_metrics import coco_metrics
 from deformable_detr.report import sections
 from deformable_detr.report.history import history_of
+from deformable_detr.report.looks import Look, Looks
 from deformable_detr.report.mistakes import Mistake, Mistakes
 from tests.evaluation.test_analysis import evaluation
 from tests.report.cases import dataset, detections, random_case, sample
@@ -119,3 +120,14 @@ def test_settings_and_facts():
     shown = words(sections.configuration({"model.dropout": 0.1, "mean": [1, 2]}, [("torch", "2.11")]))
     assert {"model.dropout", "0.1", "1, 2", "2.11", "2 settings"} <= set(shown)
     assert words(sections.at_a_glance([("AP, %", "55.5")])) == ["AP, %", "55.5"]
+
+
+def test_looks_are_pictures_with_words_or_a_reason():
+    one = Look("Best hit: cat", "cat 0.90: 3 of 64 points", "a.jpg", "data:image/png;base64,AAAA", (360, 240))
+    section = sections.looks(Looks([one], ""))
+    assert (section.anchor, section.title) == ("looks", "Where it looked")
+    assert 'alt="Best hit: cat: cat 0.90: 3 of 64 points"' in section.content
+    assert "ddetr explain" in section.content
+    reason = sections.looks(Looks([], "Not shown: <b>.")).content
+    assert reason == "<p>Not shown: &lt;b&gt;.</p>"
+    assert sections.looks(Looks([], "")).content == ""

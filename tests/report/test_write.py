@@ -69,6 +69,7 @@ EVERYTHING = [
     "errors",
     "calibration",
     "mistakes",
+    "looks",
     "data",
 ]
 

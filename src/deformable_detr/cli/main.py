@@ -18,6 +18,7 @@ from deformable_detr.cli.convert_data import convert_data
 from deformable_detr.cli.demo import demo
 from deformable_detr.cli.doctor import doctor
 from deformable_detr.cli.evaluate import evaluate
+from deformable_detr.cli.explain import explain
 from deformable_detr.cli.lines import give_up, tell
 from deformable_detr.cli.predict import predict
 from deformable_detr.cli.report import report
@@ -65,6 +66,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)
 app.command("predict")(predict)
+app.command("explain")(explain)
 app.command("convert")(convert)
 app.command("check-data")(check_data)
 app.command("convert-data")(convert_data)

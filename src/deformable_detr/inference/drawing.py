@@ -17,7 +17,7 @@ Color = tuple[int, int, int]
 """Red, green, blue in 0..255."""
 
 # Okabe and Ito's colours and the darker ones of Paul Tol: colour-blind people can tell them apart, too.
-_PALETTE: tuple[Color, ...] = (
+PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -31,8 +31,10 @@ _PALETTE: tuple[Color, ...] = (
     (51, 34, 136),
     (17, 119, 51),
 )
+"""Colours of the first twelve classes, in their order."""
 _GOLDEN_ANGLE = 137.508
-_PAPER = (246, 246, 244)
+PAPER: Color = (246, 246, 244)
+"""Colour of what lies around pictures."""
 _TRUTH_COLOR = (255, 255, 255)
 # Letters of a class name that are looked at. Fewer fit into half of any image, however large.
 _MOST_LETTERS = 400
@@ -70,8 +72,8 @@ class _Pen(NamedTuple):
 
 def class_color(class_id: int) -> Color:
     """Colour of a class, the same in every image; colour-blind people can tell the first twelve apart, too."""
-    if class_id < len(_PALETTE):
-        return _PALETTE[class_id]
+    if class_id < len(PALETTE):
+        return PALETTE[class_id]
     hue = class_id * _GOLDEN_ANGLE % 360
     red, green, blue = ImageColor.getrgb(f"hsv({hue:.2f}, 67%, 88%)")[:3]
     return red, green, blue
@@ -104,7 +106,7 @@ def draw_detections(
         ValueError: a detection has a class id without a name.
     """
     canvas = _enlarged(image, scale)
-    names = [_one_line(name) for name in classes]
+    names = [one_line(name) for name in classes]
     pen = _pen(canvas.size, is_plain=all(name.isascii() for name in names))
     draw = ImageDraw.Draw(canvas)
     # Boxes that can be seen, best score first.
@@ -152,7 +154,7 @@ def draw_objects(
         scale: factor by which the image is enlarged first, for small images that labels would cover.
     """
     canvas = _enlarged(image, scale)
-    names = [_one_line(name) for name in classes]
+    names = [one_line(name) for name in classes]
     pen = _pen(canvas.size, is_plain=all(name.isascii() for name in names))
     draw = ImageDraw.Draw(canvas)
     named = []
@@ -188,7 +190,7 @@ def contact_sheet(
     heights = sorted(max(1, round(image.height * width / image.width)) for image in images)
     height = min(width, heights[(len(heights) - 1) // 2])
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (height + gap)), _PAPER)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (height + gap)), PAPER)
     for position, image in enumerate(images):
         ratio = min(width / image.width, height / image.height)
         size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
@@ -210,11 +212,16 @@ def _enlarged(image: Image.Image, scale: float) -> Image.Image:
 def _pen(size_wh: tuple[int, int], *, is_plain: bool) -> _Pen:
     mean_side = sum(size_wh) / 2
     font_size = max(10, round(mean_side / 42))
-    return _Pen(max(1, round(mean_side / 200)), _font(font_size, is_plain=is_plain), max(2, font_size // 5))
+    return _Pen(max(1, round(mean_side / 200)), font_of(font_size, is_plain=is_plain), max(2, font_size // 5))
 
 
-def _font(size: int, *, is_plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Font of a size in pixels: Pillow's for ASCII; else matplotlib's, with accents, Greek, Cyrillic and more."""
+def font_of(size: int, *, is_plain: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Font of a size in pixels: Pillow's for ASCII; else matplotlib's, with accents, Greek, Cyrillic and more.
+
+    Args:
+        size: height of a line in pixels, about.
+        is_plain: whether all texts to be written are ASCII.
+    """
     if is_plain:
         return ImageFont.load_default(size)
     spec = find_spec("matplotlib")  # where it lies is known without importing it
@@ -241,7 +248,7 @@ def _visible(box_xyxy: Sequence[float], scale: float, size_wh: tuple[int, int]) 
     return _Rectangle(left, top, max(left, right), max(top, bottom))
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     """Name on one line, with escapes for what fonts cannot draw: control characters, lone surrogates."""
     return printable(" ".join(name[: 2 * _MOST_LETTERS].split()))
 

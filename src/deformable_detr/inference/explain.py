@@ -73,7 +73,11 @@ def explain(
             f"a {type(network).__name__} cannot be explained: it has no decoder layer of this package, whose attention "
             "could be read"
         )
-    assert record.memory is not None
+    if record.memory is None or not hasattr(getattr(network, "decoder", None), "layers"):
+        raise ConfigError(
+            f"a {type(network).__name__} cannot be explained: its decoder layers are not in a decoder of this package "
+            "that is named `decoder`"
+        )
     found = _detections(detector, output, picture.size, threshold)
     chosen, missed = found[:most], None
     if at is not None:
@@ -103,6 +107,7 @@ def explain(
         reference_xyxy=None
         if record.queries is None
         else _to_pixels(_as_box(record.queries.reference[0, queries]), picture.size),
+        reference_moves=any(not torch.equal(call.reference, record.decoder[0].reference) for call in record.decoder),
         path_xyxy=torch.stack([_to_pixels(layer.boxes[0, queries], picture.size) for layer in output.layers]),
         path_logits=torch.stack([layer.logits[0, queries, class_ids] for layer in output.layers]).cpu(),
         proposals=_origins(record, queries, shapes),

@@ -86,6 +86,8 @@ class Explanation:
     """Attention weights of each decoder layer of DETR over the feature map; empty for the others."""
     reference_xyxy: Float[Tensor, "objects 4"] | None
     """Reference that the first layer looked from: a box, or a point as a box without size; None for DETR."""
+    reference_moves: bool
+    """Whether each layer looks from the box of the layer before it; else all look from the first reference."""
     path_xyxy: Float[Tensor, "layers objects 4"]
     """Box after each layer; without refinement all start from the same reference."""
     path_logits: Float[Tensor, "layers objects"]
@@ -136,6 +138,7 @@ class Explanation:
             "box_xyxy": [round(side, 1) for side in one.box_xyxy],
             "proposal": origin,
             "reference_xyxy": reference,
+            "reference_moves": self.reference_moves,
             "path": [
                 {"layer": number, "box_xyxy": _rounded(box, 1), "logit": round(float(logit), 3)}
                 for number, (box, logit) in enumerate(

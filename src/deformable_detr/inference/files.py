@@ -11,17 +11,16 @@ from PIL import Image
 from deformable_detr.core.errors import DataError, OutputError, listed
 from deformable_detr.core.files import write_atomically, write_json
 from deformable_detr.core.progress import Reporter, Silence
-from deformable_detr.core.short_text import printable
 from deformable_detr.data.formats.coco_document import document, image_record, object_record
 from deformable_detr.data.images import list_images, list_unread, load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.file_names import FreeStems
 from deformable_detr.inference.image_results import ImageResult, PredictionSettings
 from deformable_detr.inference.processes import NumProcesses, check_processes, results_of
 from deformable_detr.inference.tta import TTA
 
 # Pixels of the longest side that a JPEG file can have.
 _LONGEST_JPEG = 65_500
-_LONGEST_STEM = 200
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -123,7 +122,7 @@ class _PictureFolder:
 
     def __init__(self, path: Path, detector: Detector, threshold: float) -> None:
         self._path, self._detector, self._threshold = path, detector, threshold
-        self._names: dict[str, int] = {}
+        self._stems = FreeStems()
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         try:
@@ -143,7 +142,7 @@ class _PictureFolder:
             threshold=self._threshold,
             scale=min(1.0, _LONGEST_JPEG / max(image.size)),
         )
-        target = self._path / self._free_name(result.path.stem)
+        target = self._path / f"{self._stems.take(result.path.stem)}.jpg"
         write_atomically(target, lambda place: drawn.save(place, "JPEG", quality=92), durable=False)
         image_id = len(self._images) + 1
         self._images.append(image_record(image_id, str(result.path), image.size))
@@ -155,16 +154,3 @@ class _PictureFolder:
     def finish(self) -> None:
         classes, category_ids = self._detector.classes, self._detector.category_ids
         write_json(self._path / "detections.json", document(self._images, self._annotations, classes, category_ids))
-
-    def _free_name(self, stem: str) -> str:
-        """File name that is not used yet: images of different folders may have equal names, or differ in case only.
-
-        What cannot be printed becomes an escape with a percent sign, which file names may hold on every system.
-        """
-        stem = printable(stem).replace("\\", "%").encode()[:_LONGEST_STEM].decode(errors="ignore")
-        free, number = stem, self._names.get(stem.casefold(), 0) + 1
-        while number > 1 and (free := f"{stem}-{number}").casefold() in self._names:
-            number += 1
-        self._names[stem.casefold()] = number
-        self._names.setdefault(free.casefold(), 1)
-        return f"{free}.jpg"

@@ -13,6 +13,7 @@ from deformable_detr.evaluation.box_outcomes import OVERLAP
 from deformable_detr.evaluation.evaluate import EvaluationReport
 from deformable_detr.report.charts import Series, column_chart, heat_map, line_chart
 from deformable_detr.report.history import History
+from deformable_detr.report.looks import Looks
 from deformable_detr.report.mistakes import Mistake, Mistakes
 from deformable_detr.report.page import (
     Section,
@@ -222,6 +223,19 @@ def mistakes(examples: Mistakes, threshold: float) -> Section:
         )
         parts.append(f"<h3>There, but not found</h3>{paragraph(text)}{_gallery(examples.misses)}")
     return Section("mistakes", "The worst mistakes", "".join(parts) + notes)
+
+
+def looks(found: Looks) -> Section:
+    """Section with explanations: where the network looked for its best hit, its worst mistake and a missed object."""
+    note = paragraph(found.note) if found.note else ""
+    text = (
+        "The points that the last decoder layer read for one detection. Their area is their effect: how far the class "
+        "logit falls if the point is left out; blue speaks for the class, red against it. Squares are cells of the "
+        "feature maps; dashed: the way of the box. DETR, which weighs every cell, has a map instead. More, and how not "
+        "to read it: ddetr explain."
+    )
+    shown = pictures([(one.title, one.words, one.image_name, one.picture, one.size_wh) for one in found.shown])
+    return Section("looks", "Where it looked", (paragraph(text) + shown if shown else "") + note)
 
 
 def data(splits: Mapping[str, SplitStatistics], origin: str) -> Section:

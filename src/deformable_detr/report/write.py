@@ -21,6 +21,7 @@ from deformable_detr.evaluation.evaluate import EvaluationReport, counted_detect
 from deformable_detr.inference.detector import Detector
 from deformable_detr.report import sections
 from deformable_detr.report.history import History, history_of
+from deformable_detr.report.looks import looks_of
 from deformable_detr.report.mistakes import worst_examples
 from deformable_detr.report.page import Section, page
 from deformable_detr.runs.config import TrainConfig, settled
@@ -39,6 +40,8 @@ class _Findings(NamedTuple):
     data: TrainingData | None
     weights: Path | None
     """File of the weights that are evaluated."""
+    detector: Detector | None
+    """Detector of these weights; None if nothing is evaluated."""
     evaluation: EvaluationReport | None
     notes: list[str]
     """Remarks for people on what is missing, and why."""
@@ -186,15 +189,15 @@ def _write(
         notes.append(_not_finished(folder, config, completed, epochs))
     # Evaluation: the best weights, which are the ones to use; without them the newest.
     weights = next((path for path in (folder.best, folder.last) if path.is_file()), None)
-    evaluation = None
+    detector, evaluation = None, None
     if weights is None:
         notes.append("There are no weights in the run folder: nothing is evaluated.")
     elif data is not None:
         if weights == folder.last:
             notes.append("The run has no best.safetensors yet: this page is about last.safetensors.")
-        evaluation = _evaluate(weights, data, config, notes, model=model, device=device, reporter=reporter)
+        detector, evaluation = _evaluate(weights, data, config, notes, model=model, device=device, reporter=reporter)
     # The page. The notes come last because each of the steps before may add one.
-    findings = _Findings(config, history, data, weights, evaluation, notes)
+    findings = _Findings(config, history, data, weights, detector, evaluation, notes)
     shown = _sections(findings, reporter)
     name = folder.path.resolve().name
     text = page(f"Run {name}", _subtitle(findings), notes, shown)
@@ -235,7 +238,7 @@ def _evaluate(
     model: nn.Module | None,
     device: str,
     reporter: Reporter,
-) -> EvaluationReport | None:
+) -> tuple[Detector, EvaluationReport] | tuple[None, None]:
     try:
         detector = Detector.load(weights, model=model, device=device)
         best_by = "ap" if config is None else config.checkpoints.best_by
@@ -250,16 +253,16 @@ def _evaluate(
         )
     except (DataError, CheckpointError) as error:
         notes.append(f"Nothing could be evaluated: {error}")
-        return None
+        return None, None
     except torch.OutOfMemoryError:
         notes.append(f"Nothing could be evaluated: there is not enough memory on {device}; try another --device.")
-        return None
+        return None, None
     if evaluation.skipped:
         first = next(iter(evaluation.skipped.values()))
         notes.append(f"{len(evaluation.skipped)} of {len(data.val)} validation images are left out; the first: {first}")
     if not evaluation.dataset.num_objects:
         notes.append("There are no objects in the validation images: how good this detector is remains unknown.")
-    return evaluation
+    return detector, evaluation
 
 
 def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
@@ -284,6 +287,10 @@ def _sections(findings: _Findings, reporter: Reporter) -> list[Section]:
             sections.calibration(analysis),
             sections.mistakes(examples, analysis.threshold),
         ]
+        if findings.detector is not None:
+            shown.append(
+                sections.looks(looks_of(findings.detector, analysis, evaluation.detections, evaluation.dataset))
+            )
     # What the run was made from, for those who want to repeat it.
     if data is not None:
         splits = {"training": statistics_of(data.train), "validation": statistics_of(data.val)}

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+from PIL import Image
+
+from deformable_detr.core.errors import ConfigError, DataError, OutputError
+from deformable_detr.inference.explain_files import ExplainSettings, explain_files
+from tests.inference.test_explain import detector_of, picture
+
+EVERYTHING = ExplainSettings(threshold=0.0, top=2, layer="all", chained=True, gradients="direct")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two photos of one name, in two folders."""
+    paths = [tmp_path / folder / "street.png" for folder in ("a", "b")]
+    for path, width in zip(paths, (200, 150), strict=True):
+        path.parent.mkdir()
+        picture(width, 120).save(path)
+    return paths
+
+
+def test_everything_is_written_once(photos, tmp_path):
+    out = tmp_path / "out"
+    found = list(explain_files(detector_of("refine"), photos, EVERYTHING, output=out))
+    names = {path.name for path in out.iterdir()}
+    kinds = ("layer1", "layer2", "layer3", "chained", "gradients")
+    pictures = {f"{stem}_{n}_{kind}.jpg" for stem in ("street", "street-2") for n in (1, 2) for kind in kinds}
+    assert names == pictures | {"street.json", "street-2.json"}
+    for one, stem, width in zip(found, ("street", "street-2"), (200, 150), strict=True):
+        record = json.loads((out / f"{stem}.json").read_text(encoding="utf-8"))
+        assert record == json.loads(json.dumps(one.record()))
+        assert (record["image"], record["width"]) == (str(one.path), width)
+        assert record["detections"][1]["pictures"] == [f"{stem}_2_{kind}.jpg" for kind in kinds]
+    for name in pictures:
+        with Image.open(out / name) as drawn:
+            assert max(drawn.size) >= 1000
+
+
+def test_nothing_is_written_without_a_folder(photos):
+    (one,) = explain_files(detector_of("detr"), photos[:1], ExplainSettings(threshold=0.0))
+    assert one.pictures == ()
+    assert "pictures" not in one.record()["detections"][0]
+
+
+def test_effects_are_measured_where_they_are_drawn(photos):
+    detector = detector_of("base")
+    for settings, measured in (
+        (ExplainSettings(threshold=0.0, top=1), [False, False, True]),
+        (ExplainSettings(threshold=0.0, top=1, layer="all"), [False, False, True]),
+        (ExplainSettings(threshold=0.0, top=1, size="weight"), [False, False, False]),
+        (ExplainSettings(threshold=0.0, top=1, layer=1, size="effect"), [True, True, True]),
+    ):
+        (one,) = explain_files(detector, photos[:1], settings)
+        assert [layer.effects is not None for layer in one.explanation.layers] == measured
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("base", {"top": 21}, "21 detections are to be explained; it must be 1 to 20"),
+        ("base", {"layer": 4}, "there is no decoder layer 4: this network has layers 1 to 3"),
+        ("dino", {"head": 2}, "there is no head 2: this network has heads 0 to 1"),
+        ("refine", {"level": 3}, "there is no level 3: this network has levels 0 to 2"),
+        ("detr", {"level": 0}, "a DETR has no sampling points, whose size or level could be chosen"),
+        ("detr", {"size": "weight"}, "a DETR has no sampling points"),
+        ("detr", {"layer": 4}, "there is no decoder layer 4"),
+    ],
+)
+def test_settings_that_fit_no_network(photos, tmp_path, name, changes, message):
+    settings = ExplainSettings(**changes)
+    with pytest.raises(ConfigError, match=message):
+        next(explain_files(detector_of(name), photos, settings, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_outside_names_the_image(photos):
+    with pytest.raises(ConfigError, match=r"b/street\.png: the place 180,10 is outside the image, which has 150 x 120"):
+        list(explain_files(detector_of("base"), photos, ExplainSettings(at=(180.0, 10.0))))
+
+
+def test_photos_are_not_replaced_and_must_be_readable(photos, tmp_path):
+    with pytest.raises(OutputError, match="holds the images themselves"):
+        next(explain_files(detector_of("base"), photos, ExplainSettings(), output=photos[0].parent))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write to the output folder"):
+        next(explain_files(detector_of("base"), photos, ExplainSettings(), output=tmp_path / "file"))
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"bad\.jpg"):
+        next(explain_files(detector_of("base"), [bad], ExplainSettings()))
