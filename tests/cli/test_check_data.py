@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from deformable_detr.core import progress
 from deformable_detr.core.errors import ConfigError, DataError, OutputError
 from deformable_detr.data.check import check_dataset
 from deformable_detr.data.formats import coco
+from deformable_detr.data.splits import open_training_data
+from deformable_detr.runs.recipes import small
+from deformable_detr.training.autoconfig import fit_to_data
 from tests.data.noise import dataset_of, noise_in_two_splits
 
 app = typer.Typer()
@@ -208,6 +212,47 @@ def test_a_recipe_says_how_many_objects_can_be_learnt(tmp_path: Path) -> None:
     text = " ".join(call(folder, "--recipe", "paper_r50").stderr.split())
     assert "Queries: recipe paper_r50 would train with 300." in text
     assert "queries" not in text
+
+
+def test_a_recipe_that_starts_from_weights_has_the_queries_of_those(tmp_path: Path) -> None:
+    boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)]
+    folder = tmp_path / "data"
+    coco.save(dataset_of(tmp_path / "a", boxes[:330]), folder, split="train")
+    text = " ".join(call(folder, "--recipe", "finetune").stderr.split())
+    assert "Queries" not in text
+    assert "queries" not in text
+    assert "more objects than the 100 detections" in text
+
+
+@pytest.mark.parametrize(("fullest", "expected"), [(0, 200), (7, 100)])
+def test_queries_are_those_of_the_images_that_a_training_keeps(tmp_path: Path, fullest: int, expected: int) -> None:
+    """Without a validation split, a tenth is held out: of ten images the one with index 7."""
+    boxes = [(0, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)]
+    images = [boxes[: 101 if index == fullest else 40 + index] for index in range(10)]
+    folder = tmp_path / "data"
+    coco.save(dataset_of(tmp_path / "a", *images), folder, split="train")
+    config = small()
+    share, seed = config.data.val_share, config.run.seed
+    kept = open_training_data(folder, val_share=share, seed=seed, skip_bad_images=False).train
+    assert fit_to_data(config, kept).config.model.num_queries == expected
+    text = " ".join(call(folder, "--no-decode").stderr.split())
+    assert f"Queries: recipe small would train with {expected}." in text
+    # With a split to judge by, all are kept.
+    coco.save(dataset_of(tmp_path / "b", boxes[:3]), folder, split="val")
+    assert "would train with 200." in " ".join(call(folder, "--no-decode").stderr.split())
+
+
+def test_splits_that_a_training_would_refuse_have_no_number_of_queries(tmp_path: Path) -> None:
+    boxes = [(1, (x, y, x + 6, y + 6)) for x in range(0, 180, 8) for y in range(0, 136, 8)]
+    folder = tmp_path / "data"
+    cats = dataset_of(tmp_path / "a", [(0, boxes[0][1])] * 40)
+    coco.save(replace(cats, classes=("cat",), category_ids=(1,)), folder, split="train")
+    coco.save(dataset_of(tmp_path / "b", boxes[:40]), folder, split="val")
+    result = call(folder, "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert report["problem_counts"]["unknown_class"] == 1
+    assert report["num_queries"] is None
 
 
 def test_reading_that_takes_long_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

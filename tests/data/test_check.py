@@ -7,7 +7,8 @@ from PIL import Image
 
 from deformable_detr.core.errors import DataError
 from deformable_detr.data.check import check_dataset
-from deformable_detr.data.dataset import Problem
+from deformable_detr.data.crowding import most_objects
+from deformable_detr.data.dataset import DetectionDataset, Problem
 from deformable_detr.data.formats import coco, voc
 from deformable_detr.data.splits import read_splits
 from tests.data.noise import LARGE, SIZE_WH, SMALL, dataset_of, noise_in_two_splits
@@ -197,7 +198,13 @@ def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
     def problems(folder: str = "data", **options: Any) -> list[Problem]:
         return [one for one in check_dataset(tmp_path / folder, **options).problems if one.kind == "many_objects"]
 
-    training, evaluation = problems(num_queries=lambda most: 50, model="recipe small")
+    splits: list[tuple[int, int | None]] = []
+
+    def most_of(train: DetectionDataset, val: DetectionDataset | None) -> int:
+        splits.append((len(train), None if val is None else len(val)))
+        return most_objects(train)
+
+    training, evaluation = problems(num_queries=lambda *_: 50, model="recipe small")
     assert (training.kind, training.where, training.fatal) == ("many_objects", "training", False)
     assert training.message == (
         "1 of 2 images has more objects than the 50 queries of recipe small, up to 120: 70 of 140 objects can be "
@@ -206,15 +213,21 @@ def test_more_objects_than_queries_and_than_detections(tmp_path: Path) -> None:
     assert (evaluation.kind, evaluation.where, evaluation.fatal) == ("many_objects", "evaluation", False)
     assert "no detector can find more than 85.7 % of the objects there" in evaluation.message
     # A model that has enough, one that nobody knows, and no images that need the question.
-    assert problems(num_queries=lambda most: most) == problems(num_queries=lambda _: None) == problems() == [evaluation]
-    report = check_dataset(tmp_path / "data", num_queries=lambda most: most + 80, model="recipe small")
+    assert problems(num_queries=most_of) == problems(num_queries=lambda *_: None) == problems() == [evaluation]
+    report = check_dataset(
+        tmp_path / "data", num_queries=lambda train, _: most_objects(train) + 80, model="recipe small"
+    )
     assert (report.num_queries, report.model) == (200, "recipe small")
     assert report.to_json()["num_queries"] == 200
     coco.save(data.subset([1]), tmp_path / "few", split="train")
-    assert problems("few", num_queries=lambda _: pytest.fail("asked")) == []
-    # Images to judge by have no say in the number.
+    assert problems("few", num_queries=lambda *_: pytest.fail("asked")) == []
+    # Images to judge by are told apart.
     coco.save(data, tmp_path / "few", split="val")
-    assert check_dataset(tmp_path / "few", num_queries=lambda most: most).num_queries == 20
+    assert check_dataset(tmp_path / "few", num_queries=most_of).num_queries == 20
+    assert splits == [(2, None), (1, 2)]
+    # The very file of a split is one to train on, with none to judge by.
+    assert check_dataset(tmp_path / "few/annotations/val.json", num_queries=most_of).num_queries == 120
+    assert splits[2:] == [(2, None)]
 
 
 def test_nothing_there(tmp_path: Path) -> None:

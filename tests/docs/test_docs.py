@@ -17,6 +17,7 @@ import torch
 import typer
 
 from deformable_detr.cli.main import app
+from deformable_detr.cli.train import chosen_config
 from deformable_detr.core.config import parsed_overrides
 from deformable_detr.data.synthetic import SHAPES, draw_scenes
 from deformable_detr.models import build
@@ -125,6 +126,21 @@ SETTINGS = sorted(
 def test_settings_that_are_mentioned_exist(page, name, value):
     if not (name.isupper() or value.isupper() or value == "..."):  # NAME=VALUE stands for any
         parsed_overrides(recipes.with_augmentation(DEMO(), "strong"), [f"{name}={value}"])
+
+
+OF_AUGMENTATION = re.compile(r"`((?:--augment \w+ )?--set (augmentation\.[a-z]\w*=[^`\s]+))`")
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "setting"),
+    [(page, *found) for page in PAGES for found in OF_AUGMENTATION.findall(page.read_text(encoding="utf-8"))],
+    ids=lambda value: value if isinstance(value, str) else label(value),
+)
+def test_settings_of_an_augmentation_can_be_typed_as_they_stand(page, text, setting):
+    """`small` leaves the augmentation to the data, and refuses single settings of it."""
+    words = text.split()
+    preset = words[words.index("--augment") + 1] if "--augment" in words else None
+    chosen_config("small", augment=preset, overrides=[setting])
 
 
 def test_the_commands_are_all_documented():

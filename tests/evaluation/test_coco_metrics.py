@@ -17,6 +17,7 @@ from deformable_detr.data.dataset import DetectionDataset, Sample
 from deformable_detr.evaluation.coco_metrics import (
     ClassMetrics,
     Metrics,
+    check_metric_name,
     coco_ground_truth,
     coco_metrics,
     metrics_from_coco,
@@ -326,3 +327,12 @@ def test_a_number_by_its_name():
             metrics.value(name)
     with pytest.raises(ConfigError, match="there is no cat/ap: the classes are a/b"):
         metrics.value("cat/ap")
+
+
+@pytest.mark.parametrize("name", ["ar_300@queries", "ar_300"])
+def test_a_name_of_the_records_is_answered_with_that_of_the_setting(name):
+    with pytest.raises(ConfigError, match=f"no metric '{name}'.*such as ar_300, is ar_100@queries$"):
+        check_metric_name(name)
+    with pytest.raises(ConfigError, match="no metric 'ap_300@queries'") as caught:
+        check_metric_name("ap_300@queries")
+    assert "ar_100@queries" not in str(caught.value)

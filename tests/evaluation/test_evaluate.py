@@ -249,6 +249,25 @@ def test_views_of_a_detector_that_knows_are_merged_to_what_is_there(knowing, dat
     assert sum(turns) == 6 * len(dataset)
 
 
+@pytest.mark.parametrize(
+    ("tta", "max_detections", "expected"),
+    [(False, 11, 100), (False, 150, 150), (True, 11, 130), (True, 100, 130), (True, 150, 150)],
+)
+def test_each_view_is_asked_for_what_metrics_and_merging_need(
+    knowing, dataset, monkeypatch, tta, max_detections, expected
+):
+    know, asked = Detector.detect, set()
+
+    def detect(self, images, sizes_wh, *, max_detections):
+        asked.add(max_detections)
+        return know(self, images, sizes_wh)
+
+    monkeypatch.setattr(Detector, "detect", detect)
+    monkeypatch.setattr("deformable_detr.evaluation.evaluate.MOST_PER_VIEW", 130)
+    evaluate(knowing, dataset.subset([0, 1]), tta=tta, max_detections=max_detections)
+    assert asked == {expected}
+
+
 def test_a_picture_that_cannot_be_read_is_left_out_of_all_views(detector, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "data")
     bad = tmp_path / "data" / "val" / "scene_00001.jpg"

@@ -106,6 +106,34 @@ def test_with_a_softmax_each_query_is_one_thing(limit):
         assert found[image].scores.tolist() == pytest.approx([score for score, _, _ in expected], rel=1e-5)
 
 
+@pytest.mark.parametrize("class_scores", ["sigmoid", "softmax"])
+def test_of_equal_scores_the_first_are_kept_whatever_their_number(class_scores):
+    """Logits of a few values: the best 100 end amid equal ones, and are still the first 100 of the best 300."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randint(-2, 3, (2, 331, 7), generator=generator).float()
+    logits[1, :, 2:] = -200.0  # scores that underflow to 0 are equal, too
+    given = Predictions(logits, torch.rand(2, 331, 4, generator=generator))
+    scores = scores_of(logits, class_scores)
+    sizes_wh = [(64, 48), (33, 90)]
+    for most in (11, 100, 300, 331):
+        found = to_detections(given, sizes_wh, max_detections=most, class_scores=class_scores)
+        for image, detections in enumerate(found):
+            pairs = [
+                (-score, query, class_id)
+                for query, row in enumerate(scores[image].tolist())
+                for class_id, score in enumerate(row)
+            ]
+            if class_scores == "softmax":
+                first = {}
+                for pair in sorted(pairs):
+                    first.setdefault(pair[1], pair)
+                pairs = list(first.values())
+            expected = sorted(pairs)[:most]
+            assert detections.query_ids.tolist() == [query for _, query, _ in expected]
+            assert detections.class_ids.tolist() == [class_id for *_, class_id in expected]
+            assert detections.scores.tolist() == [-score for score, *_ in expected]
+
+
 def test_scores_are_in_float32():
     logits = predictions(torch.bfloat16).logits
     assert scores_of(logits, "sigmoid").shape == (BATCH, QUERIES, CLASSES)

@@ -50,6 +50,19 @@ def test_lines_of_a_run():
     assert history.learning_rate()[0].ys == [1e-4] * 20
 
 
+def test_recall_of_as_many_detections_as_queries_chooses_the_epoch():
+    """The records call it after that number, and the setting calls it ar_100@queries."""
+    history = history_of(rows(6))
+    for row, recall, usual in zip(history.evaluated, (0.5, 0.9, 0.3), (0.1, 0.2, 0.4), strict=True):
+        row["val"]["ar_100"] = usual
+        row["val_at_n"] = {"max_detections": 300, "ap": 0.1, "ar_300": recall}
+    assert history.best("ar_100@queries")["epoch"] == 4
+    assert history.best("ar_100")["epoch"] == 6
+    for row in history.evaluated:
+        del row["val_at_n"]
+    assert history.best("ar_100@queries")["epoch"] == 6  # COCO's, without others
+
+
 def step(number, epoch):
     return {"kind": "step", "epoch": epoch, "step": number, "loss": 1.0, "lr": 1e-3}
 

@@ -7,7 +7,7 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.data.augmentation.settings import Augmentation
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.models.interface import GivenModelConfig
-from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, idle_remarks
+from deformable_detr.runs.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, idle_remarks
 from deformable_detr.runs.recipes import detr_small, finetune, small, with_image_size
 
 
@@ -140,6 +140,15 @@ def test_a_number_of_queries_that_somebody_sets_is_left_alone():
         config = small().with_settings(settings)
         assert (config.model.num_queries, config.run.fit_queries) == (50, False)
     assert small().with_settings(dropout=0.2, epochs=3, model={"proposals": "valid"}).run.fit_queries
+    # Its own number, when it is named; not when the rest of the model is new, as with `replace`.
+    for settings in ({"num_queries": 100}, {"model": {"num_queries": 100, "dropout": 0.2}}):
+        assert not small().with_settings(settings).run.fit_queries
+    model = replace(small().model, dropout=0.2)
+    assert small().with_settings(model=model) == replace(small(), model=model)
+    assert small().with_settings(model=model).run.fit_queries
+    assert not small().with_settings({"model": model, "model.num_queries": 100}).run.fit_queries
+    assert not small().with_settings(model=model, run=RunConfig(batch_size=4)).run.fit_queries
+    assert replace(small(), model=replace(model, num_queries=50)).run.fit_queries
     both = small().with_settings(num_queries=50, fit_queries=True)
     assert (both.model.num_queries, both.run.fit_queries) == (50, True)
     assert not TrainConfig().run.fit_queries

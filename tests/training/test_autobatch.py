@@ -1,6 +1,7 @@
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +77,8 @@ def test_the_largest_image_is_that_of_the_augmentation(tiny_config, train_set):
         most,
         8 * most,
     )
+    crowds = [replace(sample, is_crowd=np.arange(len(sample.class_ids)) > 0) for sample in train_set.samples]
+    assert autobatch._most_objects(mixed, replace(train_set, samples=crowds)) == 8  # crowd regions are not learnt from
 
 
 @pytest.mark.parametrize("preset", ["paper", "light", "strong", "aerial"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deformable_detr.cli.lines import tell
-from deformable_detr.core.errors import counted
+from deformable_detr.core.errors import DataError, counted
 from deformable_detr.core.format_names import FormatName
 from deformable_detr.core.short_text import LONGEST_LINE, LONGEST_NAME, printable
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from deformable_detr.data.check import DatasetReport
-    from deformable_detr.data.dataset import Problem
+    from deformable_detr.data.dataset import DetectionDataset, Problem
     from deformable_detr.data.statistics import SplitStatistics
     from deformable_detr.runs.config import TrainConfig
 
@@ -99,15 +99,25 @@ def check_data(
         tell(f"{augmented} training images after augmentation: {picture}")
 
 
-def _queries(config: "TrainConfig | None", most: int) -> int | None:
-    """Number of queries that a recipe, or `small`, takes for images of so many objects; to import it takes long."""
-    from deformable_detr.data.crowding import fitted_queries
+def _queries(config: "TrainConfig | None", train: "DetectionDataset", val: "DetectionDataset | None") -> int | None:
+    """Number of queries that a recipe, or `small`, takes for these splits; to import it takes long.
+
+    None if a training would refuse the splits, or if the number is that of weights, which only a training is given.
+    """
+    from deformable_detr.data.crowding import most_objects
+    from deformable_detr.data.splits import pair
     from deformable_detr.models.interface import num_queries_of
+    from deformable_detr.runs.query_counts import settled_queries
     from deformable_detr.runs.recipes import small
 
     config = config or small()
-    own = num_queries_of(config.model)
-    return fitted_queries(own, most) if own is not None and config.run.fit_queries else own
+    if config.run.start == "weights":
+        return None
+    try:  # Where there is no validation split, images are held out.
+        kept = pair(train, val, val_share=config.data.val_share, seed=config.run.seed).train
+    except DataError:  # The report says it, as a problem that stops training.
+        return None
+    return num_queries_of(settled_queries(config, most_objects(kept)).config.model)
 
 
 def _config(recipe: str, augment: str | None) -> "TrainConfig":

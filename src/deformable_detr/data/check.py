@@ -15,7 +15,6 @@ from deformable_detr.data.crowding import (
     MOST_EVALUATED,
     crowding,
     evaluation_text,
-    most_objects,
     queries_text,
 )
 from deformable_detr.data.dataset import DetectionDataset, Problem, Sample, align_classes
@@ -80,7 +79,7 @@ def check_dataset(
     *,
     format: FormatName | None = None,
     decode: bool = True,
-    num_queries: Callable[[int], int | None] | None = None,
+    num_queries: Callable[[DetectionDataset, DetectionDataset | None], int | None] | None = None,
     model: str = "the model",
     on_progress: Callable[[int, int], None] | None = None,
     on_read: Callable[[], object] | None = None,
@@ -92,8 +91,8 @@ def check_dataset(
         format: of the data set; recognised if left out.
         decode: decode every image, which is the only way to find damaged ones, and takes the longest.
         num_queries: function that returns the number of queries that the model to train would have, if that is known,
-            from the most objects of a training image; it is called only if an image has more than a few objects. Images
-            with more objects than that are reported.
+            from the training split and the validation split, if there is one; it is called only if an image has more
+            than a few objects. Images with more objects than that are reported.
         model: words for that model.
         on_progress: called after each decoded image with the number of images done and their total.
         on_read: called when all annotations have been read.
@@ -152,15 +151,16 @@ def _training_problems(
     return []
 
 
-def _queries(datasets: dict[str, DetectionDataset], num_queries: Callable[[int], int | None] | None) -> int | None:
+def _queries(
+    datasets: dict[str, DetectionDataset],
+    num_queries: Callable[[DetectionDataset, DetectionDataset | None], int | None] | None,
+) -> int | None:
     """Number of queries that a training would take; None if it is not known, or nobody needs to ask."""
     if num_queries is None or crowding(datasets.values(), FEWEST_QUERIES) is None:
         return None
-    return num_queries(most_objects(_trained_on(datasets)))
-
-
-def _trained_on(datasets: dict[str, DetectionDataset]) -> DetectionDataset:
-    return datasets["train"] if "train" in datasets else next(iter(datasets.values()))
+    if "train" in datasets:
+        return num_queries(datasets["train"], datasets.get("val"))
+    return num_queries(next(iter(datasets.values())), None)  # the very file of one split
 
 
 def _crowded_images(datasets: dict[str, DetectionDataset], queries: int | None, model: str) -> list[Problem]:

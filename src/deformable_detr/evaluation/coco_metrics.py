@@ -1,5 +1,6 @@
 """COCO metrics of detections: the twelve numbers and those of each class, as pycocotools defines them."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -107,9 +108,13 @@ def check_metric_name(name: str) -> None:
     """
     _, slash, kind = name.removesuffix(AT_QUERIES).rpartition("/")
     if kind not in (ClassMetrics._fields if slash else _TWELVE):
+        hint = ""
+        if not slash and re.fullmatch(r"ar_\d+", kind):  # as `Metrics.twelve` calls it
+            hint = f"; the recall with as many detections as queries, such as {kind}, is ar_100{AT_QUERIES}"
         raise ConfigError(
             f"no metric {name!r}; there are {', '.join(_TWELVE)}, and of each class CLASS/"
             f"{', CLASS/'.join(ClassMetrics._fields)}; with {AT_QUERIES} behind it for more than COCO's 100 detections"
+            f"{hint}"
         )
 
 

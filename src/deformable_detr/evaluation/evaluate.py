@@ -104,13 +104,13 @@ def evaluate(
     started = time.monotonic()
     dataset = match_classes(detector, opened(data, split, format, skip_bad_images, reporter))
     views = chosen(tta)
-    most = max_detections if views is None else max(max_detections, MOST_PER_VIEW)
+    # COCO's numbers need 100 detections, whatever counts besides; merging needs its own number of each view.
+    most = max(max_detections, MOST_EVALUATED, 0 if views is None else MOST_PER_VIEW)
     sizes, flips = sizes_of(views, detector.preprocessing), flips_of(views)
     # With the network as it is: a prepared one may differ in the last bits from one process to another. In bfloat16
     # nothing is exact, and what counts is that predictions are made in the same way.
     exact = detector.around(detector.model, as_it_is=detector.as_it_is or detector.precision == "float32")
     # Detect in this process' share of the images, once in each size; which images it has may differ between sizes.
-    most = max(max_detections, MOST_EVALUATED)
     in_each_size: list[dict[int, list[Detections]]] = []
     unread: dict[int, str] = {}
     for number, size in enumerate(sizes):

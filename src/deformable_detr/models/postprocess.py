@@ -22,8 +22,9 @@ def to_detections(
     """Detections of each image: its best pairs of query and class, best score first.
 
     With sigmoid scores one query may appear with several classes; with softmax scores, which exclude each other, it
-    appears with its best class alone, as in DETR. As in the official codes, overlapping boxes stay (no NMS), and boxes
-    are not clipped to the image.
+    appears with its best class alone, as in DETR. Of equal scores that of the lower query comes first, and of one query
+    that of the lower class, whatever `max_detections` is. As in the official codes, overlapping boxes stay (no NMS),
+    and boxes are not clipped to the image.
 
     Args:
         predictions: predictions of the last decoder layer.
@@ -70,11 +71,22 @@ def scores_of(
 
 def _ranked(scores: Tensor, class_scores: ClassScores, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Score, class and query of the best pairs of each image, (batch, pairs) each."""
-    _, num_queries, num_classes = scores.shape
+    num_classes = scores.shape[-1]
     if class_scores == "softmax":
         scores, class_ids = scores.max(-1)
-        scores, queries = scores.topk(min(most, num_queries), dim=1)
-        return scores, class_ids.gather(1, queries), queries
+        queries = _best(scores, most)
+        return scores.gather(1, queries), class_ids.gather(1, queries), queries
     # Every class of every query competes in one ranking.
-    scores, pairs = scores.flatten(1).topk(min(most, num_queries * num_classes), dim=1)
-    return scores, pairs % num_classes, pairs // num_classes
+    scores = scores.flatten(1)
+    pairs = _best(scores, most)
+    return scores.gather(1, pairs), pairs % num_classes, pairs // num_classes
+
+
+def _best(scores: Tensor, most: int) -> Tensor:
+    """Positions of the best scores of each row, best first; of equals the first, which topk alone does not promise.
+
+    So the best 100 are the first 100 of the best 300, also where many scores are equal, as in half precision.
+    """
+    # Bits of floats that are not negative rank as the floats do. Positions in the lower half leave no two keys equal.
+    keys = scores.view(torch.int32).long() * 2**32 - torch.arange(scores.shape[1], device=scores.device)
+    return keys.topk(min(most, scores.shape[1]), dim=1).indices

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from deformable_detr.data.crowding import MOST_EVALUATED
 from deformable_detr.evaluation.coco_metrics import AT_QUERIES
 from deformable_detr.report.charts import Series
 from deformable_detr.runs.records import is_record
@@ -50,7 +51,9 @@ class History(NamedTuple):
             # Without numbers of their own, as many detections as there are queries are COCO's 100.
             own = row if of_all in row else row | {of_all: row["val"], of_class: row.get("val_per_class", {})}
             metrics = own.get(of_class, {}).get(class_name, {}) if class_name else own[of_all]
-            return float(metrics.get(metric, -1.0))
+            # Recall is called after the number of detections that count, see `Metrics.twelve`.
+            renamed = f"ar_{metrics.get('max_detections', MOST_EVALUATED)}" if metric == "ar_100" else metric
+            return float(metrics.get(renamed, -1.0))
 
         return max(reversed(self.evaluated), key=value, default=None)
 

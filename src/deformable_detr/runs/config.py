@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from deformable_detr.core.config import named_settings, updated
@@ -255,6 +255,9 @@ class TrainConfig:
     def with_settings(self, settings: Mapping[str, Any] | None = None, /, **more: Any) -> "TrainConfig":
         """Copy with some settings changed: `small().with_settings(epochs=12, model={"num_queries": 50})`.
 
+        A number of queries that is named, or that a new `model` changes, stays: `run.fit_queries` is then False, unless
+        it is named, too. `dataclasses.replace` leaves `run.fit_queries` as it is.
+
         Args:
             settings: new values by full names, such as {"schedule.epochs": 12}, or by the last part of a name if it is
                 unique.
@@ -266,7 +269,10 @@ class TrainConfig:
         """
         changes = {**(settings or {}), **more}
         changed, named = updated(self, changes), named_settings(self, changes)
-        if "model.num_queries" in named and "run.fit_queries" not in named:
+        # A whole model gives a value to all of its settings; whoever changed another of them has not chosen this one.
+        by_name = named_settings(self, {name: value for name, value in changes.items() if not is_dataclass(value)})
+        before, after = (getattr(config.model, "num_queries", None) for config in (self, changed))
+        if ("model.num_queries" in by_name or before != after) and "run.fit_queries" not in named:
             changed = replace(changed, run=replace(changed.run, fit_queries=False))
         refuse_idle(changed, changes)
         return changed

@@ -18,6 +18,7 @@ from deformable_detr.core.memory import check_fits, free_memory, kernel_bytes
 from deformable_detr.core.types import Batch, Target
 from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.augmentation.settings import Augmentation
+from deformable_detr.data.crowding import most_objects
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.runs.config import TrainConfig, settled
 from deformable_detr.training.freezing import to_training_mode
@@ -199,9 +200,8 @@ def _largest_wh(augmentation: Augmentation, train: DetectionDataset) -> tuple[in
 
 
 def _most_objects(augmentation: Augmentation, train: DetectionDataset) -> int:
-    """Largest number of objects in one training image, which mosaic and mixup may make of several images."""
-    most = max((len(sample.class_ids) for sample in train.samples), default=0)
-    return most * (4 if augmentation.mosaic else 1) * (2 if augmentation.mixup else 1)
+    """Largest number of objects to learn in one training image, which mosaic and mixup may make of several images."""
+    return most_objects(train) * (4 if augmentation.mosaic else 1) * (2 if augmentation.mixup else 1)
 
 
 def _begin_peak(device: torch.device) -> int:

@@ -4,18 +4,18 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from deformable_detr.core.errors import ConfigError, listed
-from deformable_detr.data.crowding import fitted_queries, most_objects
+from deformable_detr.data.crowding import most_objects
 from deformable_detr.data.dataset import DetectionDataset
 from deformable_detr.data.preprocessing import Preprocessing
-from deformable_detr.models.interface import num_queries_of
 from deformable_detr.runs.config import OptimizerConfig, ScheduleConfig, TrainConfig, settled
+from deformable_detr.runs.query_counts import settled_queries
 from deformable_detr.runs.recipes import with_augmentation, with_image_size
 from deformable_detr.training.autobatch import fitting_batch
 
@@ -89,7 +89,8 @@ def fit_to_data(
             f"the network is for {config.model.num_classes} classes, the data set has {len(train.classes)} "
             f"({listed(train.classes)}); build it for these"
         )
-    config = _settle_queries(config, train, reasons.append)
+    config, reason = settled_queries(config, most_objects(train))
+    reasons += [reason] if reason else []
     # Each rule needs what those before have chosen: memory depends on the size of images, epochs on the batch size.
     config = _settle_size(config, train, normalisation, reasons.append)
     config = _settle_augmentation(config, train, reasons.append)
@@ -172,30 +173,6 @@ def handed_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 def _in_steps(side: float) -> int:
     return math.ceil(side / _SIDE_STEP) * _SIDE_STEP
-
-
-def _settle_queries(config: TrainConfig, train: DetectionDataset, say: Callable[[str], None]) -> TrainConfig:
-    if not config.run.fit_queries:
-        return config
-    config = replace(config, run=replace(config.run, fit_queries=False))
-    own, most = num_queries_of(config.model), most_objects(train)
-    if own is None:
-        return config
-    wanted = fitted_queries(own, most)
-    # Learned queries are weights: those that a run starts from have their number, and a warning says what it costs.
-    if wanted == own or (config.run.start == "weights" and "num_queries" not in config.model.free_settings):
-        return config
-    settings: Any = config.model
-    try:
-        enlarged = replace(settings, num_queries=wanted)
-    except ConfigError as error:  # queries of training alone multiply them
-        say(f"images hold up to {most} objects, and there are still {own} queries instead of {wanted}: {error}")
-        return config
-    say(
-        f"images hold up to {most} objects: {wanted} queries instead of {own} (in the decoder about "
-        f"{wanted / own:.2g} times the work; --set num_queries={own} keeps {own})"
-    )
-    return replace(config, model=enlarged)
 
 
 def _settle_size(
