@@ -12,6 +12,8 @@ from deformable_detr.inference.explanation import Explanation, LayerPoints, Prop
 SIZE_WH = (300, 200)
 SHAPES = ((25, 38), (13, 19))
 BOX = (100.0, 60.0, 200.0, 120.0)
+BEFORE = ([80.0, 50.0, 190.0, 130.0], [99.5, 60.0, 200.0, 120.0])
+"""Boxes that the two layers look from."""
 POINTS = [
     # x, y, weight, effect: head 0 with two levels of one point, then head 1
     [(150.0, 60.0, 0.8, 0.4), (150.0, 90.0, 0.2, -0.1)],
@@ -27,7 +29,9 @@ def white(size_wh=SIZE_WH):
 def layer_of(number, effects=True):
     """Layer with the points above: locations in pixels, weights and effects."""
     every = torch.tensor(POINTS)[None, :, :, None]
-    return LayerPoints(number, every[..., :2], every[..., 2], every[..., 3] if effects else None, 0.0002, 0.25)
+    looked_from = torch.tensor([BEFORE[number - 1]])
+    effects_of = every[..., 3] if effects else None
+    return LayerPoints(number, every[..., :2], every[..., 2], looked_from, effects_of, 0.0002, 0.25)
 
 
 def by_hand(**changes):
@@ -51,9 +55,9 @@ def by_hand(**changes):
         "spatial_shapes": SHAPES,
         "layers": (layer_of(1, effects=False), layer_of(2)),
         "dense_maps": (),
-        "reference_xyxy": torch.tensor([[80.0, 50.0, 190.0, 130.0]]),
+        "reference_xyxy": torch.tensor([BEFORE[0]]),
         "reference_moves": True,
-        "path_xyxy": torch.tensor([[[99.5, 60.0, 200.0, 120.0]], [BOX]]),
+        "path_xyxy": torch.tensor([[BEFORE[1]], [BOX]]),
         "path_logits": torch.tensor([[0.5], [1.0986]]),
         "proposals": (Proposal(1, 5, 9),),
         "attended_queries": (torch.full((1, 11), 1 / 11),) * 2,

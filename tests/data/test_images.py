@@ -46,8 +46,11 @@ def test_orientation_equals_pillows_own(orientation: int, suffix: str, tmp_path:
         expected = ImageOps.exif_transpose(image).convert("RGB")
     assert image_size(path) == expected.size
     np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(expected))
-    displayed = read_image(sample_of(path, expected.size, drawn))
-    np.testing.assert_array_equal(np.asarray(displayed), np.asarray(expected))
+    turned = read_image(sample_of(path, expected.size, drawn))
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
+    # What is turned once is not turned again when it is used as a picture.
+    for image in (load_image(path), turned, displayed(load_image(path))):
+        np.testing.assert_array_equal(np.asarray(displayed(image)), np.asarray(expected))
 
 
 def test_boxes_of_the_stored_picture_get_the_stored_picture(tmp_path: Path, drawn: DetectionDataset) -> None:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deformable_detr.core.errors import ConfigError
+from deformable_detr.core.errors import CheckpointError, ConfigError
 from deformable_detr.core.types import DetectorOutput, Predictions
 from deformable_detr.data.preprocessing import Preprocessing
 from deformable_detr.inference.detector import Detector
@@ -146,3 +146,20 @@ def test_what_cannot_be_explained():
     renamed = Renamed(detector.model)
     with pytest.raises(ConfigError, match="a Renamed cannot be explained: its decoder layers are not in a decoder"):
         explain(detector.around(renamed), picture())
+
+
+def test_predictions_that_are_no_numbers():
+    detector = detector_of("refine")
+    torch.nn.init.constant_(detector.model.decoder.class_heads[-1].bias, float("nan"))
+    for at in (None, (10.0, 10.0)):
+        with pytest.raises(CheckpointError, match="the predictions are no numbers"):
+            explain(detector, picture(), at=at)
+
+
+@pytest.mark.parametrize("name", ["base", "refine", "two_stage", "dino"])
+def test_references_of_the_layers(name):
+    found = explain(detector_of(name), picture(), threshold=0.0, most=2)
+    torch.testing.assert_close(found.layers[0].reference_xyxy, found.reference_xyxy)
+    for layer, box in zip(found.layers[1:], found.path_xyxy, strict=False):
+        same = torch.allclose(layer.reference_xyxy, found.reference_xyxy if name == "base" else box, atol=0.01)
+        assert same == (name != "dino")

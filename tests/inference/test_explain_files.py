@@ -1,10 +1,12 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from deformable_detr.core.errors import ConfigError, DataError, OutputError
 from deformable_detr.inference.explain_files import ExplainSettings, explain_files
+from deformable_detr.inference.files import predict_files
 from tests.inference.test_explain import detector_of, picture
 
 EVERYTHING = ExplainSettings(threshold=0.0, top=2, layer="all", chained=True, gradients="direct")
@@ -43,15 +45,16 @@ def test_nothing_is_written_without_a_folder(photos):
     assert "pictures" not in one.record()["detections"][0]
 
 
-def test_effects_are_measured_where_they_are_drawn(photos):
+def test_effects_are_measured_where_they_are_drawn(photos, tmp_path):
     detector = detector_of("base")
     for settings, measured in (
         (ExplainSettings(threshold=0.0, top=1), [False, False, True]),
         (ExplainSettings(threshold=0.0, top=1, layer="all"), [False, False, True]),
         (ExplainSettings(threshold=0.0, top=1, size="weight"), [False, False, False]),
         (ExplainSettings(threshold=0.0, top=1, layer=1, size="effect"), [True, True, True]),
+        (ExplainSettings(threshold=0.0, top=1, layer=3, size="effect"), [False, False, True]),
     ):
-        (one,) = explain_files(detector, photos[:1], settings)
+        (one,) = explain_files(detector, photos[:1], settings, output=tmp_path / "out")
         assert [layer.effects is not None for layer in one.explanation.layers] == measured
 
 
@@ -89,3 +92,41 @@ def test_photos_are_not_replaced_and_must_be_readable(photos, tmp_path):
     bad.write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"bad\.jpg"):
         next(explain_files(detector_of("base"), [bad], ExplainSettings()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (ExplainSettings(chained=True, gradients="total"), "--chained, --gradients choose what is drawn"),
+        (ExplainSettings(head=1), "--head choose what is drawn, and nothing is: give a folder with --output"),
+    ],
+)
+def test_choices_of_pictures_without_pictures(photos, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        next(explain_files(detector_of("base"), photos, settings))
+
+
+def test_photos_that_are_stored_on_their_side(tmp_path):
+    """Turned once, and not again: a photo taken upright is explained as it is shown, and so is it predicted."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(200, 120).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    detector = detector_of("two_stage")
+    (one,) = explain_files(detector, [tmp_path / "turned.jpg"], ExplainSettings(threshold=0.0, top=3))
+    (by_path,) = predict_files(detector, [tmp_path / "turned.jpg"], threshold=0.0)
+    direct = detector.predict(tmp_path / "turned.jpg", threshold=0.0)
+    assert one.explanation.size_wh == by_path.size_wh == (120, 200)
+    torch.testing.assert_close(by_path.detections.boxes_xyxy, direct.boxes_xyxy)
+    torch.testing.assert_close(one.explanation.detections.boxes_xyxy, direct.boxes_xyxy[:3], atol=0.01, rtol=0)
+
+
+def test_detr_without_auxiliary_outputs_draws_its_last_layer(photos, tmp_path):
+    detector = detector_of("detr")
+    detector.model.decoder.auxiliary = False
+    (one,) = explain_files(
+        detector, photos[:1], ExplainSettings(threshold=0.0, top=1, layer="all"), output=tmp_path / "o"
+    )
+    assert [path.name for path in one.pictures[0]] == [f"street_1_layer{number}.jpg" for number in (1, 2, 3)]
+    (last,) = explain_files(detector, photos[:1], ExplainSettings(threshold=0.0, top=1), output=tmp_path / "p")
+    assert [path.name for path in last.pictures[0]] == ["street_1_layer3.jpg"]
+    assert last.pictures[0][0].read_bytes() == (tmp_path / "o/street_1_layer3.jpg").read_bytes()

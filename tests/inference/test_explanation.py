@@ -5,7 +5,7 @@ from deformable_detr.inference.explanation import LayerPoints
 
 
 def layer_points(locations, weights):
-    return LayerPoints(3, torch.tensor(locations), torch.tensor(weights), None, 0.25, 0.5)
+    return LayerPoints(3, torch.tensor(locations), torch.tensor(weights), torch.zeros(1, 4), None, 0.25, 0.5)
 
 
 def test_shares_by_hand():

@@ -32,13 +32,16 @@ def test_rows_say_the_figures():
     counts = texts(count_rows(found, found.layers[1], 0, Counts(4, 2, 1, 1, ", head 1 alone")))
     assert counts == [
         "2 of 4 dots shown, head 1 alone; hidden: 1 below 1 % of the largest, 1 outside this view",
-        "Half of the weight in 2 of 4 dots; outside the image: 0.2 % of it",
-        "Pattern varies with the image: less than 0.1 %; weights: 25 %",
+        "Half of all weight in 2 of 4 dots; outside the image: 0.2 % of it",
+        "From query to query, offsets vary by less than 0.1 %, weights by 25 %",
     ]
     (path,) = texts(path_rows(found, 0, 1))
     assert (
         path == "b0: proposal of stride 16, row 5, column 9. b1 to b2: boxes after the layers; this one looks from b1."
     )
+    moved = found.layers[1]._replace(reference_xyxy=found.layers[1].reference_xyxy + 2)
+    (near,) = texts(path_rows(by_hand(layers=(found.layers[0], moved)), 0, 1))
+    assert near.endswith("this one looks from near b1.")
     assert texts(path_rows(by_hand(proposals=(), reference_moves=False), 0, 1)) == [
         "b0: learned reference; every layer looks from it."
     ]

@@ -48,6 +48,8 @@ _MOST_BYTES = 1 << 30
 _STRIP = 1 << 22
 _PREVIEW_TAG = 254
 
+# Entries of `info` in which Pillow looks for an orientation.
+_TELLS_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _ORIENTATION_TAG = 0x0112
 _TURN_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -272,9 +274,12 @@ def _displayed_wh(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image, orientation: int, file_format: str | None) -> Image.Image:
-    if orientation == 1 or file_format == "TIFF":
-        return image
-    return image.transpose(_TURN_UPRIGHT[orientation])
+    """Turned image, which no longer says that it has to be turned: it may be looked at as a picture again."""
+    if orientation != 1 and file_format != "TIFF":
+        image = image.transpose(_TURN_UPRIGHT[orientation])
+    for name in _TELLS_ORIENTATION:
+        image.info.pop(name, None)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

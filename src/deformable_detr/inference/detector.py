@@ -13,6 +13,7 @@ from deformable_detr.core.devices import choose_device, has_bfloat16
 from deformable_detr.core.errors import BackendError, CheckpointError
 from deformable_detr.core.memory import check_fits
 from deformable_detr.core.progress import Reporter
+from deformable_detr.core.types import Predictions
 from deformable_detr.data.augmentation.geometry import resized_wh
 from deformable_detr.data.preprocessing import Preprocessing, to_model_input
 from deformable_detr.inference.pictures import ImageLike, picture_of
@@ -324,12 +325,7 @@ class Detector:
         wanted = self.precision == "bfloat16" and network is self.model
         with torch.autocast(self.device.type, torch.bfloat16, enabled=wanted):
             final = network(images, no_padding).final
-        if final.logits.isnan().any() or final.boxes.isnan().any():
-            # No score would reach the threshold then, as if the picture were empty.
-            raise CheckpointError(
-                "the predictions are no numbers: the weights are damaged or too large to compute with, "
-                "so take an earlier checkpoint"
-            )
+        check_numbers(final)
         found = to_detections(
             final,
             sizes_wh,
@@ -347,6 +343,19 @@ class Detector:
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = state, prepare(self.model, precision=self.precision)
         return self._prepared[1]
+
+
+def check_numbers(final: Predictions) -> None:
+    """Refuse predictions that are no numbers: no score would reach the threshold, as if the picture were empty.
+
+    Raises:
+        CheckpointError: a logit or a box is NaN.
+    """
+    if final.logits.isnan().any() or final.boxes.isnan().any():
+        raise CheckpointError(
+            "the predictions are no numbers: the weights are damaged or too large to compute with, "
+            "so take an earlier checkpoint"
+        )
 
 
 def _state_of(model: nn.Module) -> int | None:

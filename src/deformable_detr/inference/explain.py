@@ -12,7 +12,7 @@ from deformable_detr.core.errors import ConfigError
 from deformable_detr.core.types import DetectorOutput, SpatialShapes
 from deformable_detr.data.preprocessing import to_model_input
 from deformable_detr.inference.chained_map import chained_map
-from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
+from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector, check_numbers
 from deformable_detr.inference.explanation import Explanation, LayerPoints, Proposal
 from deformable_detr.inference.missed import nearest_query, smallest_at
 from deformable_detr.inference.pictures import ImageLike, picture_of
@@ -55,6 +55,7 @@ def explain(
 
     Raises:
         DataError: the image cannot be read.
+        CheckpointError: the network's predictions are no numbers.
         ConfigError: the network has no attention layers of this package, or `most` or `at` are out of range.
     """
     if not 1 <= most <= MOST_EXPLAINED:
@@ -78,6 +79,7 @@ def explain(
             f"a {type(network).__name__} cannot be explained: its decoder layers are not in a decoder of this package "
             "that is named `decoder`"
         )
+    check_numbers(output.final)
     found = _detections(detector, output, picture.size, threshold)
     chosen, missed = found[:most], None
     if at is not None:
@@ -133,7 +135,8 @@ def _detections(
         best = final.logits.argmax(-1, keepdim=True)
         others = torch.full_like(final.logits, -torch.inf)
         final = final._replace(logits=others.scatter(-1, best, final.logits.gather(-1, best)))
-    most = final.logits.shape[1] if best_class_alone else final.logits[0].numel()
+    # As many as `predict` gives: to rank all pairs of query and class takes long where there are many classes.
+    most = final.logits.shape[1] if best_class_alone else max(100, final.logits.shape[1])
     (found,) = to_detections(final, [size_wh], max_detections=most, threshold=threshold, class_scores=scores)
     return found.cpu().with_classes(detector.classes, detector.category_ids)
 
@@ -170,6 +173,8 @@ def _layer_points(
         # One image alone has no padding, so that shares of the map are shares of the image.
         locations_px=(points.locations[0] * points.locations.new_tensor(size_wh)).cpu(),
         weights=points.weights[0].cpu(),
+        # The same in every level, as one image alone has no padding.
+        reference_xyxy=_to_pixels(_as_box(call.reference[0, queries, 0]), size_wh),
         effects=None if measured is None else measured.cpu(),
         offset_variation=float(offsets.var(0, correction=0).mean() / offsets.square().mean().clamp(min=1e-30)),
         weight_variation=float((weights.std(0, correction=0) / weights.mean(0)).mean()),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from deformable_detr.core.errors import ConfigError, OutputError
+from deformable_detr.core.errors import ConfigError, OutputError, listed
 from deformable_detr.core.files import write_atomically, write_text
 from deformable_detr.data.images import load_image
 from deformable_detr.inference.detector import DEFAULT_THRESHOLD, Detector
@@ -82,7 +82,7 @@ def explain_files(
         DataError: a file cannot be read.
         OutputError: the folder cannot be written, or it holds the images themselves.
     """
-    _check(detector, settings)
+    _check(detector, settings, drawn=output is not None)
     if output is not None:
         if os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path in paths}:
             raise OutputError(f"{output} holds the images themselves; name another folder for the explanations")
@@ -100,7 +100,7 @@ def explain_files(
                 threshold=settings.threshold,
                 most=settings.top,
                 at=settings.at,
-                effects=_effects(settings),
+                effects=_effects(detector, settings),
                 gradients=settings.gradients,
             )
         except ConfigError as error:  # a place outside of one of the images
@@ -118,8 +118,8 @@ def explain_files(
         yield explained
 
 
-def _check(detector: Detector, settings: ExplainSettings) -> None:
-    """Refuse settings that fit no image, before the first is read."""
+def _check(detector: Detector, settings: ExplainSettings, *, drawn: bool) -> None:
+    """Refuse settings that fit no image, or without pictures do nothing, before the first is read."""
     if not 1 <= settings.top <= MOST_EXPLAINED:
         raise ConfigError(f"{settings.top} detections are to be explained; it must be 1 to {MOST_EXPLAINED}")
     layers = [layer for layer in detector.model.modules() if isinstance(layer, DecoderLayer | DenseDecoderLayer)]
@@ -139,12 +139,22 @@ def _check(detector: Detector, settings: ExplainSettings) -> None:
     for name, value, count in counts:
         if value is not None and not 0 <= value < count:
             raise ConfigError(f"there is no {name} {value}: this network has {name}s 0 to {count - 1}")
+    of_pictures = {
+        "--head": settings.head is not None,
+        "--level": settings.level is not None,
+        "--chained": settings.chained,
+        "--gradients": settings.gradients is not None,
+    }
+    if not drawn and any(of_pictures.values()):
+        named = listed([name for name, given in of_pictures.items() if given])
+        raise ConfigError(f"{named} choose what is drawn, and nothing is: give a folder with --output")
 
 
-def _effects(settings: ExplainSettings) -> Literal["last", "all", "none"]:
+def _effects(detector: Detector, settings: ExplainSettings) -> Literal["last", "all", "none"]:
     if settings.size == "weight":
         return "none"
-    return "all" if settings.size == "effect" and settings.layer != "last" else "last"
+    last = sum(isinstance(layer, DecoderLayer) for layer in detector.model.modules())
+    return "all" if settings.size == "effect" and settings.layer not in ("last", last) else "last"
 
 
 def _draw(
@@ -155,7 +165,7 @@ def _draw(
     from deformable_detr.inference.explanation_drawing import draw_points
     from deformable_detr.inference.explanation_maps import draw_chained, draw_gradients
 
-    count = len(found.path_xyxy)
+    count = len(found.layers or found.dense_maps)
     numbers = range(1, count + 1) if settings.layer == "all" else [settings.layer]
     for number in numbers:
         layer = count if number == "last" else int(number)

@@ -21,6 +21,9 @@ class LayerPoints(NamedTuple):
     """(x, y) of each point in pixels of the image as displayed; may lie outside of it."""
     weights: Float[Tensor, "objects heads levels points"]
     """Attention weight of each point; those of a head sum to 1."""
+    reference_xyxy: Float[Tensor, "objects 4"]
+    """Reference that the layer looked from: a box, or a point as a box without size. With DINO it is near the box after
+    the layer before, elsewhere with refinement that very box."""
     effects: Float[Tensor, "objects heads levels points"] | None
     """Fall of the final class logit if the point is left out, negative where the point speaks against the class; None
     where it was not asked for. They do not add up to the logit."""

@@ -71,7 +71,7 @@ def draw_points(
             or level.
         IndexError: there is no such layer.
     """
-    number = range(explanation.path_xyxy.shape[0])[layer]
+    number = range(len(explanation.layers or explanation.dense_maps))[layer]
     if explanation.dense_maps:
         return draw_dense(image, explanation, index, layer=number, head=head, long_side=long_side, legend=legend)
     points = explanation.layers[number]

@@ -16,6 +16,8 @@ PointSize = Literal["effect", "weight"]
 _PANEL, _MARGIN, _FONT = 430, 18, 22
 _LEAST_MAP, _BAR, _GAP = 130, 22, 7
 _SOFT: Color = (95, 95, 95)
+# Boxes nearer than this are the same; sums round.
+_SAME_PX = 0.1
 
 
 class LegendRow(NamedTuple):
@@ -96,12 +98,12 @@ def level_rows(explanation: Explanation, points: LayerPoints, index: int, size: 
         index: position in the detections.
         size: meaning of the areas; the colours are those of levels if it is the weight.
     """
-    rows = [LegendRow("Weight by level, finest first:")]
+    rows = [LegendRow("Weight by level, finest first, all heads:")]
     for level, share in enumerate(points.level_shares()[index].tolist()):
         height, width = explanation.spatial_shapes[level]
         text = f"stride {stride_of(explanation, level)}, {height} x {width} cells: {percent_of(share)}"
         rows.append(LegendRow(text, swatch=level_color(level), hollow=size == "effect"))
-    rows.append(LegendRow("Square: one cell, at the largest dots. A dot reads four."))
+    rows.append(LegendRow("Square: as large as a cell, at the largest dots. A dot reads the four cells next to it."))
     return rows
 
 
@@ -123,11 +125,11 @@ def count_rows(explanation: Explanation, points: LayerPoints, index: int, counts
     return [
         LegendRow(text),
         LegendRow(
-            f"Half of the weight in {half} of {every} dots; outside the image: "
+            f"Half of all weight in {half} of {every} dots; outside the image: "
             f"{percent_of(float(points.outside(explanation.size_wh)[index]))} of it"
         ),
         LegendRow(
-            f"Pattern varies with the image: {percent_of(points.offset_variation)}; weights: "
+            f"From query to query, offsets vary by {percent_of(points.offset_variation)}, weights by "
             f"{percent_of(points.weight_variation)}"
         ),
     ]
@@ -150,7 +152,10 @@ def path_rows(explanation: Explanation, index: int, layer: int) -> list[LegendRo
     if not explanation.reference_moves:
         return [LegendRow(f"{start}; every layer looks from it.")]
     last = len(explanation.path_xyxy)
-    return [LegendRow(f"{start}. b1 to b{last}: boxes after the layers; this one looks from b{layer}.")]
+    before = explanation.reference_xyxy if layer == 0 else explanation.path_xyxy[layer - 1]
+    apart = float((explanation.layers[layer].reference_xyxy[index] - before[index]).abs().max())
+    near = "near " if apart > _SAME_PX else ""
+    return [LegendRow(f"{start}. b1 to b{last}: boxes after the layers; this one looks from {near}b{layer}.")]
 
 
 def zoom_rows(view: View) -> list[LegendRow]:

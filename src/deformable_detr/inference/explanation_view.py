@@ -83,8 +83,8 @@ def view_of(
     size = (window[2] - window[0], window[3] - window[1])
     scale = long_side / max(size)
     width, height = (max(1, round(length * scale)) for length in size)
-    picture = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box=window, reducing_gap=2.0)
-    picture = (picture.convert("L") if gray else picture).point(_lightened() * (1 if gray else 3)).convert("RGB")
+    part = image.crop(window).convert("L" if gray else "RGB").point(_lightened() * (1 if gray else 3))
+    picture = part.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0).convert("RGB")
     return View(picture, window, image.size, scale, size != image.size)
 
 

@@ -65,9 +65,12 @@ def _of_points(explanation: Explanation, index: int, layer: LayerPoints) -> str:
     effects = layer.effects[index].flatten()
     best = int(effects.argmax())
     against = int((effects < -_LEAST * effects.abs().max()).sum())
+    speak_against = counted(against, "point speaks", "points speak")
+    if float(effects[best]) <= 0:
+        return f"{text}; no point speaks for the class, and {speak_against} against it"
     return (
         f"{text}; the point that helps most, {_PLACES[int(places[best])]}, raises the class logit by "
-        f"{float(effects[best]):.2f}, and {counted(against, 'point speaks', 'points speak')} against the class"
+        f"{float(effects[best]):.2f}, and {speak_against} against the class"
     )
 
 
