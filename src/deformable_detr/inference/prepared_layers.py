@@ -244,18 +244,22 @@ class PreparedProposalQueries(nn.Module):
         )
         if self.choice != "paper":
             scores = scores.masked_fill(~anchors.valid, -torch.inf)
-        reference = self._best(features, scores, anchors)
+        reference, positions = self._best(features, scores, anchors)
         embedded = self.position_norm(self.position_proj(embed_boxes(reference, self.embedded_dim)))
         position, content = embedded.chunk(2, dim=-1)
-        return Queries(content, position, reference)
+        return Queries(content, position, reference, positions=positions)
 
-    def _best(self, features: Tensor, scores: Tensor, anchors: Anchors) -> Tensor:
+    def _best(self, features: Tensor, scores: Tensor, anchors: Anchors) -> tuple[Tensor, Tensor]:
+        """Boxes of the proposals that become queries, and their positions."""
         kept = min(self.num_queries, scores.shape[1])
         most = kept if self.choice != "distinct" else min(CANDIDATES_PER_QUERY * kept, scores.shape[1])
         best = scores.topk(most, dim=1)
         logits = pick(anchors.logits.expand(len(scores), -1, -1), best.indices)
         boxes = (self.box_head(pick(features, best.indices)) + logits).sigmoid()
         if self.choice != "distinct":
-            return boxes
-        pairs = zip(boxes, cxcywh_to_xyxy(boxes), best.values, strict=True)
-        return torch.stack([own[distinct_first(xyxy, score)[:kept]] for own, xyxy, score in pairs])
+            return boxes, best.indices
+        orders = [
+            distinct_first(xyxy, score)[:kept] for xyxy, score in zip(cxcywh_to_xyxy(boxes), best.values, strict=True)
+        ]
+        order = torch.stack(orders)
+        return pick(boxes, order), best.indices.gather(1, order)
