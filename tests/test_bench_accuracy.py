@@ -161,6 +161,8 @@ class Oracle(torch.nn.Module):
         logits, boxes = torch.full((len(images), 9, 2), -9.0), torch.full((len(images), 9, 4), 0.5)
         for image, target in enumerate(next(self.batches).targets):
             for query, (label, box) in enumerate(zip(target.labels, target.boxes, strict=True)):
+                if self.wrong:  # and of the right class it is less sure than where there is nothing
+                    logits[image, query, label] = -12.0
                 logits[image, query, 1 - label if self.wrong else label] = 9.0
                 boxes[image, query] = box
         return DetectorOutput([Predictions(logits, boxes)], None)

@@ -236,8 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
     end = End(given.minutes)
-    end.listen()
-    results = work_through(given, end)
+    with end.listening():
+        results = work_through(given, end)
     print(json.dumps({"benchmark": "few_photos", "results": results}))
 
 

@@ -52,7 +52,9 @@ def test_lines_of_a_run():
 
 def test_recall_of_as_many_detections_as_queries_chooses_the_epoch():
     """The records call it after that number, and the setting calls it ar_100@queries."""
-    history = history_of(rows(6))
+    lines = rows(6)
+    lines[-1]["val"]["ap50"] = 1.0
+    history = history_of(lines)
     for row, recall, usual in zip(history.evaluated, (0.5, 0.9, 0.3), (0.1, 0.2, 0.4), strict=True):
         row["val"]["ar_100"] = usual
         row["val_at_n"] = {"max_detections": 300, "ap": 0.1, "ar_300": recall}

@@ -213,9 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = Path(given.backbone_weights).name
     place.claim_settings({"epochs": given.epochs, "backbone_weights": weights, "settings": list(given.set)})
     end = End(given.minutes)
-    end.listen()
     work = Work(place, task, given.backbone_weights, given.set, end)
-    print(json.dumps(work_through(work, given.stage, given.epochs, given.seeds)))
+    with end.listening():
+        print(json.dumps(work_through(work, given.stage, given.epochs, given.seeds)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,9 +28,14 @@ class End:
         self.asked = False
         """Whether SIGTERM has come."""
 
-    def listen(self) -> None:
-        """Answer SIGTERM from now on; the package leaves a signal alone that is answered already."""
-        signal.signal(signal.SIGTERM, self._ask)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Context in which SIGTERM is answered; the package leaves a signal alone that is answered already."""
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     @property
     def has_come(self) -> bool:
