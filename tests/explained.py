@@ -34,6 +34,14 @@ def layer_of(number, effects=True):
     return LayerPoints(number, every[..., :2], every[..., 2], looked_from, effects_of, 0.0002, 0.25)
 
 
+def looking_from(first, second):
+    """The two layers, looking from these boxes."""
+    layers = layer_of(1, effects=False), layer_of(2)
+    return tuple(
+        layer._replace(reference_xyxy=torch.tensor([box])) for layer, box in zip(layers, (first, second), strict=True)
+    )
+
+
 def by_hand(**changes):
     """Explanation of one detection in a two-stage network of two layers; `changes` are fields that differ."""
     mass = torch.zeros(1, sum(height * width for height, width in SHAPES))
@@ -55,8 +63,6 @@ def by_hand(**changes):
         "spatial_shapes": SHAPES,
         "layers": (layer_of(1, effects=False), layer_of(2)),
         "dense_maps": (),
-        "reference_xyxy": torch.tensor([BEFORE[0]]),
-        "reference_moves": True,
         "path_xyxy": torch.tensor([[BEFORE[1]], [BOX]]),
         "path_logits": torch.tensor([[0.5], [1.0986]]),
         "proposals": (Proposal(1, 5, 9),),
@@ -76,8 +82,6 @@ def without_points(explanation):
         explanation,
         layers=(),
         dense_maps=(maps, maps),
-        reference_xyxy=None,
-        reference_moves=False,
         proposals=(),
         spatial_shapes=((7, 10),),
     )

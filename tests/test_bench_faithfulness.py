@@ -10,6 +10,7 @@ from benchmarks.accuracy.faithfulness import (
     Hit,
     Scores,
     area,
+    first_order_effects,
     gaussian_in,
     hits_of,
     in_order,
@@ -22,6 +23,7 @@ from benchmarks.accuracy.faithfulness import (
 from deformable_detr.core.boxes import xyxy_to_cxcywh
 from deformable_detr.core.types import DetectorOutput, Predictions
 from deformable_detr.data.open import open_dataset
+from deformable_detr.inference.point_effects import last_layer_logits, with_each_left_out
 from tests.recorded import images_of, recorded
 
 BOX = torch.tensor([8.0, 16.0, 24.0, 40.0])
@@ -100,6 +102,22 @@ def test_every_kind_of_map(name):
         assert one.shape == (2, 96, 128)
         assert float(one.min()) >= -1e-9
         assert float(one.sum()) > 0
+
+
+@pytest.mark.parametrize("name", ["base", "refine"])  # the others embed boxes in float32
+def test_first_order_effects_are_finite_differences(name):
+    network, _, record = recorded(name, torch.float64)
+    queries, classes = torch.tensor([6, 1, 3]), torch.tensor([4, 0, 2])
+    tangents = first_order_effects(network.decoder, record, queries, classes)
+    weights = record.decoder[-1].sampling_points(queries).weights[0]
+    step = 1e-3
+    scaled = weights[:, None] + step * (with_each_left_out(weights)[:, 1:] - weights[:, None])
+    back = weights[:, None] - step * (with_each_left_out(weights)[:, 1:] - weights[:, None])
+    with torch.no_grad():
+        down = last_layer_logits(network.decoder, record, queries, classes, scaled)
+        up = last_layer_logits(network.decoder, record, queries, classes, back)
+    torch.testing.assert_close((up - down).div(2 * step).view_as(tangents), tangents, atol=1e-4, rtol=1e-4)
+    assert float(tangents.abs().max()) > 1e-3
 
 
 def test_measured_over_a_data_set(detector, scenes, monkeypatch):

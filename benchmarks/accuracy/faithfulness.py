@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -31,7 +32,7 @@ from deformable_detr.data.preprocessing import to_model_input
 from deformable_detr.inference.chained_map import ChainedMap, carried_back, carried_to_points, chained_map
 from deformable_detr.inference.detector import Detector
 from deformable_detr.inference.pixel_gradients import pixel_gradients
-from deformable_detr.inference.point_effects import first_order_effects, last_layer_effects
+from deformable_detr.inference.point_effects import last_layer_effects, last_layer_logits
 from deformable_detr.inference.prepare import prepare
 from deformable_detr.models.layers.recording import Recording, recording
 
@@ -112,6 +113,28 @@ def maps_of(network: nn.Module, record: Recording, pixels: Tensor, hits: Sequenc
     noise = torch.rand(len(hits), *size_hw, generator=torch.Generator().manual_seed(0))
     maps["smoothed noise (no model)"] = smoothed(noise, _BLUR_PX)
     return maps
+
+
+def first_order_effects(
+    decoder: nn.Module, record: Recording, queries: Int[Tensor, "objects"], class_ids: Int[Tensor, "objects"]
+) -> Float[Tensor, "objects heads levels points"]:
+    """Tangents of the last layer's effects: each weight times the derivative of the class logit with respect to it.
+
+    What a point of small weight does they say well, what one of large weight does badly: use `last_layer_effects`.
+
+    Args:
+        decoder: as for `last_layer_effects`.
+        record: recording of one image.
+        queries: query of each object.
+        class_ids: class of each object.
+    """
+    weights = record.decoder[-1].sampling_points(queries).weights[0]
+    with torch.enable_grad():
+        leaf = weights[:, None].clone().requires_grad_(True)
+        logits = last_layer_logits(decoder, record, queries, class_ids, leaf)
+        (slope,) = torch.autograd.grad(logits.sum(), leaf)
+    found: Tensor = weights * slope[:, 0]
+    return found
 
 
 def in_order(one: Tensor) -> Tensor:

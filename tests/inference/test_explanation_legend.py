@@ -15,7 +15,7 @@ from deformable_detr.inference.explanation_legend import (
 )
 from deformable_detr.inference.explanation_view import view_of
 from deformable_detr.inference.missed import Missed
-from tests.explained import by_hand, white
+from tests.explained import BEFORE, by_hand, looking_from, white
 
 
 def texts(rows):
@@ -42,10 +42,10 @@ def test_rows_say_the_figures():
     moved = found.layers[1]._replace(reference_xyxy=found.layers[1].reference_xyxy + 2)
     (near,) = texts(path_rows(by_hand(layers=(found.layers[0], moved)), 0, 1))
     assert near.endswith("this one looks from near b1.")
-    assert texts(path_rows(by_hand(proposals=(), reference_moves=False), 0, 1)) == [
+    assert texts(path_rows(by_hand(proposals=(), layers=looking_from(BEFORE[0], BEFORE[0])), 0, 1)) == [
         "b0: learned reference; every layer looks from it."
     ]
-    assert path_rows(by_hand(reference_xyxy=None), 0, 1) == []
+    assert path_rows(by_hand(layers=()), 0, 1) == []
     assert texts(zoom_rows(view_of(white(), (0.0, 0.0, 20.0, 10.0)))) == ["Part of the image, 16.7 times as large"]
 
 

@@ -6,7 +6,7 @@ from deformable_detr.inference.drawing import class_color
 from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names
 from deformable_detr.inference.explanation_view import view_of
 from deformable_detr.inference.missed import Missed
-from tests.explained import BOX, by_hand, white
+from tests.explained import BEFORE, BOX, by_hand, looking_from, white
 
 MISSED = Missed(place=(250.0, 30.0), distance_px=50.0, score=0.1, threshold=0.5, overlap=0.0, overlapped=None)
 
@@ -34,10 +34,10 @@ def test_the_way_of_the_box(monkeypatch):
 
 
 def test_a_reference_that_is_a_point(monkeypatch):
-    point = torch.tensor([[150.0, 90.0, 150.0, 90.0]])
-    assert names_of(by_hand(reference_xyxy=point), monkeypatch) == ["dog 0.75", "b1-b2", "b0"]
-    assert names_of(by_hand(reference_xyxy=point, reference_moves=False), monkeypatch) == ["dog 0.75", "b0"]
-    assert names_of(by_hand(reference_xyxy=None), monkeypatch) == ["dog 0.75"]
+    point = [150.0, 90.0, 150.0, 90.0]
+    assert names_of(by_hand(layers=looking_from(point, BEFORE[1])), monkeypatch) == ["dog 0.75", "b1-b2", "b0"]
+    assert names_of(by_hand(layers=looking_from(point, point)), monkeypatch) == ["dog 0.75", "b0"]
+    assert names_of(by_hand(layers=()), monkeypatch) == ["dog 0.75"]
 
 
 def test_a_place_that_was_asked_for(monkeypatch):

@@ -3,10 +3,7 @@ import torch
 
 from deformable_detr.inference.point_effects import (
     effects_by_reruns,
-    first_order_effects,
     last_layer_effects,
-    last_layer_logits,
-    with_each_left_out,
 )
 from deformable_detr.ops import multi_scale_deformable_attention
 from tests.recorded import DEFORMABLE, images_of, recorded
@@ -62,21 +59,6 @@ def test_reruns_are_those_of_the_whole_network_for_every_layer(name):
     torch.testing.assert_close(
         effects, last_layer_effects(network.decoder, record, QUERIES, CLASSES)[0], atol=1e-5, rtol=0
     )
-
-
-@pytest.mark.parametrize("name", ["base", "refine"])  # the others embed boxes in float32
-def test_first_order_effects_are_finite_differences(name):
-    network, _, record = recorded(name, torch.float64)
-    tangents = first_order_effects(network.decoder, record, QUERIES, CLASSES)
-    weights = record.decoder[-1].sampling_points(QUERIES).weights[0]
-    step = 1e-3
-    scaled = weights[:, None] + step * (with_each_left_out(weights)[:, 1:] - weights[:, None])
-    back = weights[:, None] - step * (with_each_left_out(weights)[:, 1:] - weights[:, None])
-    with torch.no_grad():
-        down = last_layer_logits(network.decoder, record, QUERIES, CLASSES, scaled)
-        up = last_layer_logits(network.decoder, record, QUERIES, CLASSES, back)
-    torch.testing.assert_close((up - down).div(2 * step).view_as(tangents), tangents, atol=1e-4, rtol=1e-4)
-    assert float(tangents.abs().max()) > 1e-3
 
 
 def test_no_detections():

@@ -106,10 +106,6 @@ def explain(
         dense_maps=tuple(
             call.weights(queries)[0].transpose(0, 1).unflatten(-1, shapes[0]).cpu() for call in record.dense_decoder
         ),
-        reference_xyxy=None
-        if record.queries is None
-        else _to_pixels(_as_box(record.queries.reference[0, queries]), picture.size),
-        reference_moves=any(not torch.equal(call.reference, record.decoder[0].reference) for call in record.decoder),
         path_xyxy=torch.stack([_to_pixels(layer.boxes[0, queries], picture.size) for layer in output.layers]),
         path_logits=torch.stack([layer.logits[0, queries, class_ids] for layer in output.layers]).cpu(),
         proposals=_origins(record, queries, shapes),
@@ -152,11 +148,10 @@ def _layer_points(
     effects: Literal["last", "all", "none"],
 ) -> LayerPoints:
     call = record.decoder[index]
-    points = call.sampling_points(queries)
-    module = call.module
+    locations, every = (part[0] for part in call.sampling_points())
+    weights, module = every.flatten(1), call.module
     samples = module.num_heads * module.num_levels * module.num_points
     offsets = module.project(call.query)[0, :, : 2 * samples]
-    weights = call.sampling_points().weights[0].flatten(1)
     decoder = network.decoder
     assert isinstance(decoder, nn.Module)
     measured: Tensor | None = None
@@ -167,12 +162,12 @@ def _layer_points(
             effects_by_reruns(decoder, record, index, query, class_id)
             for query, class_id in zip(queries.tolist(), class_ids.tolist(), strict=True)
         ]
-        measured = torch.stack(each) if each else points.weights[0]
+        measured = torch.stack(each) if each else every[queries]
     return LayerPoints(
         layer=index + 1,
         # One image alone has no padding, so that shares of the map are shares of the image.
-        locations_px=(points.locations[0] * points.locations.new_tensor(size_wh)).cpu(),
-        weights=points.weights[0].cpu(),
+        locations_px=(locations[queries] * locations.new_tensor(size_wh)).cpu(),
+        weights=every[queries].cpu(),
         # The same in every level, as one image alone has no padding.
         reference_xyxy=_to_pixels(_as_box(call.reference[0, queries, 0]), size_wh),
         effects=None if measured is None else measured.cpu(),

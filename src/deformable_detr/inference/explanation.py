@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,8 +50,7 @@ class LayerPoints(NamedTuple):
 
     def points_for_half(self) -> Int[Tensor, "objects"]:
         """Smallest number of points that hold half of the attention weight."""
-        shares = self.weights.flatten(1).sort(1, descending=True).values.cumsum(1) / self.weights.shape[1]
-        return (shares < 0.5 - 1e-6).sum(1) + 1
+        return fewest_holding(self.weights.flatten(1), 0.5)
 
 
 class Proposal(NamedTuple):
@@ -87,10 +87,6 @@ class Explanation:
     """Sampling points of each decoder layer, first layer first; empty for DETR, which has none."""
     dense_maps: tuple[Float[Tensor, "objects heads height width"], ...]
     """Attention weights of each decoder layer of DETR over the feature map; empty for the others."""
-    reference_xyxy: Float[Tensor, "objects 4"] | None
-    """Reference that the first layer looked from: a box, or a point as a box without size; None for DETR."""
-    reference_moves: bool
-    """Whether each layer looks from the box of the layer before it; else all look from the first reference."""
     path_xyxy: Float[Tensor, "layers objects 4"]
     """Box after each layer; without refinement all start from the same reference."""
     path_logits: Float[Tensor, "layers objects"]
@@ -105,6 +101,16 @@ class Explanation:
     """Norm of the gradient of each of `pixel_gradients.TARGETS`, in pixels that the network saw; None if not taken."""
     gradient_kind: GradientKind | None
     """Kind of the gradients: with what came through earlier boxes ("total") or without ("direct")."""
+
+    @property
+    def reference_xyxy(self) -> Float[Tensor, "objects 4"] | None:
+        """Reference that the first layer looked from: a box, or a point as a box without size; None for DETR."""
+        return self.layers[0].reference_xyxy if self.layers else None
+
+    @property
+    def reference_moves(self) -> bool:
+        """Whether layers look from references of their own; else all look from the first, as without refinement."""
+        return any(not torch.equal(layer.reference_xyxy, self.layers[0].reference_xyxy) for layer in self.layers)
 
     def heat(self, index: int, size_wh: tuple[int, int] | None = None) -> Float[Tensor, "height width"]:
         """Chained map of one detection as a picture; it sums to the share that lies inside the image.
@@ -156,6 +162,17 @@ class Explanation:
                 "in_queries": round(float(chained.residue[index]), 4),
             },
         }
+
+
+def fewest_holding(weights: Float[Tensor, "*rows count"], share: float) -> Int[Tensor, "*rows"]:
+    """Smallest number of weights in each row that hold a share of its sum.
+
+    Args:
+        weights: weights, not negative.
+        share: 0..1.
+    """
+    held = weights.sort(-1, descending=True).values.cumsum(-1) / weights.sum(-1, keepdim=True)
+    return (held < share - 1e-6).sum(-1) + 1
 
 
 def _layer_record(layer: LayerPoints, index: int, size_wh: tuple[int, int]) -> dict[str, Any]:

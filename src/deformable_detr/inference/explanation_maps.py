@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deformable_detr.core.errors import counted
 from deformable_detr.inference.drawing import PAPER, contact_sheet, font_of
-from deformable_detr.inference.explanation import Explanation
+from deformable_detr.inference.explanation import Explanation, fewest_holding
 from deformable_detr.inference.explanation_colors import DARKEST, HEAT, shades
 from deformable_detr.inference.explanation_legend import LegendRow, beside_legend, panel_of, title_rows
 from deformable_detr.inference.explanation_object import around, draw_boxes, draw_names, shown_image
@@ -169,8 +169,7 @@ def draw_dense(
     draw_names(view, explanation, index)
     if not legend:
         return view.picture
-    ordered = weights.flatten().sort(descending=True).values
-    half = int((ordered.cumsum(0) < 0.5 - 1e-6).sum()) + 1
+    half = int(fewest_holding(weights.flatten(), 0.5))
     inside = share_in_box(weights, explanation.detections.boxes_xyxy[index], explanation.size_wh)
     height, width = explanation.spatial_shapes[0]
     rows = [
@@ -180,7 +179,7 @@ def draw_dense(
             f"{'Mean of all heads' if head is None else f'Head {head} of {len(heads)}'}. The query weighs all "
             f"{height} x {width} cells of stride {stride_of(explanation, 0)}."
         ),
-        LegendRow(f"Half of the weight: {counted(half, 'cell')} of {len(ordered)}"),
+        LegendRow(f"Half of the weight: {counted(half, 'cell')} of {weights.numel()}"),
         LegendRow(f"In the box: {percent_of(inside)}"),
         LegendRow("A cell has seen more of the image than it covers, through backbone and encoder."),
     ]

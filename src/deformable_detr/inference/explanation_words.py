@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from deformable_detr.core.errors import counted
-from deformable_detr.inference.explanation import Explanation, LayerPoints
+from deformable_detr.inference.explanation import Explanation, LayerPoints, fewest_holding
 
 # Share of the weight that the points named first carry together.
 _MOST = 0.8
@@ -47,7 +47,7 @@ def in_words(explanation: Explanation, index: int, *, layer: int = -1) -> str:
 def _of_points(explanation: Explanation, index: int, layer: LayerPoints) -> str:
     weights = (layer.weights[index] / layer.weights.shape[1]).flatten()
     order = weights.argsort(descending=True)
-    count = int((weights[order].cumsum(0) < _MOST - 1e-6).sum()) + 1
+    count = int(fewest_holding(weights, _MOST))
     held = order[:count]
     places = places_of(layer.locations_px[index].flatten(0, 2), explanation.detections.boxes_xyxy[index])
     where = _most(places[held], weights[held])
@@ -77,7 +77,7 @@ def _of_points(explanation: Explanation, index: int, layer: LayerPoints) -> str:
 def _of_cells(explanation: Explanation, index: int, heads: Float[Tensor, "heads height width"]) -> str:
     weights = heads.mean(0)
     ordered = weights.flatten().sort(descending=True).values
-    count = int((ordered.cumsum(0) < _MOST - 1e-6).sum()) + 1
+    count = int(fewest_holding(ordered, _MOST))
     inside = share_in_box(weights, explanation.detections.boxes_xyxy[index], explanation.size_wh)
     return (
         f"{count} of {len(ordered)} cells of stride {stride_of(explanation, 0)} carry "

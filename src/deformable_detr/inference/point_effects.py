@@ -35,28 +35,6 @@ def last_layer_effects(
     return (logits[:, :1] - logits[:, 1:]).unflatten(1, weights.shape[1:])
 
 
-def first_order_effects(
-    decoder: nn.Module, record: Recording, queries: Int[Tensor, "objects"], class_ids: Int[Tensor, "objects"]
-) -> Float[Tensor, "objects heads levels points"]:
-    """Tangents of the last layer's effects: each weight times the derivative of the class logit with respect to it.
-
-    What a point of small weight does they say well, what one of large weight does badly: use `last_layer_effects`.
-
-    Args:
-        decoder: as for `last_layer_effects`.
-        record: recording of one image.
-        queries: query of each object.
-        class_ids: class of each object.
-    """
-    weights = record.decoder[-1].sampling_points(queries).weights[0]
-    with torch.enable_grad():
-        leaf = weights[:, None].clone().requires_grad_(True)
-        logits = last_layer_logits(decoder, record, queries, class_ids, leaf)
-        (slope,) = torch.autograd.grad(logits.sum(), leaf)
-    found: Tensor = weights * slope[:, 0]
-    return found
-
-
 def last_layer_logits(
     decoder: nn.Module,
     record: Recording,
