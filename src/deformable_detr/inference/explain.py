@@ -131,8 +131,7 @@ def _detections(
         best = final.logits.argmax(-1, keepdim=True)
         others = torch.full_like(final.logits, -torch.inf)
         final = final._replace(logits=others.scatter(-1, best, final.logits.gather(-1, best)))
-    # As many as `predict` gives: to rank all pairs of query and class takes long where there are many classes.
-    most = final.logits.shape[1] if best_class_alone else max(100, final.logits.shape[1])
+    most = final.logits.shape[1] if best_class_alone else detector.max_detections
     (found,) = to_detections(final, [size_wh], max_detections=most, threshold=threshold, class_scores=scores)
     return found.cpu().with_classes(detector.classes, detector.category_ids)
 
